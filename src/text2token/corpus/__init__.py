@@ -1,0 +1,1 @@
+"""Reading text: files, standard input, docstrings; normalising, counting, splitting."""

@@ -1,0 +1,21 @@
+"""What a document is, before anything has been decided about it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text of a corpus and where it came from.
+
+    `title` is its summary line where the source has one (a docstring's first paragraph), else empty. `place` is for
+    people: `"docs.jsonl:17"` or a dotted Python name.
+    """
+
+    body: str
+    place: str
+    title: str = ""
+
+    @property
+    def text(self) -> str:
+        """The whole document: title and body, or the body alone."""
+        return f"{self.title}\n\n{self.body}" if self.title else self.body

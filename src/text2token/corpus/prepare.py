@@ -1,0 +1,258 @@
+"""Documents → a corpus folder: normalised, counted, without duplicates, cut into passages, a part held out.
+
+    corpus/
+      passages.arrow    {"text"}                      what is trained on
+      held_out.arrow    {"query", "passage", "place"} documents training never sees, for the label-free evaluation
+      summary.json      what was read, left out and kept
+
+Arrow files are memory-mapped by `datasets`, so a corpus larger than memory costs only the hashes kept for duplicates
+(about 100 bytes a document).
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import Dataset
+
+from text2token.corpus.documents import Document
+from text2token.corpus.readers import BrokenLines
+from text2token.errors import CorpusError
+from text2token.files import atomic_folder
+
+DOCUMENT_SCHEMA = pa.schema([("title", pa.large_string()), ("body", pa.large_string()), ("place", pa.large_string())])
+PASSAGE_SCHEMA = pa.schema([("text", pa.large_string())])
+HELD_OUT_SCHEMA = pa.schema([("query", pa.large_string()), ("passage", pa.large_string()), ("place", pa.large_string())])
+
+MIN_HALVED_CHARACTERS = 120  # a shorter document has no two halves worth matching
+MIN_TITLE_CHARACTERS = 20  # shorter titles ("Return self.") name no document
+SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+|(?<=[。！？])")
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """How documents become passages. `held_out` is a number of documents, at most a third of those that qualify."""
+
+    passage_characters: int = 1000
+    held_out: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.passage_characters < 50:
+            raise CorpusError(f"passage_characters is {self.passage_characters}; at least 50 are needed")
+        if self.held_out < 0:
+            raise CorpusError(f"held_out is {self.held_out}; it cannot be negative")
+
+
+@dataclass
+class CorpusSummary:
+    """Counts of one reading: documents read, left out and why, and what came of the rest."""
+
+    documents: int = 0
+    broken: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    split_documents: int = 0
+    held_out: int = 0
+    passages: int = 0
+
+    def sentence(self) -> str:
+        """Return the counts as one line for people, zeros left out."""
+        left_out = [f"{self.broken:,} broken", f"{self.empty:,} empty", f"{self.duplicates:,} duplicate"]
+        left_out = [part for part in left_out if not part.startswith("0 ")]
+        return (
+            f"{self.documents:,} documents"
+            + (f" ({', '.join(left_out)} left out)" if left_out else "")
+            + f" → {self.passages:,} passages to train on, {self.held_out:,} documents held out"
+            + (f"; {self.split_documents:,} long ones split" if self.split_documents else "")
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus folder: `passages` to train on, `held_out` pairs to evaluate on, and how they came about."""
+
+    passages: Dataset
+    held_out: Dataset
+    summary: CorpusSummary
+
+    @classmethod
+    def open(cls, folder: Path) -> "Corpus":
+        """Open a folder written by `prepare_corpus`."""
+        summary = CorpusSummary(**json.loads((folder / "summary.json").read_text()))
+        return cls(
+            passages=Dataset.from_file(str(folder / "passages.arrow")),
+            held_out=Dataset.from_file(str(folder / "held_out.arrow")),
+            summary=summary,
+        )
+
+
+def prepare_corpus(
+    documents: Iterable[Document],
+    folder: Path,
+    settings: CorpusSettings | None = None,
+    broken: BrokenLines | None = None,
+) -> Corpus:
+    """Write `documents` into `folder` (all or nothing) and open it.
+
+    Rules, each counted: text is NFC-normalised and stripped; an empty one is left out; an exact duplicate (title and
+    body) is left out; a document longer than `passage_characters` is split at paragraph or sentence ends. Held-out
+    documents are those with the smallest hash of seed and text, so the choice does not depend on the order; their
+    titles and bodies occur nowhere else in the corpus. `broken` is what the reader of `documents` counts in. Raises
+    `CorpusError` when no text is left.
+    """
+    settings = settings or CorpusSettings()
+    summary = CorpusSummary()
+    with atomic_folder(folder) as unfinished:
+        unique = _write_unique(documents, unfinished / "documents.arrow", summary)
+        summary.broken = broken.count if broken else 0
+        if not summary.documents:
+            raise CorpusError(
+                "no documents: the input holds no text"
+                + (f", {summary.broken:,} broken lines apart" if summary.broken else "")
+            )
+        if summary.documents == summary.empty:
+            raise CorpusError(f"no documents: all {summary.empty:,} texts are empty")
+        held_out = _choose_held_out(unique, settings)
+        summary.held_out = len(held_out)
+        with _ArrowWriter(unfinished / "passages.arrow", PASSAGE_SCHEMA) as passages:
+            for index, document in enumerate(_iterate(unique)):
+                if index in held_out:
+                    continue
+                # Title and body are trained on as two texts: they are what will be searched with and for.
+                parts = [part for part in (document.title, document.body) if part]
+                pieces = [piece for part in parts for piece in split_text(part, settings.passage_characters)]
+                summary.split_documents += len(pieces) > len(parts)
+                summary.passages += len(pieces)
+                passages.write([(piece,) for piece in pieces])
+        with _ArrowWriter(unfinished / "held_out.arrow", HELD_OUT_SCHEMA) as pairs:
+            for index in sorted(held_out):
+                row = unique[index]
+                query, passage = halves(Document(**row))
+                pairs.write([(query, passage, row["place"])])
+        (unfinished / "documents.arrow").unlink()
+        (unfinished / "summary.json").write_text(json.dumps(asdict(summary), indent=2))
+    return Corpus.open(folder)
+
+
+def normalise(text: str) -> str:
+    """Return `text` in NFC, with Unix line ends, without outer whitespace; lone surrogates become U+FFFD."""
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def split_text(text: str, limit: int) -> list[str]:
+    """Cut `text` into pieces of at most `limit` characters, at sentence ends or line breaks, else at spaces.
+
+    Nothing but whitespace at the cuts is lost, and no piece is empty.
+    """
+    pieces = []
+    while len(text) > limit:
+        window = text[: limit + 1]
+        ends = [match.end() for match in SENTENCE_END.finditer(window) if limit // 3 < match.end() <= limit]
+        cut = ends[-1] if ends else window.rfind(" ", limit // 3, limit)
+        cut = cut if cut > 0 else limit
+        pieces.append(text[:cut].strip())
+        text = text[cut:].lstrip()
+    pieces.append(text)
+    return [piece for piece in pieces if piece]
+
+
+def halves(document: Document) -> tuple[str, str]:
+    """Return what is searched with and what must be found: title and body, or first and second half of the body."""
+    if document.title:
+        return document.title, document.body
+    body = document.body
+    middle = len(body) // 2
+    ends = [match.end() for match in SENTENCE_END.finditer(body)] or [match.end() for match in re.finditer(r"\s+", body)]
+    cut = min((end for end in ends if 0 < end < len(body)), key=lambda end: abs(end - middle), default=middle)
+    return body[:cut].strip(), body[cut:].strip()
+
+
+def _write_unique(documents: Iterable[Document], path: Path, summary: CorpusSummary) -> Dataset:
+    seen: set[int] = set()
+    with _ArrowWriter(path, DOCUMENT_SCHEMA) as writer:
+        for document in documents:
+            summary.documents += 1
+            title, body = normalise(document.title), normalise(document.body)
+            if not body:
+                summary.empty += 1
+                continue
+            key = _hash(title, body)
+            if key in seen:
+                summary.duplicates += 1
+                continue
+            seen.add(key)
+            writer.write([(title, body, document.place)])
+    return Dataset.from_file(str(path))
+
+
+def _choose_held_out(documents: Dataset, settings: CorpusSettings) -> set[int]:
+    if not settings.held_out:
+        return set()
+    occurrences: dict[int, int] = {}
+    for document in _iterate(documents):
+        for part in (document.title, document.body):
+            occurrences[_hash(part)] = occurrences.get(_hash(part), 0) + 1
+    eligible = [
+        (_hash(str(settings.seed), document.title, document.body), index)
+        for index, document in enumerate(_iterate(documents))
+        if occurrences[_hash(document.body)] == 1
+        and (
+            len(document.title) >= MIN_TITLE_CHARACTERS and occurrences[_hash(document.title)] == 1
+            if document.title
+            else len(document.body) >= MIN_HALVED_CHARACTERS
+        )
+    ]
+    # Titled documents make the better question; halves are for corpora without titles.
+    titled = [pair for pair in eligible if documents[pair[1]]["title"]]
+    candidates = titled if len(titled) >= settings.held_out else eligible
+    return {index for _, index in sorted(candidates)[: min(settings.held_out, len(candidates) // 3)]}
+
+
+def _iterate(documents: Dataset) -> Iterator[Document]:
+    for batch in documents.iter(1000):
+        for title, body, place in zip(batch["title"], batch["body"], batch["place"], strict=True):
+            yield Document(title=title, body=body, place=place)
+
+
+def _hash(*parts: str) -> int:
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+class _ArrowWriter:
+    """An Arrow stream file that is written row by row and flushed every thousand rows."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.rows: list[tuple[str, ...]] = []
+        self.file = pa.OSFile(str(path), "wb")
+        self.stream = pa.ipc.new_stream(self.file, schema)
+
+    def write(self, rows: list[tuple[str, ...]]) -> None:
+        self.rows += rows
+        if len(self.rows) >= 1000:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            columns = [
+                pa.array(column, type) for column, type in zip(zip(*self.rows, strict=True), self.schema.types, strict=True)
+            ]
+            self.stream.write_batch(pa.record_batch(columns, schema=self.schema))
+            self.rows = []
+
+    def __enter__(self) -> "_ArrowWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.flush()
+        self.stream.close()
+        self.file.close()

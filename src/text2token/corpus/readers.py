@@ -1,0 +1,358 @@
+"""Files, globs, standard input and dataset folders → documents, one at a time.
+
+Nothing is held in memory but the line at hand, and a line may not outgrow `MAX_DOCUMENT_BYTES`: a binary file without
+line breaks must end in a clear message, not in swap. Decompression happens in the stream. The trap of this room is the
+silent one: a `.gz` cut short reads fine up to the cut, so its end is checked, and every broken line is either an error
+with file, line and column or one more in a count that the user is shown.
+"""
+
+import csv
+import glob
+import gzip
+import io
+import json
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from text2token.corpus.docstrings import standard_library_documents
+from text2token.corpus.documents import Document
+from text2token.errors import CorpusError
+
+Format = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
+OnError = Literal["stop", "skip"]
+
+MAX_DOCUMENT_BYTES = 1_000_000  # longer than most novels' chapters; a longer line is far more often a damaged file
+TEXT_FIELDS = ("text", "content", "body", "document", "passage", "sentence")
+FORMATS: dict[str, Format] = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+STDIN = "-"
+STANDARD_LIBRARY = "python:stdlib"
+
+
+@dataclass
+class BrokenLines:
+    """What a broken line means: an error at once (`stop`), or one more in the count (`skip`)."""
+
+    on_error: OnError = "stop"
+    count: int = 0
+    first: list[str] = field(default_factory=list)  # at most five messages, so that a summary can show examples
+
+    def report(self, place: str, problem: str) -> None:
+        """Raise `CorpusError` or count the problem, by `on_error`."""
+        message = f"{place}: {problem}"
+        if self.on_error == "stop":
+            raise CorpusError(f"{message}. Mend the line, or leave such lines out with --on-error skip")
+        self.count += 1
+        if len(self.first) < 5:
+            self.first.append(message)
+
+
+def read_documents(
+    sources: Sequence[str],
+    *,
+    text_field: str | None = None,
+    format: Format = "auto",
+    broken: BrokenLines | None = None,
+) -> Iterator[Document]:
+    """Yield every document of `sources` in the order given (globs: alphabetical).
+
+    A source is a file path, a glob, a folder saved by `datasets`, `"-"` for standard input, or `"python:stdlib"` for the
+    docstrings of the running Python. `text_field` names the
+    JSON key or column; when None it is found, and a `CorpusError` asks where it is not clear. Raises `CorpusError`
+    for what cannot be opened at all, whatever `broken` says.
+    """
+    broken = broken or BrokenLines()
+    for source in expand_sources(sources):
+        if source == STANDARD_LIBRARY:
+            yield from standard_library_documents()
+        elif source == STDIN:
+            yield from _read_stream(_standard_input(), "<stdin>", format, text_field, broken)
+        elif Path(source).is_dir():
+            yield from _read_dataset_folder(source, text_field, broken)
+        else:
+            yield from _read_file(Path(source), format, text_field, broken)
+
+
+def expand_sources(sources: Sequence[str]) -> list[str]:
+    """Return `sources` with globs expanded; raise `CorpusError` for what does not exist, before anything is read."""
+    expanded: list[str] = []
+    for source in sources:
+        if source in (STDIN, STANDARD_LIBRARY) or Path(source).exists():
+            expanded.append(source)
+        elif glob.has_magic(source):
+            matches = sorted(glob.glob(source, recursive=True))
+            if not matches:
+                raise CorpusError(f"{source}: no file matches this pattern")
+            expanded.extend(matches)
+        else:
+            raise CorpusError(f"{source}: no such file or folder")
+    if not expanded:
+        raise CorpusError("no text given: name a file, a glob, a datasets folder, or - for standard input")
+    return expanded
+
+
+def _read_file(path: Path, format: Format, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
+    compression = path.suffix.lower() if path.suffix.lower() in {".gz", ".zst"} else ""
+    bare = path.with_suffix("") if compression else path
+    if format == "auto":
+        suffix = bare.suffix.lower()
+        if suffix not in FORMATS:
+            known = " ".join(FORMATS)
+            raise CorpusError(
+                f"{path}: unknown file type {suffix or 'without a suffix'}; "
+                f"known are {known} (also .gz, .zst). "
+                "Say which it is with --format"
+            )
+        format = FORMATS[suffix]
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be opened ({_reason(error)})") from error
+    with raw:
+        yield from _read_stream(_decompressed(raw, compression), str(path), format, text_field, broken)
+
+
+def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
+    if compression == ".gz":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb"))
+    if compression == ".zst":
+        return io.BufferedReader(cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")))
+    return raw
+
+
+def _standard_input() -> IO[bytes]:
+    return sys.stdin.buffer
+
+
+def _read_stream(
+    stream: IO[bytes], name: str, format: Format, text_field: str | None, broken: BrokenLines
+) -> Iterator[Document]:
+    if format == "auto":  # only standard input has no name to tell by
+        start = cast(io.BufferedReader, stream).peek(64).lstrip()
+        format = "jsonl" if start[:1] in (b"{", b'"') else "txt"
+    if format == "parquet":
+        yield from _read_parquet(stream, name, text_field, broken)
+        return
+    lines = _lines(stream, name, broken)
+    if format == "txt":
+        for number, line in lines:
+            yield Document(body=line, place=f"{name}:{number}")
+    elif format == "jsonl":
+        yield from _read_jsonl(lines, name, text_field, broken)
+    else:
+        yield from _read_table(lines, name, text_field, broken, delimiter="," if format == "csv" else "\t")
+
+
+def _lines(stream: IO[bytes], name: str, broken: BrokenLines) -> Iterator[tuple[int, str]]:
+    number = 0
+    while True:
+        number += 1
+        try:
+            line = stream.readline(MAX_DOCUMENT_BYTES + 1)
+            if len(line) > MAX_DOCUMENT_BYTES:
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_DOCUMENT_BYTES)
+                broken.report(f"{name}:{number}", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+                continue
+        except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
+            broken.report(f"{name}:{number}", f"the file is cut short or damaged here ({_reason(error)})")
+            return
+        if not line:
+            return
+        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise CorpusError(f"{name}: the file is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            column = len(line[: error.start].decode("utf-8", "replace")) + 1
+            broken.report(f"{name}:{number}:{column}", f"byte 0x{line[error.start]:02X} is not UTF-8")
+            continue
+        if "\0" in text:
+            broken.report(f"{name}:{number}:{text.index(chr(0)) + 1}", "the line holds a NUL byte")
+            continue
+        yield number, text
+
+
+def _read_jsonl(
+    lines: Iterable[tuple[int, str]], name: str, text_field: str | None, broken: BrokenLines
+) -> Iterator[Document]:
+    for number, line in lines:
+        if not line.strip():
+            continue
+        place = f"{name}:{number}"
+        try:
+            record = json.loads(line.rstrip("\r\n"))
+        except json.JSONDecodeError as error:
+            broken.report(f"{place}:{error.colno}", f"not JSON ({error.msg})")
+            continue
+        except RecursionError:
+            broken.report(place, "JSON nested too deeply")
+            continue
+        if isinstance(record, str):
+            yield Document(body=record, place=place)
+            continue
+        if not isinstance(record, dict):
+            broken.report(place, f"expected a JSON object or string, found {_kind(record)}")
+            continue
+        if text_field is None:
+            text_field = _find_text_field({key for key, value in record.items() if isinstance(value, str)}, place)
+        yield from _field_document(record, text_field, place, broken)
+
+
+def _read_table(
+    lines: Iterable[tuple[int, str]], name: str, text_field: str | None, broken: BrokenLines, delimiter: str
+) -> Iterator[Document]:
+    csv.field_size_limit(MAX_DOCUMENT_BYTES)
+    last_line = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal last_line
+        for number, line in lines:
+            last_line = number
+            yield line
+
+    rows = csv.reader(texts(), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        first_line = last_line + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            broken.report(f"{name}:{first_line}", f"not a valid row ({error})")
+            continue
+        if not row:
+            continue
+        if header is None:
+            header = row
+            if len(set(header)) != len(header):
+                raise CorpusError(f"{name}:{first_line}: the header names a column twice")
+            text_field = text_field or _find_text_field(set(header), f"{name}:{first_line}")
+            if text_field not in header:
+                raise CorpusError(f"{name}:{first_line}: no column {text_field!r}; there are {_listed(header)}")
+            continue
+        if len(row) != len(header):
+            broken.report(f"{name}:{first_line}", f"the row has {len(row)} fields, the header {len(header)}")
+            continue
+        yield Document(body=row[header.index(text_field or "")], place=f"{name}:{first_line}")
+
+
+def _read_parquet(stream: IO[bytes], name: str, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
+    with tempfile.TemporaryFile() as seekable:
+        if not stream.seekable() or isinstance(stream, gzip.GzipFile):  # Parquet is read from its end
+            try:
+                shutil.copyfileobj(stream, seekable)
+            except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
+                raise CorpusError(f"{name}: the file is cut short or damaged ({_reason(error)})") from error
+            stream = seekable
+        try:
+            table = pq.ParquetFile(stream)
+            columns = [column.name for column in table.schema_arrow if _is_string(column.type)]
+            text_field = text_field or _find_text_field(set(columns), name)
+            if text_field not in columns:
+                raise CorpusError(f"{name}: no text column {text_field!r}; there are {_listed(columns)}")
+            row_number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
+                for value in batch.column(0).to_pylist():
+                    row_number += 1
+                    yield from _field_document({text_field: value}, text_field, f"{name}:row {row_number}", broken)
+        except (pa.ArrowException, OSError) as error:
+            raise CorpusError(f"{name}: not a readable Parquet file ({_reason(error)})") from error
+
+
+def _read_dataset_folder(folder: str, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
+    if not any((Path(folder) / name).exists() for name in ("dataset_dict.json", "state.json")):
+        raise CorpusError(
+            f"{folder}: is a folder, not a file, and no datasets folder; name its files, e.g. '{folder}/*.jsonl'"
+        )
+    import datasets
+
+    try:
+        dataset: Any = datasets.load_from_disk(folder)
+    except Exception as error:  # the library raises a dozen kinds for one cause
+        raise CorpusError(f"{folder}: not a readable datasets folder ({_reason(error)})") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if len(dataset) > 1 and "train" not in dataset:
+            raise CorpusError(
+                f"{folder}: holds the splits {_listed(sorted(dataset))}; name one: {folder}/{next(iter(dataset))}"
+            )
+        dataset = dataset["train"] if "train" in dataset else next(iter(dataset.values()))
+    columns = [
+        name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
+    ]
+    text_field = text_field or _find_text_field(set(columns), folder)
+    if text_field not in columns:
+        raise CorpusError(f"{folder}: no text column {text_field!r}; there are {_listed(columns)}")
+    for number, record in enumerate(dataset.select_columns([text_field]), start=1):
+        yield from _field_document(record, text_field, f"{folder}:row {number}", broken)
+
+
+def _field_document(record: dict[str, Any], text_field: str, place: str, broken: BrokenLines) -> Iterator[Document]:
+    if text_field not in record:
+        broken.report(place, f"no field {text_field!r}; there are {_listed(sorted(record))}")
+        return
+    value = record[text_field]
+    if value is None:
+        value = ""  # an empty text, which is counted further on
+    if not isinstance(value, str):
+        broken.report(place, f"field {text_field!r} is {_kind(value)}, not text")
+        return
+    if len(value.encode("utf-8", "surrogatepass")) > MAX_DOCUMENT_BYTES:
+        broken.report(place, f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+        return
+    yield Document(body=value, place=place)
+
+
+def _find_text_field(candidates: set[str], place: str) -> str:
+    for name in TEXT_FIELDS:
+        if name in candidates:
+            return name
+    if len(candidates) == 1:
+        return next(iter(candidates))
+    if not candidates:
+        raise CorpusError(f"{place}: there is no text field; name it with --text-field")
+    raise CorpusError(
+        f"{place}: which field holds the text? There are {_listed(sorted(candidates))}; name it with --text-field"
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [repr(name) for name in names]
+    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "") if shown else "none"
+
+
+def _kind(value: object) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        bool: "a truth value",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def _is_string(type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]

@@ -1,0 +1,47 @@
+"""What can go wrong for a user, as a tree. The CLI prints the message on one line and exits with `exit_code`.
+
+Anything that is not a `Text2TokenError` is our mistake and keeps its traceback. A message says what was found, where,
+and what to do about it.
+"""
+
+
+class Text2TokenError(Exception):
+    """Base of everything a user can mend. `exit_code` is what the command line returns."""
+
+    exit_code = 3
+
+
+class CorpusError(Text2TokenError):
+    """The text cannot be read: missing, damaged, empty, or without a text field."""
+
+    exit_code = 3
+
+
+class BackboneError(Text2TokenError):
+    """The model cannot be found, loaded or used as a decoder backbone."""
+
+    exit_code = 4
+
+
+class TargetMismatch(Text2TokenError):
+    """Stored targets do not belong to this tokenizer, vocabulary or corpus, or were altered."""
+
+    exit_code = 5
+
+
+class OutputError(Text2TokenError):
+    """A result cannot be written, or would overwrite something."""
+
+    exit_code = 6
+
+
+class TrainingDiverged(Text2TokenError):
+    """The loss became infinite or not a number."""
+
+    exit_code = 7
+
+
+class RecipeError(Text2TokenError):
+    """A setting is unknown or out of range."""
+
+    exit_code = 2

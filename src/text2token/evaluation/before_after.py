@@ -1,0 +1,94 @@
+"""The same texts before and after training: scores, and what their embeddings say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from text2token.backbone import Progress, embed
+from text2token.evaluation.label_free import RetrievalScores, dense_scores, tfidf_scores
+from text2token.head import LanguageModelHead
+from text2token.isotropy import SAMPLE_SIZE, Isotropy, Whitening, fit_isotropy
+from text2token.lens import KeyToken, key_tokens
+from text2token.vocabulary import TargetVocabulary
+
+TFIDF_SAMPLE = 20_000  # passages that TF-IDF learns its frequencies from
+SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Label-free scores on held-out documents, and the key tokens of a few of their passages."""
+
+    untrained: RetrievalScores
+    trained: RetrievalScores
+    tfidf: RetrievalScores
+    texts: list[str]
+    key_tokens_untrained: list[Sequence[KeyToken]]
+    key_tokens_trained: list[Sequence[KeyToken]]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Pooled embeddings of the held-out texts, shape (documents, dimension), and the map that finishes them."""
+
+    whitening: Whitening
+    queries: Tensor
+    passages: Tensor
+
+
+@dataclass(frozen=True)
+class EvaluationTexts:
+    """The texts that are embedded before and after training: a sample of the corpus for isotropy, and the held-out."""
+
+    sample: list[str]
+    queries: list[str]
+    passages: list[str]
+
+    @classmethod
+    def of(cls, targets: Dataset, held_out: Dataset, seed: int) -> "EvaluationTexts":
+        """Draw the sample from the texts of `targets` and take all of `held_out`."""
+        rows = np.sort(np.random.default_rng(seed).permutation(len(targets))[:SAMPLE_SIZE])
+        return cls(list(targets.select(rows)["text"]), list(held_out["query"]), list(held_out["passage"]))
+
+    @property
+    def count(self) -> int:
+        """The number of texts to embed."""
+        return len(self.sample) + len(self.queries) + len(self.passages)
+
+    def embedded(self, embedder: SentenceTransformer, isotropy: Isotropy, progress: Progress) -> Embedded:
+        """Embed all texts with the embedder as it is now, and learn its map from the sample."""
+        whitening = fit_isotropy(embed(embedder, self.sample, progress), isotropy)
+        return Embedded(whitening, embed(embedder, self.queries, progress), embed(embedder, self.passages, progress))
+
+
+def compare(
+    texts: EvaluationTexts,
+    passages: Dataset,
+    untrained: Embedded,
+    trained: Embedded,
+    head: LanguageModelHead,
+    vocabulary: TargetVocabulary,
+) -> Evaluation | None:
+    """Return the scores before and after, beside TF-IDF fitted on `passages`; None when no document is held out."""
+    if not texts.queries:
+        return None
+
+    def scores(embedded: Embedded) -> RetrievalScores:
+        return dense_scores(embedded.whitening(embedded.queries), embedded.whitening(embedded.passages))
+
+    def says(embedded: Embedded) -> list[Sequence[KeyToken]]:
+        return key_tokens(embedded.passages[:SHOWN_TEXTS], head, vocabulary, embedded.whitening.centre)
+
+    fitted_on = passages.select(range(min(len(passages), TFIDF_SAMPLE)))
+    return Evaluation(
+        untrained=scores(untrained),
+        trained=scores(trained),
+        tfidf=tfidf_scores(texts.queries, texts.passages, list(fitted_on["text"])),
+        texts=texts.passages[:SHOWN_TEXTS],
+        key_tokens_untrained=says(untrained),
+        key_tokens_trained=says(trained),
+    )

@@ -1,0 +1,120 @@
+"""The finished embedder on disk: a plain sentence-transformers folder of stock modules, and nothing of ours.
+
+    Transformer → Pooling → Dense (centring or whitening) → Normalize
+
+The folder is written in the older of the two layouts that sentence-transformers reads, because its other readers (older
+releases, vLLM, llama.cpp) know only that one and mis-pool the new one without a word.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+from transformers import AutoTokenizer
+
+from text2token.backbone import merge_lora, resolve_dtype, tokenizer_of, transformer_of
+from text2token.errors import BackboneError, OutputError
+from text2token.files import atomic_folder
+from text2token.isotropy import Whitening
+
+LEGACY_MODULES = "sentence_transformers.models"
+LEGACY_POOLING = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+LEGACY_DENSE = ("in_features", "out_features", "bias", "activation_function")
+LOADS_EVERYWHERE = "PreTrainedTokenizerFast"
+SAMPLE = "A text to compare the tokens of, before and after."
+
+
+def export_embedder(
+    embedder: SentenceTransformer, whitening: Whitening, folder: Path, card: str, overwrite: bool = False
+) -> None:
+    """Merge adapters into `embedder` (in place, float32) and write it to `folder`, all or nothing.
+
+    `whitening` is applied to every embedding before it is scaled to unit length. `card` is the README. Raises
+    `OutputError` when `folder` exists and `overwrite` is false.
+    """
+    check_output(folder, overwrite)
+    merge_lora(embedder)
+    embedder.float()
+    pooling = cast(Pooling, embedder[1])
+    model = SentenceTransformer(modules=[transformer_of(embedder), pooling, whitening.module(), Normalize()])
+    with atomic_folder(folder) as unfinished:
+        model.save(str(unfinished), create_model_card=False)
+        (unfinished / "README.md").write_text(card)
+        _write_legacy_layout(unfinished, embedder, pooling)
+        _check_tokenizer(unfinished, embedder)
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raise `OutputError` unless `folder` is free to be written; called before long work as well as after it."""
+    if folder.is_file():
+        raise OutputError(f"{folder}: is a file; name a folder for the model")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise OutputError(f"{folder}: exists and is not empty. Choose another --output, or replace it with --overwrite")
+
+
+def open_embedder(folder: str) -> tuple[SentenceTransformer, SentenceTransformer]:
+    """Load an exported embedder in two parts: text → pooled embedding, in this machine's fastest dtype, and the rest.
+
+    The rest (whitening, unit length) is float32: subtracting a mean is where bfloat16 would lose the small differences.
+    """
+    try:
+        model = SentenceTransformer(folder)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{folder}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
+    modules = list(model)
+    cast(nn.Module, transformer_of(model).model).to(resolve_dtype("auto"))
+    return SentenceTransformer(modules=modules[:2]), SentenceTransformer(modules=modules[2:])
+
+
+def _write_legacy_layout(folder: Path, embedder: SentenceTransformer, pooling: Pooling) -> None:
+    modules = _read(folder / "modules.json")
+    for module in modules:
+        module["type"] = f"{LEGACY_MODULES}.{module['type'].rpartition('.')[2]}"
+    _write(folder / "modules.json", modules)
+    pooling_config = {legacy: pooling.pooling_mode == mode for mode, legacy in LEGACY_POOLING.items()}
+    pooling_config |= {"word_embedding_dimension": pooling.embedding_dimension, "include_prompt": True}  # type: ignore[dict-item]
+    _write(folder / "1_Pooling" / "config.json", pooling_config)
+    dense_config = _read(folder / "2_Dense" / "config.json")
+    _write(folder / "2_Dense" / "config.json", {key: dense_config[key] for key in LEGACY_DENSE})
+    tokenizer = tokenizer_of(embedder)
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False})
+    config = _read(folder / "config.json")
+    # transformers 4 looks here and would otherwise take its default without a word
+    if theta := (config.get("rope_parameters") or {}).get("rope_theta"):
+        config["rope_theta"] = theta
+        _write(folder / "config.json", config)
+    tokenizer_config = _read(folder / "tokenizer_config.json")
+    tokenizer_config["tokenizer_class"] = LOADS_EVERYWHERE  # other classes may rebuild the post-processor, prompt and all
+    tokenizer_config = {
+        key: value for key, value in tokenizer_config.items() if key not in ("backend", "is_local", "local_files_only")
+    }
+    _write(folder / "tokenizer_config.json", tokenizer_config)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def _check_tokenizer(folder: Path, embedder: SentenceTransformer) -> None:
+    expected = tokenizer_of(embedder)(SAMPLE)["input_ids"]
+    found = AutoTokenizer.from_pretrained(folder)(SAMPLE)["input_ids"]
+    if found != expected:
+        raise BackboneError(
+            f"{folder.name}: the saved tokenizer gives other tokens ({found}) than the trained one ({expected})"
+        )
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

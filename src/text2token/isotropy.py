@@ -1,0 +1,64 @@
+"""From pooled hidden states to vectors that compare well: a linear map learnt from a sample of the corpus, no labels.
+
+Hidden states of a decoder share a large mean (the prior of function words) and a few directions of large variance, so
+the cosine between any two texts is mostly about what all texts have in common. Two remedies, each one `Dense` module:
+
+    centre     y = h - m
+    whiten     y = (C + s c I)^(-1/2) (h - m),   c = mean eigenvalue of C
+
+with m the mean and C the covariance of the sample. Full whitening (s = 0) would blow up the directions that the sample
+says least about; the shrinkage s keeps them small, as in soft ZCA whitening (Diera et al. 2024). Both are measured in
+LOG.md. The head reads `h - m`: it knows nothing of whitening.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from sentence_transformers.base.modules import Dense
+from torch import Tensor, nn
+
+Isotropy = Literal["none", "centre", "whiten"]
+
+SAMPLE_SIZE = 1000  # texts; at 576 dimensions 500 more gained half a point of MRR@10, 500 fewer cost one (LOG.md)
+SHRINKAGE = 1.0  # 0.3 … 2 measured alike
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """`centre` has shape (dimension,), `transform` (dimension, dimension), symmetric; both float32."""
+
+    centre: Tensor
+    transform: Tensor
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """Return `embeddings`, shape (texts, dimension), centred and transformed."""
+        return (embeddings - self.centre) @ self.transform
+
+    def module(self) -> Dense:
+        """Return the same map as a stock module."""
+        dimension = len(self.centre)
+        return Dense(
+            dimension,
+            dimension,
+            activation_function=nn.Identity(),
+            init_weight=self.transform.clone(),
+            init_bias=-self.transform @ self.centre,
+        )
+
+
+def fit_isotropy(embeddings: Tensor, kind: Isotropy = "whiten", shrinkage: float = SHRINKAGE) -> Whitening:
+    """Learn the map from a sample of embeddings, shape (texts, dimension), computed in float64.
+
+    Fewer texts than dimensions are fine: shrinkage keeps the transform finite.
+    """
+    dimension = embeddings.shape[1]
+    if kind == "none":
+        return Whitening(torch.zeros(dimension), torch.eye(dimension))
+    centre = embeddings.double().mean(0)
+    if kind == "centre" or len(embeddings) < 2:
+        return Whitening(centre.float(), torch.eye(dimension))
+    eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov((embeddings.double() - centre).T))
+    mean = eigenvalues.mean()
+    scales = ((eigenvalues.clamp(min=0) + shrinkage * mean) / ((1 + shrinkage) * mean)) ** -0.5  # average direction: 1
+    return Whitening(centre.float(), (eigenvectors * scales @ eigenvectors.T).float())

@@ -1,0 +1,83 @@
+"""The objective: the embedding, decoded through the head, must predict the target distribution.
+
+The KL objective is the paper's; sparse targets and centring before the head are ours.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from text2token.errors import TrainingDiverged
+from text2token.head import LanguageModelHead
+
+
+def sparse_kl(
+    logits: Float[Tensor, "batch vocabulary"],
+    token_ids: Int[Tensor, "batch k"],
+    weights: Float[Tensor, "batch k"],
+) -> Float[Tensor, " batch"]:
+    """KL(target || model) of each row, in nats, where the target names only k tokens of the vocabulary.
+
+        sum q log q  -  sum q z  +  logsumexp(z)
+
+    `weights` sum to 1 in each row and name a token at most once. Padding is a token of weight 0, so it adds nothing.
+    """
+    negative_entropy = torch.special.xlogy(weights, weights).sum(-1)
+    expected_logit = (weights * logits.gather(-1, token_ids)).sum(-1)
+    divergence: Tensor = negative_entropy - expected_logit + logits.logsumexp(-1)
+    return divergence
+
+
+class TokenTargetLoss(nn.Module):
+    """KL between token targets and the centred embedding decoded through the frozen head, mean over the batch.
+
+        h = pooled embedding (dimension)      z = head(h - centre) / temperature (vocabulary)
+
+    `h` is taken before any normalisation to unit length, after which the softmax would be nearly flat. `centre` has
+    shape (dimension,); it takes the prior of function words out of the logits. At most
+    `rows_per_chunk` rows of logits exist at a time, recomputed in the backward pass.
+    """
+
+    centre: Tensor
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        head: LanguageModelHead,
+        centre: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        rows_per_chunk: int = 256,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        dimension = head.weight.shape[1]
+        self.register_buffer("centre", torch.zeros(dimension) if centre is None else centre.float(), persistent=False)
+        self.temperature = temperature
+        self.rows_per_chunk = rows_per_chunk
+
+    def forward(self, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
+        """Return the mean KL of a batch; `labels` holds `token_ids`, `weights` and `rows` as the collator made them."""
+        embeddings = self.model(sentence_features[0])["sentence_embedding"]
+        divergences = self.divergences(embeddings, labels["token_ids"], labels["weights"])
+        if not torch.isfinite(divergences).all():
+            rows = labels["rows"][~torch.isfinite(divergences)].tolist()
+            raise TrainingDiverged(
+                f"the loss is not a number for rows {rows[:8]} of the targets. "
+                "Lower the learning rate, or look at these texts"
+            )
+        return divergences.mean()
+
+    def divergences(self, embeddings: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
+        """Return the KL of each row, shape (batch,)."""
+        centred = embeddings.float() - self.centre
+        if len(centred) <= self.rows_per_chunk:
+            return self._divergences(centred, token_ids, weights)
+        chunks = zip(*(torch.split(part, self.rows_per_chunk) for part in (centred, token_ids, weights)), strict=True)
+        return torch.cat([checkpoint(self._divergences, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _divergences(self, centred: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
+        return sparse_kl(self.head(centred) / self.temperature, token_ids, weights)

@@ -1,0 +1,80 @@
+"""Settings are frozen dataclasses; here they are changed by text, written as TOML and compared."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import pydantic
+import tomli_w
+
+from text2token.errors import RecipeError
+
+Settings = TypeVar("Settings")
+
+
+def with_assignments(settings: Settings, assignments: Iterable[str]) -> Settings:
+    """Return a copy of a (nested) dataclass changed by `section.key=value` texts; `none` stands for None.
+
+    Raises `RecipeError` for an unknown key (naming the nearest) or a value that does not fit its type.
+    """
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"{assignment!r}: expected section.key=value, such as stage.learning_rate=1e-4")
+        settings = _replaced(settings, path.strip().split("."), value.strip(), path.strip())
+    return settings
+
+
+def to_toml(settings: Any) -> str:
+    """Return a dataclass as TOML; settings that are None are left out."""
+    return tomli_w.dumps(_without_none(dataclasses.asdict(settings)))
+
+
+def difference(old: str, new: str) -> str:
+    """Return the lines in which two TOML texts differ, as one line; empty when they agree."""
+    changed = [line[2:] for line in difflib.ndiff(old.splitlines(), new.splitlines()) if line.startswith(("- ", "+ "))]
+    return "; ".join(changed[:4])
+
+
+def _replaced(settings: Any, keys: list[str], value: str, path: str) -> Any:
+    hints = typing.get_type_hints(type(settings))
+    names = [entry.name for entry in dataclasses.fields(settings)]
+    key = keys[0]
+    if key not in names:
+        near = difflib.get_close_matches(key, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        raise RecipeError(f"{path}: no setting {key!r}; {hint}")
+    current = getattr(settings, key)
+    if len(keys) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise RecipeError(f"{path}: {key!r} holds no further settings")
+        return dataclasses.replace(settings, **{key: _replaced(current, keys[1:], value, path)})
+    if dataclasses.is_dataclass(current):
+        raise RecipeError(
+            f"{path}: is a section; name a setting in it, such as {path}.{dataclasses.fields(current)[0].name}"
+        )
+    try:
+        converted = _converted(hints[key], value)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{path} is {value!r}: {error.errors()[0]['msg'].lower()}") from None
+    return dataclasses.replace(settings, **{key: converted})
+
+
+def _without_none(content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
+        for key, value in content.items()
+        if value is not None
+    }
+
+
+def _converted(type_: Any, value: str) -> Any:
+    adapter = pydantic.TypeAdapter(type_)
+    if value == "none":  # the word, where it is one of the choices, else the absence of a value
+        try:
+            return adapter.validate_python(value)
+        except pydantic.ValidationError:
+            return adapter.validate_python(None)
+    return adapter.validate_python(value)

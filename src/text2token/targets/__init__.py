@@ -1,0 +1,1 @@
+"""Token target constructors and their store on disk."""

@@ -1,0 +1,181 @@
+"""Targets on disk: Parquet shards and a card that says how they were made and refuses wrong use.
+
+    targets/
+      targets-00000.parquet   {"text": string, "token_ids": list<int32>, "weights": list<float32>}
+      card.json               constructor, settings, fingerprints, counts, checksums
+
+The trap is silent: targets are numbers, and under another tokenizer they are other words. So `open_targets` compares
+the fingerprint before anything is trained, and every shard's checksum, because a shard cut short is still a table.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, concatenate_datasets
+from datasets import config as datasets_config
+
+from text2token.errors import TargetMismatch
+from text2token.files import atomic_folder, writing
+from text2token.vocabulary import TargetVocabulary
+
+FORMAT_VERSION = 1
+ROWS_PER_SHARD = 100_000
+CARD = "card.json"
+SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32()))])
+
+
+class TargetBatch(TypedDict):
+    """Rows of targets: for each text its token ids and their weights, positive and summing to 1."""
+
+    text: list[str]
+    token_ids: list[list[int]]
+    weights: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of a store."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TargetCard:
+    """How a folder of targets was made. `dropped` counts texts for which no target could be built."""
+
+    constructor: str
+    settings: dict[str, Any]
+    tokenizer: str
+    vocabulary_size: int
+    vocabulary_fingerprint: str
+    vocabulary_settings: dict[str, Any]
+    texts: int
+    dropped: int
+    shards: list[Shard] = field(default_factory=list)
+    version: int = FORMAT_VERSION
+
+
+def write_targets(
+    folder: Path,
+    batches: Iterable[TargetBatch],
+    vocabulary: TargetVocabulary,
+    *,
+    constructor: str,
+    settings: dict[str, Any],
+    tokenizer: str,
+    texts_read: int,
+) -> TargetCard:
+    """Write `batches` as shards into `folder`, all or nothing, and return the card.
+
+    `tokenizer` is its name for people, `texts_read` the number of texts that went in (the difference to the rows
+    written is reported as dropped). An existing folder is replaced.
+    """
+    shards: list[Shard] = []
+    with atomic_folder(folder) as unfinished:
+        for table in _shard_tables(batches):
+            path = unfinished / f"targets-{len(shards):05}.parquet"
+            pq.write_table(table, path, compression="zstd")
+            shards.append(Shard(path.name, table.num_rows, _sha256(path)))
+        rows = sum(shard.rows for shard in shards)
+        if not rows:
+            raise TargetMismatch("no text has a single usable token, so there are no targets to train on")
+        card = TargetCard(
+            constructor=constructor,
+            settings=settings,
+            tokenizer=tokenizer,
+            vocabulary_size=vocabulary.size,
+            vocabulary_fingerprint=vocabulary.fingerprint,
+            vocabulary_settings=asdict(vocabulary.settings),
+            texts=rows,
+            dropped=texts_read - rows,
+            shards=shards,
+        )
+        (unfinished / CARD).write_text(json.dumps(asdict(card), indent=2))
+    return card
+
+
+def read_card(folder: Path) -> TargetCard:
+    """Return the card of a store; raise `TargetMismatch` where there is none or it is not readable."""
+    try:
+        content = json.loads((folder / CARD).read_text())
+        content["shards"] = [Shard(**shard) for shard in content["shards"]]
+        card = TargetCard(**content)
+    except FileNotFoundError:
+        raise TargetMismatch(f"{folder}: no targets here ({CARD} is missing). Build them: text2token targets") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TargetMismatch(f"{folder / CARD}: not readable ({error}). {_remedy(folder)}") from error
+    if card.version != FORMAT_VERSION:
+        raise TargetMismatch(
+            f"{folder}: written in format {card.version}, this is format {FORMAT_VERSION}. {_remedy(folder)}"
+        )
+    return card
+
+
+def open_targets(folder: Path, vocabulary: TargetVocabulary, cache: Path | None = None) -> Dataset:
+    """Return the stored targets as a memory-mapped dataset of `text`, `token_ids`, `weights`.
+
+    Raises `TargetMismatch` when they belong to another tokenizer, other rules or another vocabulary size, or when a
+    shard is missing, cut short or altered. `cache` is where the memory-mapped copy goes (default: that of `datasets`).
+    """
+    card = read_card(folder)
+    if card.vocabulary_size != vocabulary.size:
+        raise TargetMismatch(
+            f"{folder} was built for a vocabulary of {card.vocabulary_size:,} tokens ({card.tokenizer}); "
+            f"this model has {vocabulary.size:,}. {_remedy(folder)}"
+        )
+    if card.vocabulary_fingerprint != vocabulary.fingerprint:
+        differing = [
+            f"{key} {card.vocabulary_settings.get(key)!r} instead of {value!r}"
+            for key, value in asdict(vocabulary.settings).items()
+            if card.vocabulary_settings.get(key) != value
+        ]
+        cause = ", ".join(differing) or f"the tokenizer of {card.tokenizer}, which is not this model's"
+        raise TargetMismatch(f"{folder} was built with {cause}. {_remedy(folder)}")
+    for shard in card.shards:
+        path = folder / Path(shard.file).name  # a name, never a path: a card may not point elsewhere
+        if not path.exists():
+            raise TargetMismatch(f"{path} is missing. {_remedy(folder)}")
+        if _sha256(path) != shard.sha256:
+            raise TargetMismatch(f"{path} was altered or cut short since it was written. {_remedy(folder)}")
+    files = [str(folder / Path(shard.file).name) for shard in card.shards]
+    cache = cache or Path(datasets_config.HF_DATASETS_CACHE)
+    with writing(cache):
+        return Dataset.from_parquet(files, cache_dir=str(cache))
+
+
+def shuffle_targets(targets: Dataset, seed: int) -> Dataset:
+    """Return the same texts with each other's targets: the control that shows what the right target is worth."""
+    order = np.random.default_rng(seed).permutation(len(targets))
+    others = targets.select(order).remove_columns("text")
+    return concatenate_datasets([targets.select_columns(["text"]), others], axis=1)
+
+
+def _shard_tables(batches: Iterable[TargetBatch]) -> Iterable[pa.Table]:
+    pending: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        pending.append(pa.record_batch(dict(batch), schema=SCHEMA))
+        rows += len(batch["text"])
+        if rows >= ROWS_PER_SHARD:
+            yield pa.Table.from_batches(pending)
+            pending, rows = [], 0
+    if rows:
+        yield pa.Table.from_batches(pending)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remedy(folder: Path) -> str:
+    return f"Rebuild: delete {folder} and run the command again"

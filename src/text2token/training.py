@@ -1,0 +1,306 @@
+"""One training stage on the stock SentenceTransformerTrainer: targets in, an adapted embedder out.
+
+Ours are only the collator that carries targets beside texts, the sampler that counts tokens, and checkpoints that hold
+what changes (the trainable weights) instead of the whole model. Batches are fixed once and only their order is shuffled:
+this loss compares no texts with each other, so who shares a batch does not matter, and equal lengths waste no padding.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from text2token.backbone import Progress, tokenizer_of
+from text2token.errors import OutputError, RecipeError
+from text2token.files import writing
+from text2token.loss import TokenTargetLoss
+from text2token.vocabulary import tokenise
+
+TRAINABLE_WEIGHTS = "trainable.safetensors"
+TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """How one stage trains. Its length is `max_tokens` (prompt included; None: no limit) or `epochs`, what comes first.
+
+    The default is a quarter of an hour for a 135M model on two CPU cores; a quarter of it already helped (LOG.md).
+
+    `tokens_per_batch` bounds one forward pass; an optimiser step takes `accumulate` of them. The learning rate rises
+    over the first `warmup` share of the steps and falls linearly to zero.
+    """
+
+    learning_rate: float = 3e-4
+    max_tokens: int | None = 500_000
+    epochs: int = 1
+    tokens_per_batch: int = 1024
+    accumulate: int = 1
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 1.0
+    temperature: float = 1.0
+    steps_per_checkpoint: int = 50
+
+    def __post_init__(self) -> None:
+        for name in (
+            "learning_rate",
+            "epochs",
+            "tokens_per_batch",
+            "accumulate",
+            "temperature",
+            "steps_per_checkpoint",
+        ):
+            if getattr(self, name) <= 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be above zero")
+        if self.max_tokens is not None and self.max_tokens <= 0:
+            raise RecipeError(f"max_tokens is {self.max_tokens}; it must be above zero")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did: optimiser steps, tokens and texts processed, wall time, first and last logged loss."""
+
+    steps: int
+    tokens: int
+    texts: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which batches a stage will see: `batches` of row numbers, `batch_tokens` beside them, and how many `steps`."""
+
+    batches: list[NDArray[np.int64]]
+    batch_tokens: NDArray[np.int64]
+    steps: int
+    seed: int
+    accumulate: int
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the order of the batches in one epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.batches))
+
+    def steps_in_order(self) -> Iterator[list[int]]:
+        """Yield the numbers of the batches of each optimiser step, epoch after epoch, without end.
+
+        As in the trainer, a step never straddles two epochs.
+        """
+        epoch = 0
+        while True:
+            order = self.order(epoch).tolist()
+            for start in range(0, len(order), self.accumulate):
+                yield order[start : start + self.accumulate]
+            epoch += 1
+
+    @property
+    def tokens_to_see(self) -> int:
+        """The number of tokens that all steps together process, padding left out."""
+        return sum(int(self.batch_tokens[batches].sum()) for batches in islice(self.steps_in_order(), self.steps))
+
+
+def plan(lengths: NDArray[np.int64], settings: StageSettings, seed: int) -> Schedule:
+    """Group rows of similar length into batches of at most `tokens_per_batch` tokens, and count the steps.
+
+    `lengths` has shape (rows,): tokens of each text as the model sees it. A row longer than the budget is a batch of
+    its own. No batch holds more padding than the differences of neighbouring lengths.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(lengths))
+    by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
+    batches: list[NDArray[np.int64]] = []
+    start = 0
+    for end in range(1, len(by_length) + 1):
+        if end == len(by_length) or (end + 1 - start) * lengths[by_length[end]] > settings.tokens_per_batch:
+            batches.append(by_length[start:end])
+            start = end
+    tokens = np.array([int(lengths[batch].sum()) for batch in batches], dtype=np.int64)
+    schedule = Schedule(
+        batches, tokens, settings.epochs * -(-len(batches) // settings.accumulate), seed, settings.accumulate
+    )
+    if settings.max_tokens is None:
+        return schedule
+    seen = 0
+    for step, numbers in enumerate(islice(schedule.steps_in_order(), schedule.steps), start=1):
+        seen += int(tokens[numbers].sum())
+        if seen >= settings.max_tokens:
+            return replace(schedule, steps=step)
+    return schedule
+
+
+def text_lengths(embedder: SentenceTransformer, targets: Dataset) -> NDArray[np.int64]:
+    """Return how many tokens the model sees of each text, prompt included and truncated; shape (rows,)."""
+    tokenizer = tokenizer_of(embedder)
+    lengths = [len(ids) for batch in targets.iter(2048) for ids in tokenise(tokenizer, batch["text"], prompt=True)]
+    return np.minimum(np.array(lengths, dtype=np.int64), tokenizer.model_max_length)
+
+
+def train_stage(
+    embedder: SentenceTransformer,
+    loss: TokenTargetLoss,
+    targets: Dataset,
+    schedule: Schedule,
+    settings: StageSettings,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> StageResult:
+    """Train the weights of `embedder` that require gradients on `targets` by `schedule` (from `plan`), in place.
+
+    `folder` takes checkpoints and TensorBoard logs. With `resume`, training goes on from the last complete checkpoint
+    there, to the same weights as if it had never stopped; without, an old one is an `OutputError`. `progress` is called
+    with the number of tokens after every step. Raises `TrainingDiverged` when the loss is not finite.
+    """
+    checkpoint = last_checkpoint(folder)
+    if checkpoint and not resume:
+        raise OutputError(f"{folder}: holds checkpoints of an earlier run. Go on with --resume, or delete the folder")
+    counter = _TokenCounter(schedule, progress)
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        max_steps=schedule.steps,
+        learning_rate=settings.learning_rate,
+        warmup_steps=max(1, round(settings.warmup * schedule.steps)) if settings.warmup else 0,
+        lr_scheduler_type="linear",
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_gradient_norm,
+        gradient_accumulation_steps=schedule.accumulate,
+        batch_sampler=lambda dataset, **_: ScheduledBatches(dataset, schedule),
+        seed=schedule.seed,
+        save_steps=settings.steps_per_checkpoint,
+        save_total_limit=2,
+        logging_steps=max(1, min(10, schedule.steps // 5)),
+        logging_nan_inf_filter=False,
+        report_to=["tensorboard"],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    trainer = StageTrainer(
+        model=embedder,
+        args=arguments,
+        train_dataset=targets.add_column("row", np.arange(len(targets))),
+        loss=loss,
+        data_collator=TargetCollator(preprocess_fn=embedder.preprocess),
+        callbacks=[counter],
+    )
+    trainer.remove_callback(_callback_named(trainer, "PrinterCallback"))
+    with writing(folder):
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    embedder.eval()
+    return StageResult(
+        steps=trainer.state.global_step,
+        tokens=counter.tokens,
+        texts=counter.texts,
+        seconds=round(output.metrics["train_runtime"], 1),
+        first_loss=round(losses[0], 4),
+        last_loss=round(losses[-1], 4),
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint, deleting what a killed run left half-written; None where there is none."""
+    complete: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        try:  # the trainer writes its state last
+            complete.append((json.loads((path / TRAINER_STATE).read_text())["global_step"], path))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(path, ignore_errors=True)
+    return max(complete)[1] if complete else None
+
+
+class ScheduledBatches(DefaultBatchSampler):
+    """Hands the trainer the schedule's batches, in a new order every epoch (`set_epoch` is the trainer's)."""
+
+    def __init__(self, dataset: Dataset, schedule: Schedule) -> None:
+        super().__init__(range(len(dataset)), batch_size=1, drop_last=False)
+        self.schedule = schedule
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in self.schedule.order(self.epoch):
+            yield self.schedule.batches[number].tolist()
+
+    def __len__(self) -> int:
+        return len(self.schedule.batches)
+
+
+class TargetCollator(SentenceTransformerDataCollator):
+    """Tokenises the texts as usual and hands the targets to the loss as `label`, padded with tokens of weight 0."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().__call__([{"text": row["text"]} for row in features])
+        width = max(len(row["token_ids"]) for row in features)
+        token_ids = torch.zeros(len(features), width, dtype=torch.long)
+        weights = torch.zeros(len(features), width)
+        for index, row in enumerate(features):
+            token_ids[index, : len(row["token_ids"])] = torch.as_tensor(row["token_ids"])
+            weights[index, : len(row["weights"])] = torch.as_tensor(row["weights"])
+        rows = torch.tensor([row["row"] for row in features])
+        return {**batch, "label": {"token_ids": token_ids, "weights": weights, "rows": rows}}
+
+
+class StageTrainer(SentenceTransformerTrainer):
+    """The stock trainer, but a checkpoint holds only what training changes: a model's copy a minute would fill disks."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none: it would embed examples for a card that is never written; `model_card` makes ours."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().contiguous() for name, value in self._trainable()}
+        save_file(weights, folder / TRAINABLE_WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / TRAINABLE_WEIGHTS)
+        with torch.no_grad():
+            for name, parameter in self._trainable():
+                parameter.copy_(saved[name])
+
+    def _trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
+
+
+class _TokenCounter(TrainerCallback):
+    """Counts the tokens and texts of every step, resumed ones included, and reports them."""
+
+    def __init__(self, schedule: Schedule, progress: Progress | None) -> None:
+        self.schedule = schedule
+        self.progress = progress
+        self.tokens = 0
+        self.texts = 0
+        self.remaining = schedule.steps_in_order()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for _step in range(state.global_step):
+            self._advance()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._advance()
+
+    def _advance(self) -> None:
+        batches = next(self.remaining)
+        tokens = int(self.schedule.batch_tokens[batches].sum())
+        self.tokens += tokens
+        self.texts += sum(len(self.schedule.batches[batch]) for batch in batches)
+        if self.progress:
+            self.progress(tokens)
+
+
+def _callback_named(trainer: SentenceTransformerTrainer, name: str) -> type:
+    return next(type(callback) for callback in trainer.callback_handler.callbacks if type(callback).__name__ == name)

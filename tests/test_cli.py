@@ -1,0 +1,187 @@
+"""What a user types: help at once, one line and an exit code for each mistake, nothing half-written."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import BackboneMaker
+
+COMMAND = [sys.executable, "-m", "text2token"]
+FAST = ["--set", "stage.tokens_per_batch=512", "--set", "corpus.held_out=10", "--set", "lora.rank=4"]
+
+
+def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["quickstart"], ["targets"], ["search"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    run_help = f"from text2token.cli import app; app({[*command, '--help']!r}, standalone_mode=False)"
+    script = f"import sys; {run_help}; print('modules:', *sys.modules)"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "Usage:" in output
+    loaded = {name.partition(".")[0] for name in output.partition("modules:")[2].split()}
+    assert not loaded & {"torch", "transformers", "sentence_transformers", "datasets", "pyarrow", "sklearn", "numpy"}
+
+
+def test_train_then_search(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    trained = call("train", text_file, "--backbone", make_backbone("llama_tied"), "--output", model, "--json", *FAST)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["training"]["steps"] > 1
+    assert "Traceback" not in trained.stderr
+    assert re.search(r"Training: [\d,]+/[\d,]+ tokens, [\d,]+/s, 0 s left", trained.stderr)
+    for _ in range(2):  # the second time from kept vectors
+        found = call("search", model, text_file, "a girl with a guitar", "-k", "2", "--json", "--quiet")
+        assert found.returncode == 0, found.stderr
+        assert len(json.loads(found.stdout)) == 2
+        assert found.stderr == ""
+    assert call("train", text_file, "--backbone", "x", "--output", model).returncode == 6
+
+
+def test_targets_to_look_at(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
+    made = call("targets", text_file, "--backbone", make_backbone("llama_tied"), "--output", tmp_path / "targets", "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["texts"] == 120
+
+
+def damaged(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
+    """Each kind of damage: arguments in place of the corpus, exit code, and what the message must hold."""
+    good = b'{"text": "A fine line of text."}\n'
+
+    def file(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        return str(tmp_path / name)
+
+    (tmp_path / "folder").mkdir()
+    whole = gzip.compress(b"".join(f"line {i} {os.urandom(9).hex()}\n".encode() for i in range(5000)))
+    fine = file("fine.jsonl", good * 3)
+    return {
+        "bad JSON": ([file("a.jsonl", good * 4000 + b'{"text": \n' + good * 999)], 3, r"a\.jsonl:4001:10: not JSON"),
+        "missing field": ([file("b.jsonl", good + b'{"x": 1}\n')], 3, r"b\.jsonl:2: no field 'text'"),
+        "NUL bytes": ([file("c.txt", b"fine\nnot \0 fine\n")], 3, r"c\.txt:2:5: .*NUL"),
+        "wrong encoding": ([file("d.txt", "fine\nna\xefve\n".encode("latin-1"))], 3, r"d\.txt:2:3: byte 0xEF is not UTF-8"),
+        "UTF-16": ([file("e.txt", "text".encode("utf-16"))], 3, "UTF-16"),
+        "empty": ([file("f.txt", b"")], 3, "holds no text"),
+        "only blank lines": ([file("g.txt", b" \n\n \n")], 3, "all 3 texts are empty"),
+        "1 MB line": ([file("h.txt", b"fine\n" + b"x" * 1_100_000)], 3, r"h\.txt:2: the line is longer than 1,000,000"),
+        "no such file": ([str(tmp_path / "none.txt")], 3, "no such file"),
+        "a folder": ([str(tmp_path / "folder")], 3, "is a folder"),
+        "gz cut short": ([file("i.txt.gz", whole[: len(whole) // 2])], 3, r"i\.txt\.gz:\d+: the file is cut short"),
+        "not gz": ([file("j.txt.gz", b"plain")], 3, "cut short or damaged"),
+        "unknown type": ([file("k.docx", b"PK")], 3, r"unknown file type \.docx"),
+        "no text field": ([file("l.jsonl", b'{"a": "x", "b": "y"}\n')], 3, "which field holds the text"),
+        "short row": ([file("m.csv", b"id,text\n1,a\n2\n")], 3, r"m\.csv:3: the row has 1 fields"),
+        "not parquet": ([file("n.parquet", b"PAR1")], 3, "not a readable Parquet file"),
+        "unknown backbone folder": ([fine, "--backbone", str(tmp_path / "none" / "model")], 4, "no such folder"),
+        "backbone without model": ([fine, "--backbone", str(tmp_path / "folder")], 4, "config.json is missing"),
+        "unknown pooling": ([fine, "--pooling", "middle"], 2, "'last', 'mean' or 'weighted_mean'"),
+        "unknown setting": ([fine, "--set", "stage.lr=1"], 2, "no setting 'lr'"),
+        "unknown option": ([fine, "--no-such-option"], 2, "--no-such-option"),
+        "unknown format": ([fine, "--format", "xml"], 2, "--format is 'xml'"),
+        "prompt without text": ([fine, "--prompt", "hello"], 4, r"must hold \{text\} exactly once"),
+        "output is a file": ([fine, "--output", fine], 6, "is a file"),
+        "output under a file": ([fine, "--output", f"{fine}/model"], 6, "Not a directory"),
+    }
+
+
+def test_every_kind_of_damage_is_one_clear_line_and_leaves_nothing(make_backbone: BackboneMaker, tmp_path: Path) -> None:
+    cases = damaged(tmp_path)
+    backbone = str(make_backbone("llama_tied"))
+    before = sorted(tmp_path.rglob("*"))
+    script = """
+import json, sys
+from text2token import cli
+import text2token.recipe, text2token.terminal
+for name, arguments in json.load(sys.stdin).items():
+    sys.argv = ["text2token", "train", *arguments, "--quiet"]
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    print(json.dumps([name, code]), file=sys.stderr, flush=True)
+"""
+    calls = {}
+    for name, (arguments, _, _) in cases.items():
+        defaults = {"--backbone": backbone, "--output": str(tmp_path / "out" / "model")}
+        calls[name] = arguments + [part for pair in defaults.items() if pair[0] not in arguments for part in pair]
+    process = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(calls), capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    told: dict[str, tuple[int, list[str]]] = {}
+    lines: list[str] = []
+    for line in process.stderr.splitlines():
+        if line.startswith("["):
+            name, code = json.loads(line)
+            told[name], lines = (code, lines), []
+        else:
+            lines.append(line)
+    for name, (_, code, message) in cases.items():
+        found_code, found = told[name]
+        assert len(found) == 1, (name, found)
+        assert re.search(message, found[0]), (name, found)
+        assert found_code == code, (name, found_code, found)
+    left = {path.relative_to(tmp_path).as_posix() for path in set(tmp_path.rglob("*")) - set(before)}
+    assert not left
+
+
+def test_unknown_hub_model_is_one_line(text_file: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = call("train", text_file, "--backbone", "nobody/nothing", "--output", tmp_path / "m", env=environment)
+    assert result.returncode == 4
+    assert "nobody/nothing: cannot be loaded as a model" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_output(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = call("train", text_file, "--backbone", make_backbone("llama_tied"), "--output", tmp_path / "locked" / "model")
+    assert result.returncode == 6
+    assert "cannot be written (Permission denied)" in result.stderr
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupt_ends_in_one_line_and_can_be_resumed(
+    make_backbone: BackboneMaker, text_file: Path, tmp_path: Path, times: int
+) -> None:
+    arguments = ["train", text_file, "--backbone", make_backbone("llama_tied"), "--output", tmp_path / "model", *FAST]
+    arguments += ["--set", "stage.epochs=12", "--set", "stage.steps_per_checkpoint=3"]
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+    )
+    checkpoints = tmp_path / "model.run" / "checkpoints"
+    deadline = time.monotonic() + 90
+    while not list(checkpoints.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "interrupted" in errors.splitlines()[-1]
+    assert not (tmp_path / "model").exists()
+    resumed = call(*arguments, "--resume", "--quiet")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_broken_lines_can_be_skipped_and_are_counted(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
+    lines = text_file.read_bytes().splitlines(keepends=True)
+    lines.insert(3, b"broken \xff line\n")
+    text_file.write_bytes(b"".join(lines))
+    backbone = make_backbone("llama_tied")
+    result = call("targets", text_file, "--backbone", backbone, "--output", tmp_path / "t", "--on-error", "skip")
+    assert result.returncode == 0, result.stderr
+    assert "Left out 1 broken lines" in result.stderr
+    assert "docs.txt:4:8: byte 0xFF is not UTF-8" in result.stderr

@@ -1,0 +1,92 @@
+"""Documents become passages by stated rules, each counted."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from text2token.corpus.documents import Document
+from text2token.corpus.prepare import CorpusSettings, halves, normalise, prepare_corpus, split_text
+from text2token.errors import CorpusError
+
+
+def documents(count: int) -> list[Document]:
+    words = ["amber", "basalt", "cedar", "delta", "ember", "fjord", "glade", "heath", "inlet", "jetty", "knoll", "larch"]
+    generator = random.Random(0)
+    return [
+        Document(body=". ".join(" ".join(generator.choices(words, k=9)) for _ in range(4)) + f". End {i}.", place=str(i))
+        for i in range(count)
+    ]
+
+
+def test_empty_and_duplicate_texts_are_left_out_and_counted(tmp_path: Path) -> None:
+    given_documents = [Document("one", "1"), Document("  \n ", "2"), Document("one ", "3"), Document("two", "4")]
+    corpus = prepare_corpus(given_documents, tmp_path / "corpus", CorpusSettings(held_out=0))
+    assert list(corpus.passages["text"]) == ["one", "two"]
+    summary = corpus.summary
+    assert (summary.documents, summary.empty, summary.duplicates, summary.passages) == (4, 1, 1, 2)
+    assert "1 empty, 1 duplicate left out" in summary.sentence()
+
+
+@pytest.mark.parametrize("nothing", [[], [Document(" ", "1")]])
+def test_no_text_at_all_is_an_error_and_leaves_nothing(tmp_path: Path, nothing: list[Document]) -> None:
+    with pytest.raises(CorpusError, match="no documents"):
+        prepare_corpus(nothing, tmp_path / "corpus")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_held_out_choice_does_not_depend_on_order_and_is_never_trained_on(tmp_path: Path) -> None:
+    given_documents = documents(60)
+    settings = CorpusSettings(held_out=12)
+    one = prepare_corpus(given_documents, tmp_path / "one", settings)
+    two = prepare_corpus(given_documents[::-1], tmp_path / "two", settings)
+    assert len(one.held_out) == 12
+    assert set(one.held_out["query"]) == set(two.held_out["query"])
+    trained = " ".join(one.passages["text"])
+    assert not any(
+        query in trained or passage in trained
+        for query, passage in zip(one.held_out["query"], one.held_out["passage"], strict=True)
+    )
+    other = prepare_corpus(given_documents, tmp_path / "other", CorpusSettings(held_out=12, seed=1))
+    assert set(one.held_out["query"]) != set(other.held_out["query"])
+
+
+def test_a_title_or_body_that_occurs_twice_is_not_held_out(tmp_path: Path) -> None:
+    shared = "The same body under two different titles, long enough to count."
+    given_documents = [Document(shared, str(i), title=f"A title of its own, number {i}") for i in range(2)]
+    given_documents += [
+        Document(f"A body of its own, number {i}", str(i), title=f"Another title of its own, number {i}") for i in range(9)
+    ]
+    corpus = prepare_corpus(given_documents, tmp_path / "corpus", CorpusSettings(held_out=100))
+    assert len(corpus.held_out) == 3  # a third of the nine that qualify
+    assert shared not in list(corpus.held_out["passage"])
+
+
+@given(st.text(max_size=400), st.integers(min_value=10, max_value=90))
+def test_splitting_loses_only_whitespace_and_keeps_the_limit(text: str, limit: int) -> None:
+    text = normalise(text)
+    pieces = split_text(text, limit)
+    assert all(0 < len(piece) <= limit for piece in pieces)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+@given(st.text(max_size=200))
+def test_normalising_twice_changes_nothing_and_encodes(text: str) -> None:
+    once = normalise(text)
+    assert normalise(once) == once
+    once.encode("utf-8")
+
+
+def test_lone_surrogates_do_not_reach_the_tokenizer() -> None:
+    assert normalise("a\ud800b\r\nc") == "a\ufffdb\nc"
+
+
+def test_halves_are_cut_at_a_sentence_end() -> None:
+    body = "First one here. Second one here. Third one. Fourth sentence here."
+    assert halves(Document(body, "1")) == ("First one here. Second one here.", "Third one. Fourth sentence here.")
+    assert halves(Document("body", "1", title="title")) == ("title", "body")
+    first, second = halves(Document("x" * 130, "1"))
+    assert first
+    assert second

@@ -1,0 +1,172 @@
+"""Every format reads the same texts, and every kind of damage is told with its place."""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from text2token.corpus.readers import MAX_DOCUMENT_BYTES, BrokenLines, read_documents
+from text2token.errors import CorpusError
+
+EXPECTED = ["A first text.", 'Ein zweiter, mit "Zitat" und Komma.', "第三个文本。"]
+
+
+def bodies(*sources: object, **options: object) -> list[str]:
+    return [document.body.strip() for document in read_documents([str(source) for source in sources], **options)]  # type: ignore[arg-type]
+
+
+def contents(format: str) -> bytes:
+    if format == "txt":
+        return "\n".join(EXPECTED).encode()
+    if format == "jsonl":
+        return "\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(EXPECTED)).encode()
+    if format in ("csv", "tsv"):
+        quoted = ['"' + text.replace('"', '""') + '"' for text in EXPECTED]
+        return (
+            "\n".join(
+                [f"id{',' if format == 'csv' else chr(9)}text"]
+                + [f"{i}{',' if format == 'csv' else chr(9)}{text}" for i, text in enumerate(quoted)]
+            )
+        ).encode()
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"id": [0, 1, 2], "text": EXPECTED}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("format", ["txt", "jsonl", "csv", "tsv", "parquet"])
+def test_every_format_and_compression_gives_the_same_texts(tmp_path: Path, format: str, compression: str) -> None:
+    path = tmp_path / f"docs.{format}{compression}"
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
+    path.write_bytes(compress(contents(format)))
+    assert bodies(path) == EXPECTED
+
+
+def test_globs_and_several_files_are_read_in_order(tmp_path: Path) -> None:
+    for name in "cab":
+        (tmp_path / f"{name}.txt").write_text(f"text {name}\n")
+    assert bodies(tmp_path / "*.txt", tmp_path / "a.txt") == ["text a", "text b", "text c", "text a"]
+
+
+@pytest.mark.parametrize("content", ["one\ntwo\n", '{"text": "one"}\n{"text": "two"}\n'])
+def test_standard_input_is_lines_or_json(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content.encode()))))  # type: ignore[type-var]
+    assert bodies("-") == ["one", "two"]
+
+
+def test_datasets_folder(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": EXPECTED, "id": [1, 2, 3]}).save_to_disk(str(tmp_path / "set"))
+    assert bodies(tmp_path / "set") == EXPECTED
+
+
+def test_standard_library_has_titles_and_bodies() -> None:
+    documents = list(read_documents(["python:stdlib"]))
+    by_place = {document.place: document for document in documents}
+    assert len(documents) > 3000
+    assert by_place["json.dump"].title.startswith("Serialize")
+    assert "ensure_ascii" in by_place["json.dump"].body
+    assert not any("._" in place or ".tests." in place for place in by_place)
+
+
+def test_text_field_is_found_named_or_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"title": "a", "abstract": "b", "n": 1}\n')
+    assert bodies(path, text_field="abstract") == ["b"]
+    with pytest.raises(CorpusError, match=r"docs.jsonl:1: which field holds the text\? There are 'abstract', 'title'"):
+        bodies(path)
+    path.write_text('{"n": 1, "anything": "b"}\n')
+    assert bodies(path) == ["b"]
+
+
+DAMAGE = {
+    "bad JSON": (b'{"text": "fine"}\n{"text": "cut\n', r"docs.jsonl:2:10: not JSON"),
+    "missing field": (b'{"text": "fine"}\n{"body2": "x"}\n', r"docs.jsonl:2: no field 'text'; there are 'body2'"),
+    "number for text": (b'{"text": "fine"}\n{"text": 3}\n', r"docs.jsonl:2: field 'text' is a number"),
+    "list for object": (b'{"text": "fine"}\n[1]\n', r"docs.jsonl:2: expected a JSON object or string, found a list"),
+    "NUL byte": (b'{"text": "fine"}\n{"text": "a\0b"}\n', r"docs.jsonl:2:12: the line holds a NUL byte"),
+    "not UTF-8": ('{"text": "fine"}\n{"text": "é'.encode() + b'\xe9"}\n', r"docs.jsonl:2:12: byte 0xE9 is not UTF-8"),
+    "too long": (b'{"text": "fine"}\n{"text": "' + b"x" * MAX_DOCUMENT_BYTES + b'"}\n', r"docs.jsonl:2: the line is longer"),
+    "too deep": (b'{"text": "fine"}\n' + b"[" * 200_000 + b"\n", r"docs.jsonl:2: JSON nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_line_stops_with_its_place_or_is_counted(tmp_path: Path, kind: str) -> None:
+    content, message = DAMAGE[kind]
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes(content + b'{"text": "last"}\n')
+    with pytest.raises(CorpusError, match=message):
+        bodies(path)
+    broken = BrokenLines("skip")
+    assert bodies(path, broken=broken) == ["fine", "last"]
+    assert broken.count == 1
+
+
+def test_table_with_a_short_row_or_an_open_quote(tmp_path: Path) -> None:
+    path = tmp_path / "docs.csv"
+    path.write_text('id,text\n1,fine\n2\n3,"open\n4,x\n')
+    with pytest.raises(CorpusError, match=r"docs.csv:3: the row has 1 fields, the header 2"):
+        bodies(path)
+    broken = BrokenLines("skip")
+    assert bodies(path, broken=broken) == ["fine"]
+    assert "docs.csv:4: not a valid row" in broken.first[1]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_archive_cut_short_is_never_taken_for_its_end(tmp_path: Path, suffix: str) -> None:
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    whole = compress("".join(f"line {os.urandom(8).hex()}\n" for _ in range(20_000)).encode())
+    path = tmp_path / f"docs.txt{suffix}"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorpusError, match=r"docs\.txt\.\w+:\d+: the file is cut short or damaged here"):
+        bodies(path)
+    broken = BrokenLines("skip")
+    assert 0 < len(bodies(path, broken=broken)) < 20_000
+    assert broken.count == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("docs.parquet", b"not parquet at all", "not a readable Parquet file"),
+        ("docs.pdf", b"%PDF", "unknown file type .pdf"),
+        ("docs.txt", "text".encode("utf-16"), "the file is UTF-16"),
+        ("docs.csv", b"a,a\n1,2\n", "names a column twice"),
+        ("docs.csv", b"a,b\n1,2\n", "which field holds the text"),
+    ],
+)
+def test_unusable_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        bodies(path)
+
+
+def test_missing_file_empty_glob_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="no such file"):
+        bodies(tmp_path / "none.txt")
+    with pytest.raises(CorpusError, match="no file matches"):
+        bodies(tmp_path / "*.txt")
+    with pytest.raises(CorpusError, match="is a folder"):
+        bodies(tmp_path)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_give_texts_or_a_corpus_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    for suffix in ("txt", "jsonl", "csv", "parquet", "txt.gz", "jsonl.zst"):
+        path = folder / f"fuzz.{suffix}"
+        path.write_bytes(content)
+        with contextlib.suppress(CorpusError):
+            assert all(isinstance(body, str) for body in bodies(path, broken=BrokenLines("skip")))

@@ -1,0 +1,94 @@
+"""What is exported is a plain sentence-transformers folder that gives the trained vectors."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXTS, BackboneMaker
+from sentence_transformers import SentenceTransformer
+
+from text2token.backbone import BackboneSettings, LoraSettings, add_lora, embed, load_embedder, tokenizer_of
+from text2token.errors import OutputError
+from text2token.export import export_embedder, open_embedder
+from text2token.isotropy import fit_isotropy
+
+MORE_TEXTS = [*TEXTS, "short", "long " * 200]
+
+
+def trained(settings: BackboneSettings) -> SentenceTransformer:
+    embedder = load_embedder(settings)
+    add_lora(embedder, LoraSettings(rank=4), seed=0)
+    for name, parameter in embedder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return embedder
+
+
+def exported(settings: BackboneSettings, folder: Path) -> tuple[SentenceTransformer, torch.Tensor]:
+    """Return the reloaded export and the vectors that it must give."""
+    embedder = trained(settings)
+    raw = embed(embedder, MORE_TEXTS)
+    whitening = fit_isotropy(raw)
+    export_embedder(embedder, whitening, folder, "# card")
+    return SentenceTransformer(str(folder)), torch.nn.functional.normalize(whitening(raw))
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "llama", "qwen3", "gemma3", "gpt2"])
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_merged_export_reloads_in_plain_sentence_transformers(
+    make_backbone: BackboneMaker, tmp_path: Path, family: str, attention: str
+) -> None:
+    settings = BackboneSettings(str(make_backbone(family)), attention=attention, dtype="float32", max_length=64)  # type: ignore[arg-type]
+    model, expected = exported(settings, tmp_path / "model")
+    assert (torch.from_numpy(model.encode(MORE_TEXTS)) - expected).abs().max() < 1e-5
+    for options in ({"batch_size": 1}, {"batch_size": 5}):
+        assert (torch.from_numpy(model.encode(MORE_TEXTS, **options)) - expected).abs().max() < 1e-5  # type: ignore[arg-type]
+    if family in ("llama_tied", "llama", "qwen3", "gemma3"):  # absolute positions shift under left padding
+        model.tokenizer.padding_side = "left"
+        assert (torch.from_numpy(model.encode(MORE_TEXTS)) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean"])
+def test_pooling_survives_in_the_older_layout(tiny: BackboneSettings, tmp_path: Path, pooling: str) -> None:
+    model, expected = exported(replace(tiny, pooling=pooling), tmp_path / "model")  # type: ignore[arg-type]
+    assert (torch.from_numpy(model.encode(MORE_TEXTS)) - expected).abs().max() < 1e-5
+    config = json.loads((tmp_path / "model" / "1_Pooling" / "config.json").read_text())
+    assert sum(value for key, value in config.items() if key.startswith("pooling_mode_")) == 1
+
+
+def test_export_is_stock_modules_without_adapters_or_templates(tiny: BackboneSettings, tmp_path: Path) -> None:
+    exported(tiny, tmp_path / "model")
+    names = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*")}
+    assert not {name for name in names if "adapter" in name or "template" in name or name.endswith((".bin", ".pt", ".pkl"))}
+    modules = json.loads((tmp_path / "model" / "modules.json").read_text())
+    assert [module["type"] for module in modules] == [
+        f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense", "Normalize")
+    ]
+    assert (tmp_path / "model" / "README.md").read_text() == "# card"
+
+
+def test_the_prompt_is_in_the_exported_tokenizer(tiny: BackboneSettings, tmp_path: Path) -> None:
+    model, _ = exported(replace(tiny, prompt='Say "{text}" in a word:'), tmp_path / "model")
+    assert model.tokenizer.decode(model.tokenizer("girl")["input_ids"]) == 'Say "girl" in a word:'
+    assert tokenizer_of(model).model_max_length == tiny.max_length
+
+
+def test_open_embedder_gives_the_same_vectors_in_two_parts(tiny: BackboneSettings, tmp_path: Path) -> None:
+    _, expected = exported(tiny, tmp_path / "model")
+    pooled, rest = open_embedder(str(tmp_path / "model"))
+    finished = rest({"sentence_embedding": embed(pooled, MORE_TEXTS)})["sentence_embedding"]
+    assert torch.nn.functional.cosine_similarity(finished, expected).min() > 0.98  # bfloat16 where the processor has it
+
+
+def test_an_existing_model_is_kept_unless_told_otherwise(tiny: BackboneSettings, tmp_path: Path) -> None:
+    exported(tiny, tmp_path / "model")
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match="--overwrite"):
+        exported(tiny, tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        exported(tiny, tmp_path / "file")
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "file"}

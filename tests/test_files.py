@@ -1,0 +1,93 @@
+"""Nothing half-written stands under its final name, and what the system refuses is one line."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import BackboneMaker
+from test_cli import FAST, call
+
+from text2token.errors import OutputError
+from text2token.files import atomic_file, atomic_folder
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fail_half_way() -> None:
+        with atomic_folder(tmp_path / "made") as unfinished:
+            (unfinished / "half").write_text("x")
+            assert not (tmp_path / "made").exists()
+            raise ValueError("in between")
+
+    with pytest.raises(ValueError, match="in between"):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+    for content in ("first", "second"):
+        with atomic_folder(tmp_path / "made") as unfinished:
+            (unfinished / "file").write_text(content)
+        assert (tmp_path / "made" / "file").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert os.stat(tmp_path / "made").st_mode & 0o777 == 0o755
+
+
+def test_a_file_is_replaced_whole_or_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+
+    def be_interrupted() -> None:
+        with atomic_file(tmp_path / "file") as path:
+            path.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        be_interrupted()
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_in_the_way_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file/made: cannot be written"), atomic_folder(tmp_path / "file" / "made"):
+        pass
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Return a function that mounts a memory disk with the given options (`size=1m`, `ro`)."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a memory disk is not allowed here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", ["16k", "64k", "256k"])
+def test_a_full_disk_is_one_line_at_every_step(
+    small_disk: Callable[[str], Path], make_backbone: BackboneMaker, text_file: Path, size: str
+) -> None:
+    disk = small_disk(f"size={size}")
+    backbone = make_backbone("llama_tied")
+    result = call("train", text_file, "--backbone", backbone, "--output", disk / "model", "--quiet", *FAST)
+    assert result.returncode == 6, result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert "cannot be written (No space left on device)" in result.stderr
+    assert not (disk / "model").exists()
+    assert not [path for path in disk.rglob("*") if "unfinished" in path.name]
+
+
+def test_a_read_only_disk_is_one_line(
+    small_disk: Callable[[str], Path], make_backbone: BackboneMaker, text_file: Path
+) -> None:
+    disk = small_disk("ro")
+    result = call("train", text_file, "--backbone", make_backbone("llama_tied"), "--output", disk / "model", "--quiet")
+    assert result.returncode == 6, result.stderr
+    assert result.stderr.endswith("cannot be written (Read-only file system)\n")

@@ -1,0 +1,44 @@
+"""Whitening evens out the directions of a sample and exports as one stock module."""
+
+import pytest
+import torch
+
+from text2token.isotropy import Isotropy, fit_isotropy
+
+
+def sample(texts: int = 4000) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(texts, 8) * torch.tensor([9.0, 4.0, 2.0, 1.0, 1.0, 0.5, 0.2, 0.1]) + 3
+
+
+def test_without_shrinkage_the_covariance_becomes_a_multiple_of_the_identity() -> None:
+    embeddings = sample()
+    finished = fit_isotropy(embeddings, shrinkage=0)(embeddings)
+    covariance = torch.cov(finished.T)
+    assert torch.allclose(covariance / covariance.diagonal().mean(), torch.eye(8), atol=1e-3)
+    assert finished.mean(0).abs().max() < 1e-3
+
+
+def test_shrinkage_lies_between_whitening_and_centring() -> None:
+    embeddings = sample()
+
+    def spread(shrinkage: float) -> float:
+        eigenvalues = torch.linalg.eigvalsh(torch.cov(fit_isotropy(embeddings, shrinkage=shrinkage)(embeddings).T))
+        return float(eigenvalues.max() / eigenvalues.mean())
+
+    assert spread(0) < spread(1) < spread(1e6)
+
+
+@pytest.mark.parametrize("kind", ["none", "centre", "whiten"])
+def test_module_and_map_agree(kind: Isotropy) -> None:
+    embeddings = sample(50)
+    whitening = fit_isotropy(embeddings, kind)
+    found = whitening.module()({"sentence_embedding": embeddings})["sentence_embedding"]
+    assert torch.allclose(found, whitening(embeddings), atol=1e-4)
+    if kind == "none":
+        assert torch.equal(found, embeddings)
+
+
+@pytest.mark.parametrize("texts", [1, 2, 5])
+def test_fewer_texts_than_dimensions_stay_finite(texts: int) -> None:
+    assert torch.isfinite(fit_isotropy(sample(texts))(sample(20))).all()

@@ -1,0 +1,75 @@
+"""The rooms import one way: each only from rooms above it in this list."""
+
+import ast
+from pathlib import Path
+
+import text2token
+
+LAYERS = [
+    ["errors"],
+    ["files", "settings"],
+    ["corpus.documents"],
+    ["corpus.docstrings"],
+    ["corpus.readers"],
+    ["corpus.prepare"],
+    ["vocabulary"],
+    ["backbone"],
+    ["head"],
+    ["targets.store"],
+    ["targets.data_driven"],
+    ["loss"],
+    ["training"],
+    ["isotropy"],
+    ["export"],
+    ["lens", "evaluation.label_free", "model_card", "reporter"],
+    ["evaluation.before_after"],
+    ["search", "recipe"],
+    ["quickstart", "terminal"],
+    ["cli"],
+    ["__main__"],
+]
+ROOT = Path(text2token.__file__).parent
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in ROOT.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+
+
+def imported_rooms(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("text2token."):
+            names.add(node.module.removeprefix("text2token."))
+        elif isinstance(node, ast.ImportFrom) and (node.level or node.module == "text2token"):
+            raise AssertionError(f"{path}: import the room itself, not through the package")
+    return names
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(modules()) == {name for layer in LAYERS for name in layer}
+
+
+def test_a_room_imports_only_from_rooms_above_it() -> None:
+    height = {name: index for index, layer in enumerate(LAYERS) for name in layer}
+    for name, path in modules().items():
+        for other in imported_rooms(path):
+            assert height[other] < height[name], f"{name} imports {other}"
+
+
+def test_public_names_are_listed_and_importable() -> None:
+    assert sorted(text2token.__all__) == list(text2token.__all__) == sorted(text2token._HOMES)
+    for name in text2token.__all__:
+        assert getattr(text2token, name).__doc__
+
+
+def test_the_file_map_in_the_readme_names_every_room() -> None:
+    readme = (ROOT.parents[1] / "README.md").read_text()
+    file_map = readme.partition("## Files")[2]
+    for name, path in modules().items():
+        relative = path.relative_to(ROOT).as_posix()
+        folder = relative.rpartition("/")[0]
+        assert f"`{relative}`" in file_map or f"{relative}`" in file_map or (folder and f"{folder}/`" in file_map), name

@@ -1,0 +1,85 @@
+"""The sparse KL is the KL."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from text2token.errors import TrainingDiverged
+from text2token.head import LanguageModelHead
+from text2token.loss import TokenTargetLoss, sparse_kl
+
+
+def random_targets(seed: int, rows: int, vocabulary: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
+    token_ids = torch.stack([torch.randperm(vocabulary, generator=generator)[:k] for _ in range(rows)])
+    weights = torch.rand(rows, k, generator=generator, dtype=torch.float64) + 1e-3
+    weights[:, k // 2 + 1 :] = 0  # padding
+    return logits, token_ids, weights / weights.sum(-1, keepdim=True)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(3, 40))
+def test_sparse_kl_equals_dense_kl_with_its_gradient(seed: int, rows: int, vocabulary: int) -> None:
+    logits, token_ids, weights = random_targets(seed, rows, vocabulary, k=3)
+    dense = torch.zeros_like(logits).scatter_add_(-1, token_ids, weights)
+    sparse_logits, dense_logits = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    divergence = sparse_kl(sparse_logits, token_ids, weights)
+    reference = torch.nn.functional.kl_div(dense_logits.log_softmax(-1), dense, reduction="none").sum(-1)
+    assert torch.allclose(divergence, reference, atol=1e-6, rtol=0)
+    assert (divergence >= -1e-9).all()
+    divergence.sum().backward()
+    reference.sum().backward()
+    assert torch.allclose(sparse_logits.grad, dense_logits.grad, atol=1e-6, rtol=0)  # type: ignore[arg-type]
+
+
+def test_a_perfect_prediction_costs_nothing() -> None:
+    weights = torch.tensor([[0.7, 0.3]], dtype=torch.float64)
+    logits = torch.full((1, 6), -1e4, dtype=torch.float64)
+    logits[0, [2, 4]] = weights[0].log()
+    assert sparse_kl(logits, torch.tensor([[2, 4]]), weights).item() == pytest.approx(0, abs=1e-9)
+
+
+class FixedEmbedder(torch.nn.Module):
+    def __init__(self, embeddings: torch.Tensor) -> None:
+        super().__init__()
+        self.embeddings = torch.nn.Parameter(embeddings)
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"sentence_embedding": self.embeddings}
+
+
+def loss_and_gradient(rows_per_chunk: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    embedder = FixedEmbedder(torch.randn(7, 8))
+    head = LanguageModelHead(torch.randn(30, 8))
+    _, token_ids, weights = random_targets(1, 7, 30, 5)
+    centre = torch.randn(8)
+    loss = TokenTargetLoss(embedder, head, centre, temperature=temperature, rows_per_chunk=rows_per_chunk)  # type: ignore[arg-type]
+    value = loss([{}], {"token_ids": token_ids, "weights": weights.float(), "rows": torch.arange(7)})
+    value.backward()
+    assert embedder.embeddings.grad is not None
+    return value.detach(), embedder.embeddings.grad
+
+
+def test_chunks_of_rows_change_neither_loss_nor_gradient() -> None:
+    whole, chunked = loss_and_gradient(100), loss_and_gradient(2)
+    assert torch.allclose(whole[0], chunked[0])
+    assert torch.allclose(whole[1], chunked[1], atol=1e-7)
+
+
+def test_temperature_divides_the_logits() -> None:
+    assert loss_and_gradient(100, temperature=2.0)[0] < loss_and_gradient(100)[0]
+
+
+def test_head_is_frozen_and_centre_is_no_parameter() -> None:
+    loss = TokenTargetLoss(FixedEmbedder(torch.ones(1, 4)), LanguageModelHead(torch.ones(5, 4)), torch.ones(4))  # type: ignore[arg-type]
+    assert [name for name, _ in loss.named_parameters()] == ["model.embeddings"]
+
+
+def test_infinite_loss_names_the_rows() -> None:
+    embedder = FixedEmbedder(torch.tensor([[1.0, 1.0], [float("nan"), 1.0]]))
+    loss = TokenTargetLoss(embedder, LanguageModelHead(torch.ones(3, 2)))  # type: ignore[arg-type]
+    labels = {"token_ids": torch.zeros(2, 1, dtype=torch.long), "weights": torch.ones(2, 1), "rows": torch.tensor([5, 42])}
+    with pytest.raises(TrainingDiverged, match=r"rows \[42\]"):
+        loss([{}], labels)

@@ -1,0 +1,193 @@
+"""Targets name the meaningful tokens of their own text, and a store refuses whatever it was not made for."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import TEXTS
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from text2token.errors import RecipeError, TargetMismatch
+from text2token.targets import store
+from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
+from text2token.targets.store import TargetBatch, open_targets, read_card, write_targets
+from text2token.vocabulary import TargetVocabulary, VocabularySettings
+
+
+@pytest.fixture
+def vocabulary(byte_level_tokenizer: PreTrainedTokenizerFast) -> TargetVocabulary:
+    return TargetVocabulary.from_tokenizer(byte_level_tokenizer)
+
+
+def constructor(
+    tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary, max_tokens: int = 256, **settings: object
+) -> DataDrivenTargets:
+    return DataDrivenTargets(tokenizer, vocabulary, DataDrivenSettings(**settings), max_tokens)  # type: ignore[arg-type]
+
+
+def merged(batches: list[TargetBatch]) -> TargetBatch:
+    return TargetBatch(
+        text=[x for batch in batches for x in batch["text"]],
+        token_ids=[x for batch in batches for x in batch["token_ids"]],
+        weights=[x for batch in batches for x in batch["weights"]],
+    )
+
+
+@given(
+    st.lists(st.text(max_size=60), min_size=1, max_size=20), st.sampled_from(["idf", "sif", "uniform"]), st.integers(1, 5)
+)
+def test_targets_are_distributions_over_tokens_of_their_own_text(
+    byte_level_tokenizer: PreTrainedTokenizerFast, texts: list[str], weight: str, top_k: int
+) -> None:
+    vocabulary = TargetVocabulary.from_tokenizer(byte_level_tokenizer)
+    targets = constructor(byte_level_tokenizer, vocabulary, weight=weight, top_k=top_k).fit(texts)
+    result = merged(list(targets.transform(texts)))
+    assert result["text"] == [text for text in texts if text]  # only a text without any token is left out
+    for text, ids, weights in zip(result["text"], result["token_ids"], result["weights"], strict=True):
+        own = byte_level_tokenizer(text, add_special_tokens=False)["input_ids"]
+        allowed = {*vocabulary.representatives[own].ravel().tolist(), *own}
+        assert set(ids) <= allowed
+        assert len(ids) == len(set(ids)) == len(weights)
+        assert min(weights) > 0
+        assert sum(weights) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_rarer_word_weighs_more_by_idf(
+    byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary
+) -> None:
+    ids = byte_level_tokenizer.get_vocab()
+    texts = ["a girl"] * 9 + ["a girl and a thread"]
+    targets = constructor(byte_level_tokenizer, vocabulary).fit(texts)
+    assert targets.documents_ == 10
+    assert targets.document_frequencies_[ids["Ġgirl"]] == 10
+    result = merged(list(targets.transform(texts)))
+    last = dict(zip(result["token_ids"][-1], result["weights"][-1], strict=True))
+    assert last[ids["Ġthread"]] / last[ids["Ġgirl"]] == pytest.approx(
+        vocabulary.form_shares[ids["Ġthread"]] / vocabulary.form_shares[ids["Ġgirl"]] * (np.log(11 / 2) + 1), rel=1e-4
+    )
+
+
+def test_what_the_model_cannot_see_is_not_asked(
+    byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary
+) -> None:
+    text = "girl " * 5 + "thread"
+    seen = byte_level_tokenizer(text, add_special_tokens=False)["input_ids"][:5]
+    result = merged(list(constructor(byte_level_tokenizer, vocabulary, max_tokens=5, weight="uniform").transform([text])))
+    assert set(result["token_ids"][0]) <= set(vocabulary.representatives[seen].ravel().tolist())
+
+
+def test_a_text_of_stop_words_falls_back_to_its_tokens(
+    byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary
+) -> None:
+    result = merged(list(constructor(byte_level_tokenizer, vocabulary, weight="uniform").transform(["the", ""])))
+    assert result["text"] == ["the"]
+    assert set(result["token_ids"][0]) == set(byte_level_tokenizer("the", add_special_tokens=False)["input_ids"])
+
+
+def test_idf_without_fit_and_no_tokens_at_all_are_refused(
+    byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="call fit first"):
+        list(constructor(byte_level_tokenizer, vocabulary).transform(["a"]))
+    assert constructor(byte_level_tokenizer, vocabulary, weight="sif").token_weights().min() > 0  # Zipf needs no corpus
+    with pytest.raises(RecipeError, match="top_k is 0"):
+        DataDrivenSettings(top_k=0)
+    with pytest.raises(TargetMismatch, match="no text has a single usable token"):
+        write(tmp_path / "none", vocabulary, [])
+
+
+def write(folder: Path, vocabulary: TargetVocabulary, batches: list[TargetBatch]) -> store.TargetCard:
+    return write_targets(
+        folder, batches, vocabulary, constructor="data_driven", settings={}, tokenizer="tiny", texts_read=len(TEXTS)
+    )
+
+
+@pytest.fixture
+def stored(
+    tmp_path: Path,
+    byte_level_tokenizer: PreTrainedTokenizerFast,
+    vocabulary: TargetVocabulary,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    monkeypatch.setattr(store, "ROWS_PER_SHARD", 4)
+    targets = constructor(byte_level_tokenizer, vocabulary).fit(TEXTS)
+    rows = [next(iter(targets.transform([text]))) for text in TEXTS]
+    write(tmp_path / "targets", vocabulary, rows)
+    return tmp_path / "targets"
+
+
+def test_rows_come_back_in_order_across_shards(
+    stored: Path, byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary, tmp_path: Path
+) -> None:
+    card = read_card(stored)
+    assert [shard.rows for shard in card.shards] == [4, 4, 2]
+    assert (card.texts, card.dropped) == (len(TEXTS), 0)
+    dataset = open_targets(stored, vocabulary, cache=tmp_path / "cache")
+    assert list(dataset["text"]) == TEXTS
+    for text, ids in zip(dataset["text"], dataset["token_ids"], strict=True):
+        own = byte_level_tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert set(ids) <= set(vocabulary.representatives[own].ravel().tolist())
+
+
+def test_another_tokenizer_or_other_rules_are_refused_with_the_remedy(
+    stored: Path,
+    byte_level_tokenizer: PreTrainedTokenizerFast,
+    wordpiece_tokenizer: PreTrainedTokenizerFast,
+    vocabulary: TargetVocabulary,
+) -> None:
+    with pytest.raises(
+        TargetMismatch, match=rf"built for a vocabulary of {vocabulary.size} tokens .* has \d+. Rebuild: delete"
+    ):
+        open_targets(stored, TargetVocabulary.from_tokenizer(wordpiece_tokenizer))
+    with pytest.raises(TargetMismatch, match="stop_words 'en' instead of 'off'"):
+        open_targets(stored, TargetVocabulary.from_tokenizer(byte_level_tokenizer, VocabularySettings(stop_words="off")))
+    shuffled = replace(vocabulary, tokenizer_fingerprint="another")
+    with pytest.raises(TargetMismatch, match="which is not this model's"):
+        open_targets(stored, shuffled)
+
+
+def test_altered_cut_or_missing_shards_are_refused(stored: Path, vocabulary: TargetVocabulary) -> None:
+    shard = stored / "targets-00001.parquet"
+    content = shard.read_bytes()
+    for damaged in (content[:-20], content[:40] + bytes([content[40] ^ 1]) + content[41:]):
+        shard.write_bytes(damaged)
+        with pytest.raises(TargetMismatch, match=r"targets-00001\.parquet was altered or cut short"):
+            open_targets(stored, vocabulary)
+    shard.unlink()
+    with pytest.raises(TargetMismatch, match=r"targets-00001\.parquet is missing"):
+        open_targets(stored, vocabulary)
+
+
+def test_a_card_that_is_missing_broken_or_points_elsewhere_is_refused(
+    stored: Path, vocabulary: TargetVocabulary, tmp_path: Path
+) -> None:
+    card = json.loads((stored / "card.json").read_text())
+    outside = tmp_path / "outside.parquet"
+    pq.write_table(pq.read_table(stored / "targets-00000.parquet"), outside)
+    card["shards"][0]["file"] = "../outside.parquet"
+    (stored / "card.json").write_text(json.dumps(card))
+    with pytest.raises(TargetMismatch, match="is missing"):
+        open_targets(stored, vocabulary)
+    (stored / "card.json").write_text("{")
+    with pytest.raises(TargetMismatch, match="not readable"):
+        open_targets(stored, vocabulary)
+    (stored / "card.json").unlink()
+    with pytest.raises(TargetMismatch, match="no targets here"):
+        open_targets(stored, vocabulary)
+
+
+def test_a_failure_while_writing_leaves_nothing(
+    tmp_path: Path, vocabulary: TargetVocabulary, byte_level_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def failing() -> object:
+        yield from constructor(byte_level_tokenizer, vocabulary, weight="uniform").transform(TEXTS)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "targets", vocabulary, failing())  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

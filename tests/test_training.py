@@ -1,0 +1,224 @@
+"""A stage learns, counts its tokens, and goes on after any interruption as if there had been none."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXTS
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+
+from text2token.backbone import BackboneSettings, LoraSettings, add_lora, embed, load_embedder, tokenizer_of
+from text2token.errors import OutputError, RecipeError, TrainingDiverged
+from text2token.head import load_head
+from text2token.loss import TokenTargetLoss
+from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
+from text2token.targets.store import shuffle_targets
+from text2token.training import (
+    Schedule,
+    StageResult,
+    StageSettings,
+    TargetCollator,
+    last_checkpoint,
+    plan,
+    text_lengths,
+    train_stage,
+)
+from text2token.vocabulary import TargetVocabulary
+
+STAGE = StageSettings(learning_rate=2e-2, epochs=4, tokens_per_batch=256, steps_per_checkpoint=5)
+CORPUS = [f"{text} Number {number}." for number in range(6) for text in TEXTS]
+
+
+def prepare(settings: BackboneSettings, dropout: float = 0.1) -> tuple[SentenceTransformer, TokenTargetLoss, Dataset]:
+    embedder = load_embedder(settings)
+    head = load_head(embedder, settings.name)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
+    targets = DataDrivenTargets(tokenizer_of(embedder), vocabulary, DataDrivenSettings(weight="uniform"))
+    rows = {"text": [], "token_ids": [], "weights": []}  # type: ignore[var-annotated]
+    for batch in targets.transform(CORPUS):
+        for key, values in batch.items():
+            rows[key] += values
+    centre = embed(embedder, CORPUS[:20]).mean(0)
+    add_lora(embedder, LoraSettings(rank=4, dropout=dropout), seed=0)
+    return embedder, TokenTargetLoss(embedder, head, centre), Dataset.from_dict(rows)
+
+
+def train(
+    settings: BackboneSettings, folder: Path, stage: StageSettings = STAGE, **options: object
+) -> tuple[SentenceTransformer, StageResult]:
+    embedder, loss, targets = prepare(settings)
+    schedule = plan(text_lengths(embedder, targets), stage, seed=0)
+    return embedder, train_stage(embedder, loss, targets, schedule, stage, folder, **options)  # type: ignore[arg-type]
+
+
+def trainable(embedder: SentenceTransformer) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in embedder.named_parameters() if value.requires_grad}
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=200), st.integers(40, 300), st.integers(1, 3))
+def test_every_row_is_in_one_batch_and_no_batch_exceeds_its_tokens(lengths: list[int], budget: int, accumulate: int) -> None:
+    stage = StageSettings(tokens_per_batch=budget, accumulate=accumulate, epochs=2)
+    schedule = plan(np.array(lengths), stage, seed=3)
+    rows = np.concatenate(schedule.batches)
+    assert sorted(rows) == list(range(len(lengths)))
+    for batch, tokens in zip(schedule.batches, schedule.batch_tokens, strict=True):
+        sizes = np.array(lengths)[batch]
+        assert sizes.sum() == tokens
+        assert len(batch) == 1 or len(batch) * sizes.max() <= budget
+    assert schedule.tokens_to_see == 2 * sum(lengths)
+    assert schedule.steps == 2 * -(-len(schedule.batches) // accumulate)
+
+
+@given(st.integers(1, 4000), st.integers(1, 3))
+def test_a_token_budget_is_met_and_hardly_exceeded(budget: int, accumulate: int) -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, size=100)
+    stage = StageSettings(tokens_per_batch=200, accumulate=accumulate, epochs=2, max_tokens=budget)
+    schedule = plan(lengths, stage, seed=0)
+    assert min(budget, 2 * lengths.sum()) <= schedule.tokens_to_see < budget + 200 * accumulate or schedule.steps == 1
+
+
+def test_lengths_are_what_the_model_sees(tiny: BackboneSettings) -> None:
+    embedder, _, targets = prepare(tiny)
+    expected = [len(embedder.preprocess([text])["input_ids"][0]) for text in targets["text"]]
+    assert text_lengths(embedder, targets).tolist() == expected
+    long = Dataset.from_dict({"text": ["girl " * 500]})
+    assert text_lengths(embedder, long).tolist() == [tiny.max_length]
+
+
+def test_collator_keeps_each_target_beside_its_text(tiny: BackboneSettings) -> None:
+    embedder, _, targets = prepare(tiny)
+    rows = [{**targets[i], "row": i} for i in (7, 2, 5)]
+    batch = TargetCollator(preprocess_fn=embedder.preprocess)(rows)
+    labels = batch["label"]
+    assert labels["rows"].tolist() == [7, 2, 5]
+    for index, row in enumerate(rows):
+        kept = labels["weights"][index] > 0
+        assert labels["token_ids"][index][kept].tolist() == row["token_ids"]
+        mask = batch["text_attention_mask"][index].bool()
+        assert batch["text_input_ids"][index][mask].tolist() == tokenizer_of(embedder)(row["text"])["input_ids"]
+
+
+def test_training_lowers_the_loss_and_moves_only_the_adapters(tiny: BackboneSettings, tmp_path: Path) -> None:
+    frozen = {name: value.clone() for name, value in load_embedder(tiny).named_parameters()}
+    reported: list[int] = []
+    embedder, result = train(tiny, tmp_path, progress=reported.append)
+    assert result.last_loss < result.first_loss - 0.5
+    assert result.tokens == sum(reported) == 4 * text_lengths(embedder, Dataset.from_dict({"text": CORPUS})).sum()
+    assert result.texts == 4 * len(CORPUS)
+    for name, value in embedder.named_parameters():
+        if "lora_" not in name:
+            original = name.replace("base_model.model.", "").replace("base_layer.", "")
+            assert torch.equal(value, frozen[original]), name
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_shuffled_targets_leave_a_higher_loss(tiny: BackboneSettings, tmp_path: Path) -> None:
+    # random attention hardly carries the text to the last position, so the mean is pooled
+    settings, stage = replace(tiny, pooling="mean"), replace(STAGE, epochs=12, learning_rate=1e-2)
+    _, own = train(settings, tmp_path / "own", stage)
+    embedder, loss, targets = prepare(settings)
+    shuffled = shuffle_targets(targets, seed=0)
+    assert list(shuffled["text"]) == list(targets["text"])
+    assert sorted(shuffled["token_ids"]) == sorted(targets["token_ids"])
+    schedule = plan(text_lengths(embedder, targets), stage, seed=0)
+    control = train_stage(embedder, loss, shuffled, schedule, stage, tmp_path / "shuffled")
+    assert own.last_loss < control.last_loss - 0.3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resumed_training_ends_at_the_same_weights(tiny: BackboneSettings, tmp_path: Path, accumulate: int) -> None:
+    stage = replace(STAGE, accumulate=accumulate)
+    uninterrupted, expected = train(tiny, tmp_path / "whole", stage)
+
+    def interrupt(tokens: int, seen: list[int] = []) -> None:  # noqa: B006
+        seen.append(tokens)
+        if len(seen) == expected.steps - 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path / "part", stage, progress=interrupt)
+    assert last_checkpoint(tmp_path / "part") is not None
+    resumed, result = train(tiny, tmp_path / "part", stage, resume=True)
+    assert (result.steps, result.tokens, result.texts) == (expected.steps, expected.tokens, expected.texts)
+    for name, value in trainable(uninterrupted).items():
+        assert torch.equal(value, trainable(resumed)[name]), name
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_training import train, trainable
+from text2token.backbone import BackboneSettings
+from safetensors.torch import save_file
+embedder, _ = train(BackboneSettings({backbone!r}, dtype="float32", max_length=64), Path({folder!r}), resume=True)
+save_file(trainable(embedder), {out!r})
+"""
+
+
+def test_kill_nine_then_resume_gives_the_same_weights(tiny: BackboneSettings, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    uninterrupted, _ = train(tiny, tmp_path / "whole")
+    script = KILLED.format(
+        tests=str(Path(__file__).parent),
+        backbone=tiny.name,
+        folder=str(tmp_path / "run"),
+        out=str(tmp_path / "out.safetensors"),
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.kill()  # often in the middle of writing the first checkpoint
+    process.wait()
+    assert not (tmp_path / "out.safetensors").exists()
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    saved = load_file(tmp_path / "out.safetensors")
+    for name, value in trainable(uninterrupted).items():
+        assert torch.equal(value, saved[name]), name
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    for step, state in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (15, '{"glob'), (20, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-20").exists()
+
+
+def test_an_earlier_run_is_not_overwritten(tiny: BackboneSettings, tmp_path: Path) -> None:
+    train(tiny, tmp_path)
+    with pytest.raises(OutputError, match="Go on with --resume"):
+        train(tiny, tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_stops_training(tiny: BackboneSettings, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match=r"rows \[\d+"):
+        train(tiny, tmp_path, replace(STAGE, learning_rate=1e38, max_gradient_norm=1e38))
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "epochs", "tokens_per_batch", "temperature", "max_tokens"])
+def test_impossible_settings_are_refused(field: str) -> None:
+    with pytest.raises(RecipeError, match=field):
+        StageSettings(**{field: 0})
+
+
+def test_a_schedule_is_the_same_every_time() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, size=100)
+
+    def order(schedule: Schedule) -> list[int]:
+        return [int(row) for number in schedule.order(1) for row in schedule.batches[number]]
+
+    assert order(plan(lengths, STAGE, 0)) == order(plan(lengths, STAGE, 0)) != order(plan(lengths, STAGE, 1))
