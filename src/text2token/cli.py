@@ -82,7 +82,7 @@ def train(
 ) -> None:
     """Train an embedder on unlabelled text."""
     from text2token.backbone import BackboneSettings
-    from text2token.recipe import Recipe
+    from text2token.recipe import Recipe, run
 
     assignments = [f"backbone.pooling={pooling}", f"backbone.attention={attention}"]
     assignments += [f"backbone.prompt={prompt}"] if prompt is not None else []
@@ -91,13 +91,16 @@ def train(
     recipe = recipe.with_settings([*assignments, *(set_ or [])])
     folder = run_folder or output.with_name(output.name + ".run")
     broken = _broken_lines(on_error)
-    result = _run(recipe, folder, output, text_field, format, broken, resume, overwrite, _reporter(quiet))
+    documents = _documents(recipe, text_field, format, broken)
+    result = run(
+        recipe, documents, folder, output, resume=resume, overwrite=overwrite, broken=broken, reporter=_reporter(quiet)
+    )
     _show(result, json_, quiet, broken)
     if not quiet and not json_:
         sys.stderr.write(
             f"The embedder is in {output}, all else in {folder}. Use it:\n"
-            f"  SentenceTransformer({str(output)!r}).encode([\"a text\"])\n"
-        )  # fmt: skip
+            f"  SentenceTransformer({str(output)!r}).encode(['a text'])\n"
+        )
 
 
 @app.command()
@@ -110,14 +113,15 @@ def quickstart(
     json_: Json = False,
 ) -> None:
     """Train an embedder for your Python's standard library, in minutes; goes on where it was interrupted."""
+    from text2token.corpus.readers import read_documents
     from text2token.quickstart import quickstart_recipe
+    from text2token.recipe import run
 
     recipe = quickstart_recipe(seed).with_settings(set_ or [])
     overwrite = overwrite or (folder / "results.json").exists()  # a finished one is simply done again
     model = folder / "model"
-    result = _run(
-        recipe, folder, model, None, "auto", _broken_lines("stop"), not overwrite, overwrite, _reporter(quiet)
-    )  # fmt: skip
+    documents = read_documents(recipe.sources)
+    result = run(recipe, documents, folder, model, resume=not overwrite, overwrite=overwrite, reporter=_reporter(quiet))
     _show(result, json_, quiet, None)
     if not quiet and not json_ and result.evaluation:
         gain = result.evaluation.trained.mrr_at_10 - result.evaluation.untrained.mrr_at_10
@@ -190,23 +194,6 @@ def _program() -> str:
     """Return how this program was called, so that a proposed command can be copied."""
     called = sys.argv[0]
     return called if Path(called).name == "text2token" else f"{sys.executable} -m text2token"
-
-
-def _run(
-    recipe: "Recipe",
-    folder: Path,
-    model: Path,
-    text_field: str | None,
-    format: str,
-    broken: "BrokenLines",
-    resume: bool,
-    overwrite: bool,
-    reporter: "Reporter",
-) -> "RunResult":
-    from text2token.recipe import run
-
-    documents = _documents(recipe, text_field, format, broken)
-    return run(recipe, documents, folder, model, resume=resume, overwrite=overwrite, broken=broken, reporter=reporter)
 
 
 def _documents(recipe: "Recipe", text_field: str | None, format: str, broken: "BrokenLines") -> Any:
