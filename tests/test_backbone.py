@@ -14,14 +14,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from text2token.adapters import LoraSettings, add_lora, blend_lora, merge_lora
 from text2token.backbone import (
     BackboneSettings,
-    LoraSettings,
-    add_lora,
-    blend_lora,
     embed,
     load_embedder,
-    merge_lora,
     prompt_tokens,
     set_prompt,
     tokenizer_of,

@@ -11,7 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import BackboneMaker
+from conftest import TEXTS, BackboneMaker
+from test_suite import write_suite
+
+from text2token.backbone import BackboneSettings, embed, load_embedder
+from text2token.export import export_embedder
+from text2token.isotropy import fit_isotropy
 
 COMMAND = [sys.executable, "-m", "text2token"]
 FAST = ["--set", "stage.tokens_per_batch=512", "--set", "corpus.held_out=10", "--set", "lora.rank=4"]
@@ -21,14 +26,14 @@ def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload,no-any-return]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["quickstart"], ["targets"], ["search"]])
-def test_help_imports_nothing_heavy(command: list[str]) -> None:
-    run_help = f"from text2token.cli import app; app({[*command, '--help']!r}, standalone_mode=False)"
+@pytest.mark.parametrize("command", ["", "train", "quickstart", "targets", "search", "embed", "evaluate", "compare"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    run_help = f"from text2token.cli import app; app({[*command.split(), '--help']!r}, standalone_mode=False)"
     script = f"import sys; {run_help}; print('modules:', *sys.modules)"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "Usage:" in output
     loaded = {name.partition(".")[0] for name in output.partition("modules:")[2].split()}
-    assert not loaded & {"torch", "transformers", "sentence_transformers", "datasets", "pyarrow", "sklearn", "numpy"}
+    assert not loaded & {"torch", "transformers", "sentence_transformers", "datasets", "pyarrow", "sklearn", "numpy", "mteb"}
 
 
 def test_train_then_search(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
@@ -185,3 +190,71 @@ def test_broken_lines_can_be_skipped_and_are_counted(make_backbone: BackboneMake
     assert result.returncode == 0, result.stderr
     assert "Left out 1 broken lines" in result.stderr
     assert "docs.txt:4:8: byte 0xFF is not UTF-8" in result.stderr
+
+
+@pytest.fixture
+def model(tiny: BackboneSettings, tmp_path: Path) -> Path:
+    embedder = load_embedder(tiny)
+    export_embedder(embedder, fit_isotropy(embed(embedder, TEXTS)), tmp_path / "model", "# card")
+    return tmp_path / "model"
+
+
+def test_evaluate_with_labels_and_without(model: Path, text_file: Path, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "suite")
+    common = ["--suite", suite, "--corpus", text_file, "--held-out", 20, "--cache", tmp_path / "cache"]
+    wide = {**os.environ, "COLUMNS": "200"}
+    shown = call("evaluate", model, model, *common, "--output", tmp_path / "scores.csv", env=wide)
+    assert shown.returncode == 0, shown.stderr
+    for words in ("Mean(Task)", "Mean(TaskType)", "Summaries (cosine_spearman)", "95 % interval", "anisotropy", "TF-IDF"):
+        assert words in shown.stdout
+    assert "Traceback" not in shown.stderr
+    assert (tmp_path / "scores.csv").read_text().count("Mean(TaskType)") == 2
+    again = call("evaluate", model, *common, "--json", "--quiet")
+    assert again.stderr == ""
+    first, tfidf = json.loads(again.stdout)
+    assert first["mean_task"] == pytest.approx(sum(task["score"] for task in first["tasks"]) / 7)
+    low, high = first["label_free"]["mrr_interval"]
+    assert low <= first["label_free"]["mrr_at_10"] <= high
+    assert tfidf["model"] == "TF-IDF"
+
+
+def test_embed_writes_vectors_and_goes_on(model: Path, text_file: Path, tmp_path: Path) -> None:
+    arguments = ["embed", model, text_file, "--output", tmp_path / "vectors", "--json"]
+    assert json.loads(call(*arguments).stdout)["rows"] == 120
+    assert call(*arguments).returncode == 6
+    again = call(*arguments, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert {path.name for path in (tmp_path / "vectors").iterdir()} == {"card.json", "vectors-00000.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["."], 2, "give --suite DIR, --benchmark NAME or --corpus FILE"),
+        ([".", "--suite", "nowhere"], 3, "nowhere: no such folder"),
+        ([".", "--suite", ".", "--output", "scores.txt"], 2, "must end in .json or .csv"),
+        ([".", "--corpus", "nowhere.txt"], 3, "nowhere.txt"),
+    ],
+)
+def test_mistaken_evaluations_are_one_line(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    result = call("evaluate", *arguments, cwd=tmp_path)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_compare_in_the_background(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    settings = ["--peers", "mean,last-token", "--set", "corpus.held_out=10", "--set", "corpus.passage_characters=80"]
+    arguments = [text_file, "--backbone", make_backbone("llama_tied"), "--output", output, *settings]
+    started = call("compare", *arguments, "--background")
+    assert started.returncode == 0, started.stderr
+    assert "compare.log" in started.stdout
+    deadline = time.monotonic() + 120
+    while "leaderboard.csv" not in (output / "compare.log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert "Open" in (output / "compare.log").read_text()
+    assert (output / "leaderboard.html").stat().st_size > 5000
+    mistaken = call("compare", *arguments, "--peers", "meen")
+    assert mistaken.returncode == 2
+    assert "no peer 'meen'" in mistaken.stderr

@@ -9,9 +9,10 @@ import torch
 from conftest import TEXTS, BackboneMaker
 from sentence_transformers import SentenceTransformer
 
-from text2token.backbone import BackboneSettings, LoraSettings, add_lora, embed, load_embedder, tokenizer_of
+from text2token.adapters import LoraSettings, add_lora
+from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
 from text2token.errors import OutputError
-from text2token.export import export_embedder, open_embedder
+from text2token.export import export_embedder
 from text2token.isotropy import fit_isotropy
 
 MORE_TEXTS = [*TEXTS, "short", "long " * 200]
@@ -73,13 +74,6 @@ def test_the_prompt_is_in_the_exported_tokenizer(tiny: BackboneSettings, tmp_pat
     model, _ = exported(replace(tiny, prompt='Say "{text}" in a word:'), tmp_path / "model")
     assert model.tokenizer.decode(model.tokenizer("girl")["input_ids"]) == 'Say "girl" in a word:'
     assert tokenizer_of(model).model_max_length == tiny.max_length
-
-
-def test_open_embedder_gives_the_same_vectors_in_two_parts(tiny: BackboneSettings, tmp_path: Path) -> None:
-    _, expected = exported(tiny, tmp_path / "model")
-    pooled, rest = open_embedder(str(tmp_path / "model"))
-    finished = rest({"sentence_embedding": embed(pooled, MORE_TEXTS)})["sentence_embedding"]
-    assert torch.nn.functional.cosine_similarity(finished, expected).min() > 0.98  # bfloat16 where the processor has it
 
 
 def test_an_existing_model_is_kept_unless_told_otherwise(tiny: BackboneSettings, tmp_path: Path) -> None:

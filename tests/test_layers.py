@@ -14,16 +14,22 @@ LAYERS = [
     ["corpus.prepare"],
     ["vocabulary"],
     ["backbone"],
+    ["adapters"],
     ["head"],
     ["targets.store"],
     ["targets.data_driven"],
     ["loss"],
     ["training"],
     ["isotropy"],
-    ["export"],
-    ["lens", "evaluation.label_free", "model_card", "reporter"],
-    ["evaluation.before_after"],
-    ["search", "recipe"],
+    ["encoder", "export"],
+    ["lens", "evaluation.label_free", "evaluation.suite", "model_card", "reporter", "leaderboard"],
+    ["evaluation.before_after", "evaluation.labelled"],
+    ["search", "recipe", "evaluation.report", "vectors"],
+    ["baselines.peer"],
+    ["baselines.contrastive", "baselines.token_targets", "baselines.untrained", "baselines.echo"],
+    ["baselines.embed_filter", "baselines.lexical", "baselines.static", "baselines.simcse"],
+    ["baselines.cropping", "baselines.neighbours", "baselines.llm2vec", "baselines.whitened_cse"],
+    ["comparison"],
     ["quickstart", "terminal"],
     ["cli"],
     ["__main__"],
@@ -43,7 +49,8 @@ def imported_rooms(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("text2token."):
-            names.add(node.module.removeprefix("text2token."))
+            module = node.module.removeprefix("text2token.")
+            names |= {module} if module in modules() else {f"{module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.level or node.module == "text2token"):
             raise AssertionError(f"{path}: import the room itself, not through the package")
     return names

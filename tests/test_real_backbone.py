@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import transformers
@@ -15,15 +16,8 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from test_cli import call
 
-from text2token.backbone import (
-    BackboneSettings,
-    LoraSettings,
-    add_lora,
-    embed,
-    load_embedder,
-    resolve_backbone,
-    tokenizer_of,
-)
+from text2token.adapters import LoraSettings, add_lora
+from text2token.backbone import BackboneSettings, embed, load_embedder, resolve_backbone, tokenizer_of
 from text2token.corpus.docstrings import standard_library_documents
 from text2token.export import export_embedder
 from text2token.head import load_head
@@ -75,11 +69,14 @@ def test_export_gives_the_same_vectors_whatever_the_batch_or_padding(settings: B
     whitening = fit_isotropy(raw)
     expected = torch.nn.functional.normalize(whitening(raw))
     export_embedder(embedder, whitening, tmp_path / "model", "# card")
+    exact = torch.from_numpy(SentenceTransformer(str(tmp_path / "model")).double().encode(texts))
+    own_error = (expected - exact).abs().max()  # float32 and plain attention, where the reloaded model has torch's fused one
+    assert own_error < 1e-4
     model = SentenceTransformer(str(tmp_path / "model"))
     for batch_size, side in ((1, "right"), (5, "right"), (32, "left")):
         model.tokenizer.padding_side = side
         found = torch.from_numpy(model.encode(texts, batch_size=batch_size))
-        assert (found - expected).abs().max() < 1e-5, (batch_size, side)
+        assert (found - exact).abs().max() < 3 * own_error, (batch_size, side)
 
 
 def test_a_text_s_own_targets_are_learnt_and_another_s_are_not(settings: BackboneSettings, tmp_path: Path) -> None:
@@ -91,13 +88,7 @@ def test_a_text_s_own_targets_are_learnt_and_another_s_are_not(settings: Backbon
         head = load_head(embedder, settings.name)
         vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
         constructor = DataDrivenTargets(tokenizer_of(embedder), vocabulary).fit(texts)
-        targets = Dataset.from_list(
-            [
-                dict(zip(("text", "token_ids", "weights"), row, strict=True))
-                for batch in constructor.transform(texts)
-                for row in zip(batch["text"], batch["token_ids"], batch["weights"], strict=True)
-            ]
-        )
+        targets = Dataset(pa.Table.from_batches(constructor.transform(texts)))
         if control:
             targets = shuffle_targets(targets, seed=0)
         centre = embed(embedder, texts[:64]).mean(0)

@@ -58,7 +58,7 @@ class Interrupting(Silent):
         if not self.left:
             raise KeyboardInterrupt
 
-    def progress(self, description: str, total: int, unit: str) -> AbstractContextManager[Progress]:
+    def progress(self, description: str, total: int | None, unit: str) -> AbstractContextManager[Progress]:
         self.note(description)
         return super().progress(description, total, unit)
 

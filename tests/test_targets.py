@@ -1,10 +1,13 @@
 """Targets name the meaningful tokens of their own text, and a store refuses whatever it was not made for."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TEXTS
@@ -15,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from text2token.errors import RecipeError, TargetMismatch
 from text2token.targets import store
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
-from text2token.targets.store import TargetBatch, open_targets, read_card, write_targets
+from text2token.targets.store import open_targets, read_card, write_targets
 from text2token.vocabulary import TargetVocabulary, VocabularySettings
 
 
@@ -30,12 +33,8 @@ def constructor(
     return DataDrivenTargets(tokenizer, vocabulary, DataDrivenSettings(**settings), max_tokens)  # type: ignore[arg-type]
 
 
-def merged(batches: list[TargetBatch]) -> TargetBatch:
-    return TargetBatch(
-        text=[x for batch in batches for x in batch["text"]],
-        token_ids=[x for batch in batches for x in batch["token_ids"]],
-        weights=[x for batch in batches for x in batch["weights"]],
-    )
+def merged(batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
+    return pa.Table.from_batches(batches, schema=store.SCHEMA).to_pydict()  # type: ignore[no-any-return]
 
 
 @given(
@@ -46,7 +45,7 @@ def test_targets_are_distributions_over_tokens_of_their_own_text(
 ) -> None:
     vocabulary = TargetVocabulary.from_tokenizer(byte_level_tokenizer)
     targets = constructor(byte_level_tokenizer, vocabulary, weight=weight, top_k=top_k).fit(texts)
-    result = merged(list(targets.transform(texts)))
+    result = merged(targets.transform(texts))
     assert result["text"] == [text for text in texts if text]  # only a text without any token is left out
     for text, ids, weights in zip(result["text"], result["token_ids"], result["weights"], strict=True):
         own = byte_level_tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -57,6 +56,33 @@ def test_targets_are_distributions_over_tokens_of_their_own_text(
         assert sum(weights) == pytest.approx(1, abs=1e-5)
 
 
+@given(st.lists(st.text(alphabet="the girl threads ", max_size=40), min_size=1, max_size=12), st.integers(1, 4))
+def test_one_pass_gives_what_fit_and_transform_give(
+    byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory, texts: list[str], top_k: int
+) -> None:
+    vocabulary = TargetVocabulary.from_tokenizer(byte_level_tokenizer)
+    one, two = (constructor(byte_level_tokenizer, vocabulary, top_k=top_k) for _ in range(2))
+    scratch = tmp_path_factory.mktemp("scratch") / "candidates.arrow"
+    batches = one.fit_transform(iter(texts), scratch)
+    assert one.documents_ == len(texts)  # all is counted before the first batch is asked for
+    found = merged(batches)
+    assert not scratch.exists()
+    assert found == merged(two.fit(texts).transform(texts))
+    assert np.array_equal(one.document_frequencies_, two.document_frequencies_)
+
+
+def test_the_heaviest_tokens_are_kept(byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary) -> None:
+    whole = constructor(byte_level_tokenizer, vocabulary).fit(TEXTS)
+    cut = constructor(byte_level_tokenizer, vocabulary, top_k=3).fit(TEXTS)
+    for text in TEXTS:
+        every = merged(whole.transform([text]))
+        kept = merged(cut.transform([text]))["token_ids"][0]
+        by_weight = sorted(
+            zip(every["weights"][0], every["token_ids"][0], strict=True), key=lambda pair: (-pair[0], pair[1])
+        )
+        assert sorted(kept) == kept == sorted(token for _, token in by_weight[:3])
+
+
 def test_the_rarer_word_weighs_more_by_idf(
     byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary
 ) -> None:
@@ -65,7 +91,7 @@ def test_the_rarer_word_weighs_more_by_idf(
     targets = constructor(byte_level_tokenizer, vocabulary).fit(texts)
     assert targets.documents_ == 10
     assert targets.document_frequencies_[ids["Ġgirl"]] == 10
-    result = merged(list(targets.transform(texts)))
+    result = merged(targets.transform(texts))
     last = dict(zip(result["token_ids"][-1], result["weights"][-1], strict=True))
     assert last[ids["Ġthread"]] / last[ids["Ġgirl"]] == pytest.approx(
         vocabulary.form_shares[ids["Ġthread"]] / vocabulary.form_shares[ids["Ġgirl"]] * (np.log(11 / 2) + 1), rel=1e-4
@@ -77,14 +103,14 @@ def test_what_the_model_cannot_see_is_not_asked(
 ) -> None:
     text = "girl " * 5 + "thread"
     seen = byte_level_tokenizer(text, add_special_tokens=False)["input_ids"][:5]
-    result = merged(list(constructor(byte_level_tokenizer, vocabulary, max_tokens=5, weight="uniform").transform([text])))
+    result = merged(constructor(byte_level_tokenizer, vocabulary, max_tokens=5, weight="uniform").transform([text]))
     assert set(result["token_ids"][0]) <= set(vocabulary.representatives[seen].ravel().tolist())
 
 
 def test_a_text_of_stop_words_falls_back_to_its_tokens(
     byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary
 ) -> None:
-    result = merged(list(constructor(byte_level_tokenizer, vocabulary, weight="uniform").transform(["the", ""])))
+    result = merged(constructor(byte_level_tokenizer, vocabulary, weight="uniform").transform(["the", ""]))
     assert result["text"] == ["the"]
     assert set(result["token_ids"][0]) == set(byte_level_tokenizer("the", add_special_tokens=False)["input_ids"])
 
@@ -101,7 +127,7 @@ def test_idf_without_fit_and_no_tokens_at_all_are_refused(
         write(tmp_path / "none", vocabulary, [])
 
 
-def write(folder: Path, vocabulary: TargetVocabulary, batches: list[TargetBatch]) -> store.TargetCard:
+def write(folder: Path, vocabulary: TargetVocabulary, batches: Iterable[pa.RecordBatch]) -> store.TargetCard:
     return write_targets(
         folder, batches, vocabulary, constructor="data_driven", settings={}, tokenizer="tiny", texts_read=len(TEXTS)
     )

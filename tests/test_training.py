@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import TEXTS
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from text2token.backbone import BackboneSettings, LoraSettings, add_lora, embed, load_embedder, tokenizer_of
+from text2token.adapters import LoraSettings, add_lora
+from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
 from text2token.errors import OutputError, RecipeError, TrainingDiverged
 from text2token.head import load_head
 from text2token.loss import TokenTargetLoss
@@ -42,13 +44,10 @@ def prepare(settings: BackboneSettings, dropout: float = 0.1) -> tuple[SentenceT
     head = load_head(embedder, settings.name)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
     targets = DataDrivenTargets(tokenizer_of(embedder), vocabulary, DataDrivenSettings(weight="uniform"))
-    rows = {"text": [], "token_ids": [], "weights": []}  # type: ignore[var-annotated]
-    for batch in targets.transform(CORPUS):
-        for key, values in batch.items():
-            rows[key] += values
+    rows = Dataset(pa.Table.from_batches(targets.transform(CORPUS)))
     centre = embed(embedder, CORPUS[:20]).mean(0)
     add_lora(embedder, LoraSettings(rank=4, dropout=dropout), seed=0)
-    return embedder, TokenTargetLoss(embedder, head, centre), Dataset.from_dict(rows)
+    return embedder, TokenTargetLoss(embedder, head, centre), rows
 
 
 def train(

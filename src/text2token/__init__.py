@@ -7,7 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from text2token.backbone import BackboneSettings, LoraSettings, load_embedder
+    from text2token.adapters import LoraSettings
+    from text2token.backbone import BackboneSettings, load_embedder
     from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
     from text2token.corpus.readers import read_documents
     from text2token.errors import Text2TokenError
@@ -28,7 +29,7 @@ _HOMES = {
     "DataDrivenSettings": "targets.data_driven",
     "DataDrivenTargets": "targets.data_driven",
     "LanguageModelHead": "head",
-    "LoraSettings": "backbone",
+    "LoraSettings": "adapters",
     "Recipe": "recipe",
     "RunResult": "recipe",
     "StageSettings": "training",

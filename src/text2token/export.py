@@ -13,10 +13,10 @@ from typing import Any, cast
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
-from torch import nn
 from transformers import AutoTokenizer
 
-from text2token.backbone import merge_lora, resolve_dtype, tokenizer_of, transformer_of
+from text2token.adapters import merge_lora
+from text2token.backbone import tokenizer_of, transformer_of
 from text2token.errors import BackboneError, OutputError
 from text2token.files import atomic_folder
 from text2token.isotropy import Whitening
@@ -61,20 +61,6 @@ def check_output(folder: Path, overwrite: bool) -> None:
         raise OutputError(f"{folder}: is a file; name a folder for the model")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise OutputError(f"{folder}: exists and is not empty. Choose another --output, or replace it with --overwrite")
-
-
-def open_embedder(folder: str) -> tuple[SentenceTransformer, SentenceTransformer]:
-    """Load an exported embedder in two parts: text → pooled embedding, in this machine's fastest dtype, and the rest.
-
-    The rest (whitening, unit length) is float32: subtracting a mean is where bfloat16 would lose the small differences.
-    """
-    try:
-        model = SentenceTransformer(folder)
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{folder}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
-    modules = list(model)
-    cast(nn.Module, transformer_of(model).model).to(resolve_dtype("auto"))
-    return SentenceTransformer(modules=modules[:2]), SentenceTransformer(modules=modules[2:])
 
 
 def _write_legacy_layout(folder: Path, embedder: SentenceTransformer, pooling: Pooling) -> None:

@@ -17,24 +17,18 @@ from pathlib import Path
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
-from text2token.backbone import (
-    BackboneSettings,
-    LoraSettings,
-    add_lora,
-    blend_lora,
-    load_embedder,
-    prompt_tokens,
-    tokenizer_of,
-)
+from text2token.adapters import LoraSettings, add_lora, blend_lora
+from text2token.backbone import BackboneSettings, load_embedder, prompt_tokens, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import OutputError
 from text2token.evaluation.before_after import Evaluation, EvaluationTexts, compare
 from text2token.export import check_output, export_embedder
-from text2token.files import atomic_file
-from text2token.head import load_head
+from text2token.files import atomic_file, writing
+from text2token.head import LanguageModelHead, load_head
 from text2token.isotropy import Isotropy
 from text2token.loss import TokenTargetLoss
 from text2token.model_card import model_card
@@ -142,7 +136,7 @@ def run(
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
 
     if not work.targets.exists():
-        _write_targets(recipe, corpus.passages, embedder, vocabulary, work.targets)
+        write_passage_targets(recipe, corpus.passages, embedder, vocabulary, work.targets)
     targets = open_targets(work.targets, vocabulary, cache=work.cache)
     if recipe.shuffled_targets:
         targets = shuffle_targets(targets, recipe.seed)
@@ -153,18 +147,9 @@ def run(
     with reporter.progress("Embedding, untrained", texts.count, "texts") as progress:
         untrained = texts.embedded(embedder, recipe.isotropy, progress)
 
-    if recipe.lora.rank:
-        add_lora(embedder, recipe.lora, recipe.seed)
-    else:
-        embedder.float()  # all weights: bfloat16 would round small updates away
-    loss = TokenTargetLoss(embedder, head, untrained.whitening.centre, temperature=recipe.stage.temperature)
-    schedule = plan(text_lengths(embedder, targets), recipe.stage, recipe.seed)
-    with reporter.progress("Training", schedule.tokens_to_see, "tokens") as progress:
-        training = train_stage(
-            embedder, loss, targets, schedule, recipe.stage, work.checkpoints, resume=resume, progress=progress
-        )
-
-    blend_lora(embedder, recipe.lora.blend)
+    training = train_on_targets(
+        recipe, embedder, head, targets, untrained.whitening.centre, work.checkpoints, resume, reporter
+    )
     with reporter.progress("Embedding, trained", texts.count, "texts") as progress:
         trained = texts.embedded(embedder, recipe.isotropy, progress)
     evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary)
@@ -177,6 +162,29 @@ def run(
     return result
 
 
+def train_on_targets(
+    recipe: Recipe,
+    embedder: SentenceTransformer,
+    head: LanguageModelHead,
+    targets: Dataset,
+    centre: Tensor,
+    checkpoints: Path,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> StageResult:
+    """Train `embedder` on `targets`, in place, and go back as far as `blend` says; `centre` is what the head reads from."""
+    if recipe.lora.rank:
+        add_lora(embedder, recipe.lora, recipe.seed)
+    else:
+        embedder.float()  # all weights: bfloat16 would round small updates away
+    loss = TokenTargetLoss(embedder, head, centre, temperature=recipe.stage.temperature)
+    schedule = plan(text_lengths(embedder, targets), recipe.stage, recipe.seed)
+    with (reporter or Silent()).progress("Training", schedule.tokens_to_see, "tokens") as progress:
+        result = train_stage(embedder, loss, targets, schedule, recipe.stage, checkpoints, resume=resume, progress=progress)
+    blend_lora(embedder, recipe.lora.blend)
+    return result
+
+
 def build_targets(
     recipe: Recipe, documents: Iterable[Document], folder: Path, broken: BrokenLines | None = None
 ) -> TargetCard:
@@ -186,24 +194,26 @@ def build_targets(
     with tempfile.TemporaryDirectory(prefix="text2token-") as temporary:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
         corpus = prepare_corpus(documents, Path(temporary) / "corpus", settings, broken)
-        return _write_targets(recipe, corpus.passages, embedder, vocabulary, folder)
+        return write_passage_targets(recipe, corpus.passages, embedder, vocabulary, folder)
 
 
-def _write_targets(
+def write_passage_targets(
     recipe: Recipe, passages: Dataset, embedder: SentenceTransformer, vocabulary: TargetVocabulary, folder: Path
 ) -> TargetCard:
+    """Write the targets of `passages` to `folder` and return their card."""
     tokenizer = tokenizer_of(embedder)
     room = tokenizer.model_max_length - prompt_tokens(tokenizer)
-    constructor = DataDrivenTargets(tokenizer, vocabulary, recipe.targets, max_tokens=room).fit(_texts(passages))
-    return write_targets(
-        folder,
-        constructor.transform(_texts(passages)),
-        vocabulary,
-        constructor=constructor.name,
-        settings=constructor.describe(),
-        tokenizer=recipe.backbone.name,
-        texts_read=len(passages),
-    )
+    constructor = DataDrivenTargets(tokenizer, vocabulary, recipe.targets, max_tokens=room)
+    with tempfile.TemporaryDirectory(prefix="text2token-") as temporary, writing(Path(temporary)):
+        return write_targets(
+            folder,
+            constructor.fit_transform(_texts(passages), Path(temporary) / "candidates.arrow"),
+            vocabulary,
+            constructor=constructor.name,
+            settings=constructor.describe(),
+            tokenizer=recipe.backbone.name,
+            texts_read=len(passages),
+        )
 
 
 def _check_folders(recipe: Recipe, work: RunFolder, model_folder: Path, resume: bool, overwrite: bool) -> bool:

@@ -13,8 +13,8 @@ class Reporter(Protocol):
     def note(self, message: str) -> None:
         """Say one line."""
 
-    def progress(self, description: str, total: int, unit: str) -> AbstractContextManager[Progress]:
-        """Return a context that yields a function to be called with the number of units just done."""
+    def progress(self, description: str, total: int | None, unit: str) -> AbstractContextManager[Progress]:
+        """Return a context that yields a function to be called with the number of units just done; None: no end is known."""
 
 
 class Silent:
@@ -24,6 +24,6 @@ class Silent:
         """Say nothing."""
 
     @contextmanager
-    def progress(self, description: str, total: int, unit: str) -> Iterator[Progress]:
+    def progress(self, description: str, total: int | None, unit: str) -> Iterator[Progress]:
         """Count nothing."""
         yield lambda done: None

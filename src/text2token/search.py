@@ -7,19 +7,13 @@ weights and the documents, so a second query answers at once and a changed model
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
 
 import platformdirs
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
-from torch import Tensor
 
-from text2token.backbone import embed
 from text2token.corpus.documents import Document
-from text2token.errors import BackboneError
-from text2token.export import open_embedder
+from text2token.encoder import TextEncoder, open_encoder
 from text2token.files import atomic_file
 from text2token.reporter import Reporter, Silent
 
@@ -36,22 +30,20 @@ class Hit:
 def search(model: str, documents: Sequence[Document], query: str, k: int = 5, reporter: Reporter | None = None) -> list[Hit]:
     """Return the `k` documents most similar to `query`, best first.
 
-    `model` is the folder of an embedder. The first search embeds all documents, with progress; later ones only the query.
+    `model` is the folder or hub id of an embedder. The first search embeds all documents, with progress; later ones
+    only the query.
     """
     reporter = reporter or Silent()
-    weights = sorted(Path(model).glob("*.safetensors"))
-    if not weights:
-        raise BackboneError(f"{model}: no embedder here (no .safetensors file)")
-    pooled, rest = open_embedder(model)
-    stored = platformdirs.user_cache_path("text2token") / "vectors" / f"{_key(weights, documents)}.safetensors"
+    encoder = open_encoder(model, "auto")
+    stored = platformdirs.user_cache_path("text2token") / "vectors" / f"{_key(encoder, documents)}.safetensors"
     if stored.exists():
         vectors = load_file(stored)["vectors"]
     else:
         with reporter.progress("Embedding the documents (once)", len(documents), "texts") as progress:
-            vectors = _finish(rest, embed(pooled, [document.text for document in documents], progress))
+            vectors = encoder([document.text for document in documents], progress)
         with atomic_file(stored) as path:
             save_file({"vectors": vectors}, path)
-    similarities = vectors @ _finish(rest, embed(pooled, [query]))[0]
+    similarities = vectors @ encoder([query])[0]
     best = torch.topk(similarities, min(k, len(documents)))
     return [
         Hit(round(score, 3), documents[row].place, documents[row].text)
@@ -59,16 +51,8 @@ def search(model: str, documents: Sequence[Document], query: str, k: int = 5, re
     ]
 
 
-def _finish(rest: SentenceTransformer, embeddings: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return cast(Tensor, rest({"sentence_embedding": embeddings})["sentence_embedding"]).clone()
-
-
-def _key(weights: list[Path], documents: Sequence[Document]) -> str:
-    digest = hashlib.sha256()
-    for path in weights:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+def _key(encoder: TextEncoder, documents: Sequence[Document]) -> str:
+    digest = hashlib.sha256(encoder.fingerprint.encode())
     for document in documents:
         digest.update(document.text.encode("utf-8", "replace") + b"\0")
     return digest.hexdigest()[:32]

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import transformers
@@ -16,7 +16,11 @@ from rich.text import Text
 
 from text2token.backbone import Progress as Advance
 from text2token.evaluation.before_after import Evaluation
+from text2token.leaderboard import Leaderboard, best_rows
 from text2token.lens import KeyToken
+
+if TYPE_CHECKING:  # it stands on mteb, which is an extra and takes seconds to import
+    from text2token.evaluation.report import ModelReport
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -32,7 +36,7 @@ class TerminalReporter:
         self.console.print(Text(message), soft_wrap=True)
 
     @contextmanager
-    def progress(self, description: str, total: int, unit: str) -> Iterator[Advance]:
+    def progress(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
         """Show how far the work is, how fast and how long it will still take."""
         if not self.console.is_terminal:
             with _logged_progress(description, total, unit) as advance:
@@ -42,7 +46,7 @@ class TerminalReporter:
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+            TextColumn("{task.completed:,.0f}" + ("/{task.total:,.0f}" if total else "") + " {task.fields[unit]}"),
             TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -70,7 +74,7 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def _logged_progress(description: str, total: int, unit: str) -> Iterator[Advance]:
+def _logged_progress(description: str, total: int | None, unit: str) -> Iterator[Advance]:
     started = last = time.monotonic()
     completed = 0
 
@@ -78,15 +82,12 @@ def _logged_progress(description: str, total: int, unit: str) -> Iterator[Advanc
         nonlocal completed, last
         completed += done
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES or completed >= total:
+        if now - last >= SECONDS_BETWEEN_LINES or (total is not None and completed >= total):
             last = now
             speed = completed / (now - started)
-            left = max(total - completed, 0) / speed
-            print(
-                f"{description}: {completed:,}/{total:,} {unit}, {speed:,.0f}/s, {left:,.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            so_far = f"{completed:,}" if total is None else f"{completed:,}/{total:,}"
+            left = "" if total is None else f", {max(total - completed, 0) / speed:,.0f} s left"
+            print(f"{description}: {so_far} {unit}, {speed:,.0f}/s{left}", file=sys.stderr, flush=True)
 
     yield advance
 
@@ -115,6 +116,60 @@ def show_evaluation(evaluation: Evaluation) -> None:
     ):
         tokens.add_row(Text(" ".join(text.split())[:160]), _words(before), _words(after))
     console.print(tokens)
+
+
+def show_reports(reports: "Sequence[ModelReport]") -> None:
+    """Print scores on labelled tasks, and those on one's own text, to stdout."""
+    console = Console(highlight=False)
+    labelled = [(report.model, report.labelled) for report in reports if report.labelled]
+    if labelled:
+        table = Table(title="Labelled tasks (percent)")
+        table.add_column("")
+        for name, _ in labelled:
+            table.add_column(_short(name), justify="right")
+        for index, task in enumerate(labelled[0][1].tasks):
+            table.add_row(f"{task.task} ({task.measure})", *(f"{scores.tasks[index].score:.2f}" for _, scores in labelled))
+        table.add_section()
+        for name in labelled[0][1].types:
+            table.add_row(name, *(f"{scores.types[name]:.2f}" for _, scores in labelled))
+        table.add_section()
+        table.add_row("Mean(Task)", *(f"{scores.mean_task:.2f}" for _, scores in labelled), style="bold")
+        table.add_row("Mean(TaskType)", *(f"{scores.mean_task_type:.2f}" for _, scores in labelled), style="bold")
+        console.print(table)
+    own = [(report.model, report.label_free, report.geometry) for report in reports if report.label_free]
+    if own:
+        table = Table(title=f"Title or first half → own rest, among {own[0][1].queries} held-out documents (percent)")
+        names = ("", "MRR@10", "95 % interval", "nDCG@10", "Recall@10", "alignment", "uniformity", "anisotropy")
+        for name in names:
+            table.add_column(name, justify="right" if name else "left")
+        for name, scores, shape in own:
+            low, high = scores.mrr_interval
+            figures = (
+                f"{scores.mrr_at_10:.1f}",
+                f"{low:.1f} … {high:.1f}",
+                f"{scores.ndcg_at_10:.1f}",
+                f"{scores.recall_at_10:.1f}",
+            )
+            shapes = (f"{shape.alignment:.2f}", f"{shape.uniformity:.2f}", f"{shape.anisotropy:.2f}") if shape else ()
+            table.add_row(_short(name), *figures, *shapes)
+        console.print(table)
+
+
+def show_leaderboard(board: Leaderboard) -> None:
+    """Print the best row of each peer to stdout."""
+    table = Table(title=board.title)
+    for name in ("", "post-processing", "Mean(TaskType)", "Mean(Task)", "own text, MRR@10", "tokens", "seconds"):
+        table.add_column(name, justify="right" if name and name != "post-processing" else "left")
+    for row in best_rows(board.rows):
+        scores = ("" if score is None else str(score) for score in (row.mean_task_type, row.mean_task, row.label_free))
+        cost = (f"{row.tokens or 0:,}", f"{row.seconds or 0:,.0f}")
+        table.add_row(row.peer, row.postprocessing, *scores, *cost, style="bold" if row.family == "text2token" else "")
+    Console(highlight=False).print(table)
+
+
+def _short(model: str) -> str:
+    """Return the name of a model without the folders it lies in."""
+    return model if model.count("/") <= 1 else "/".join(model.rstrip("/").split("/")[-2:])
 
 
 def _words(tokens: Sequence[KeyToken]) -> Text:

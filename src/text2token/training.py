@@ -24,10 +24,10 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from text2token.backbone import Progress, tokenizer_of
+from text2token.adapters import has_adapter_dropout
+from text2token.backbone import Progress, batches_of, tokenizer_of, transformer_of
 from text2token.errors import OutputError, RecipeError
 from text2token.files import writing
-from text2token.loss import TokenTargetLoss
 from text2token.vocabulary import tokenise
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
@@ -114,20 +114,17 @@ class Schedule:
         return sum(int(self.batch_tokens[batches].sum()) for batches in islice(self.steps_in_order(), self.steps))
 
 
-def plan(lengths: NDArray[np.int64], settings: StageSettings, seed: int) -> Schedule:
+def plan(lengths: NDArray[np.int64], settings: StageSettings, seed: int, *, by_length: bool = True) -> Schedule:
     """Group rows of similar length into batches of at most `tokens_per_batch` tokens, and count the steps.
 
     `lengths` has shape (rows,): tokens of each text as the model sees it. A row longer than the budget is a batch of
-    its own. No batch holds more padding than the differences of neighbouring lengths.
+    its own. No batch holds more padding than the differences of neighbouring lengths. Without `by_length` rows meet at
+    random, for losses that compare the texts of a batch; padding then counts towards the bound.
     """
-    shuffled = np.random.default_rng(seed).permutation(len(lengths))
-    by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
-    batches: list[NDArray[np.int64]] = []
-    start = 0
-    for end in range(1, len(by_length) + 1):
-        if end == len(by_length) or (end + 1 - start) * lengths[by_length[end]] > settings.tokens_per_batch:
-            batches.append(by_length[start:end])
-            start = end
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    if by_length:
+        order = order[np.argsort(lengths[order], kind="stable")]
+    batches = batches_of(order, lengths, settings.tokens_per_batch)
     tokens = np.array([int(lengths[batch].sum()) for batch in batches], dtype=np.int64)
     schedule = Schedule(
         batches, tokens, settings.epochs * -(-len(batches) // settings.accumulate), seed, settings.accumulate
@@ -142,28 +139,30 @@ def plan(lengths: NDArray[np.int64], settings: StageSettings, seed: int) -> Sche
     return schedule
 
 
-def text_lengths(embedder: SentenceTransformer, targets: Dataset) -> NDArray[np.int64]:
+def text_lengths(embedder: SentenceTransformer, rows: Dataset, column: str = "text") -> NDArray[np.int64]:
     """Return how many tokens the model sees of each text, prompt included and truncated; shape (rows,)."""
     tokenizer = tokenizer_of(embedder)
-    lengths = [len(ids) for batch in targets.iter(2048) for ids in tokenise(tokenizer, batch["text"], prompt=True)]
+    lengths = [len(ids) for batch in rows.iter(2048) for ids in tokenise(tokenizer, batch[column], prompt=True)]
     return np.minimum(np.array(lengths, dtype=np.int64), tokenizer.model_max_length)
 
 
 def train_stage(
     embedder: SentenceTransformer,
-    loss: TokenTargetLoss,
-    targets: Dataset,
+    loss: nn.Module,
+    rows: Dataset,
     schedule: Schedule,
     settings: StageSettings,
     folder: Path,
     *,
+    collator: SentenceTransformerDataCollator | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> StageResult:
-    """Train the weights of `embedder` that require gradients on `targets` by `schedule` (from `plan`), in place.
+    """Train the weights of `embedder` that require gradients on `rows` by `schedule` (from `plan`), in place.
 
-    `folder` takes checkpoints and TensorBoard logs. With `resume`, training goes on from the last complete checkpoint
-    there, to the same weights as if it had never stopped; without, an old one is an `OutputError`. `progress` is called
+    `rows` are targets for `TokenTargetLoss`, unless another `collator` prepares them for another `loss`. `folder` takes
+    checkpoints and TensorBoard logs. With `resume`, training goes on from the last complete checkpoint there, to the
+    same weights as if it had never stopped; without, an old one is an `OutputError`. `progress` is called
     with the number of tokens after every step. Raises `TrainingDiverged` when the loss is not finite.
     """
     checkpoint = last_checkpoint(folder)
@@ -174,7 +173,7 @@ def train_stage(
         output_dir=str(folder),
         max_steps=schedule.steps,
         learning_rate=settings.learning_rate,
-        warmup_steps=max(1, round(settings.warmup * schedule.steps)) if settings.warmup else 0,
+        warmup_steps=round(settings.warmup * schedule.steps),  # its first step has rate 0: none for a handful of steps
         lr_scheduler_type="linear",
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_gradient_norm,
@@ -189,13 +188,15 @@ def train_stage(
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
+        # float32 adapters beside a bfloat16 backbone, where they are not computed in its dtype already
+        bf16=has_adapter_dropout(embedder) and transformer_of(embedder).model.dtype == torch.bfloat16,
     )
     trainer = StageTrainer(
         model=embedder,
         args=arguments,
-        train_dataset=targets.add_column("row", np.arange(len(targets))),
+        train_dataset=rows if collator else rows.add_column("row", np.arange(len(rows))),
         loss=loss,
-        data_collator=TargetCollator(preprocess_fn=embedder.preprocess),
+        data_collator=collator or TargetCollator(preprocess_fn=embedder.preprocess),
         callbacks=[counter],
     )
     trainer.remove_callback(_callback_named(trainer, "PrinterCallback"))

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from text2token.errors import BackboneError, RecipeError
 
+REMEMBERED_WORDS = 400_000  # some tens of megabytes
 NOT_A_TARGET = -1
 
 Surface = Literal["space", "bare", "both", "as_is"]
@@ -131,6 +132,16 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, prompt
     backend.no_padding()  # transformers leaves its last call's settings in the backend
     backend.no_truncation()
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=prompt)]
+
+
+def remember_more_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a byte-pair tokenizer keep the pieces of more words than its default of ten thousand; ids stay the same.
+
+    1.4 times as fast on a corpus of a few million words (LOG.md). Where this tokenizer has no such setting, nothing happens.
+    """
+    resize = getattr(_backend(tokenizer).model, "_resize_cache", None)
+    if resize is not None:
+        resize(REMEMBERED_WORDS)
 
 
 def token_forms(tokenizer: PreTrainedTokenizerBase) -> tuple[list[TokenForm], frozenset[int]]:

@@ -1,7 +1,7 @@
 """Documents → a corpus folder: normalised, counted, without duplicates, cut into passages, a part held out.
 
     corpus/
-      passages.arrow    {"text"}                      what is trained on
+      passages.arrow    {"text", "document"}          what is trained on; passages of a document stand in a row
       held_out.arrow    {"query", "passage", "place"} documents training never sees, for the label-free evaluation
       summary.json      what was read, left out and kept
 
@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from text2token.errors import CorpusError
 from text2token.files import atomic_folder
 
 DOCUMENT_SCHEMA = pa.schema([("title", pa.large_string()), ("body", pa.large_string()), ("place", pa.large_string())])
-PASSAGE_SCHEMA = pa.schema([("text", pa.large_string())])
+PASSAGE_SCHEMA = pa.schema([("text", pa.large_string()), ("document", pa.int64())])
 HELD_OUT_SCHEMA = pa.schema([("query", pa.large_string()), ("passage", pa.large_string()), ("place", pa.large_string())])
 
 MIN_HALVED_CHARACTERS = 120  # a shorter document has no two halves worth matching
@@ -129,7 +129,7 @@ def prepare_corpus(
                 pieces = [piece for part in parts for piece in split_text(part, settings.passage_characters)]
                 summary.split_documents += len(pieces) > len(parts)
                 summary.passages += len(pieces)
-                passages.write([(piece,) for piece in pieces])
+                passages.write([(piece, index) for piece in pieces])
         with _ArrowWriter(unfinished / "held_out.arrow", HELD_OUT_SCHEMA) as pairs:
             for index in sorted(held_out):
                 row = unique[index]
@@ -231,11 +231,11 @@ class _ArrowWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.schema = schema
-        self.rows: list[tuple[str, ...]] = []
+        self.rows: list[tuple[str | int, ...]] = []
         self.file = pa.OSFile(str(path), "wb")
         self.stream = pa.ipc.new_stream(self.file, schema)
 
-    def write(self, rows: list[tuple[str, ...]]) -> None:
+    def write(self, rows: Sequence[tuple[str | int, ...]]) -> None:
         self.rows += rows
         if len(self.rows) >= 1000:
             self.flush()

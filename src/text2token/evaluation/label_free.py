@@ -8,21 +8,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
 DEPTH = 10
+BOOTSTRAP_DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """Means over the queries, in percent, of the measures at depth 10; each query has one right answer."""
+    """Means over the queries, in percent, of the measures at depth 10; each query has one right answer.
+
+    `mrr_interval` is the 95 % interval of `mrr_at_10` by bootstrap over the queries: how far another draw of as many
+    documents from the same corpus might move it. It says nothing about other corpora or other questions.
+    """
 
     mrr_at_10: float
     ndcg_at_10: float
     recall_at_10: float
     queries: int
+    mrr_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How embeddings of unit length lie on the sphere (Wang & Isola 2020), without saying whether they are right.
+
+    `alignment`: mean squared distance of a query to its own passage (0 … 4; less is closer). `uniformity`: log mean of
+    exp(-2 squared distance) over pairs of passages (0: all alike; less is more even). `anisotropy`: mean cosine of
+    different passages (0: no common direction).
+    """
+
+    alignment: float
+    uniformity: float
+    anisotropy: float
 
 
 def retrieval_scores(similarities: NDArray[np.floating]) -> RetrievalScores:
@@ -33,11 +54,15 @@ def retrieval_scores(similarities: NDArray[np.floating]) -> RetrievalScores:
     own = np.diagonal(similarities)[:, None]
     ranks = (similarities >= own).sum(axis=1)
     found = ranks <= DEPTH
+    reciprocal = 100 * found / ranks
+    draws = np.random.default_rng(0).integers(len(ranks), size=(BOOTSTRAP_DRAWS, len(ranks)))
+    low, high = np.quantile(reciprocal[draws].mean(axis=1), [0.025, 0.975])
     return RetrievalScores(
-        mrr_at_10=100 * float(np.mean(found / ranks)),
+        mrr_at_10=float(np.mean(reciprocal)),
         ndcg_at_10=100 * float(np.mean(found / np.log2(ranks + 1))),
         recall_at_10=100 * float(np.mean(found)),
         queries=len(ranks),
+        mrr_interval=(float(low), float(high)),
     )
 
 
@@ -45,6 +70,17 @@ def dense_scores(queries: Tensor, passages: Tensor) -> RetrievalScores:
     """Score embeddings of shape (documents, dimension), finished but for their length, by cosine."""
     similarities = normalize(queries) @ normalize(passages).T
     return retrieval_scores(similarities.numpy())
+
+
+def geometry(queries: Tensor, passages: Tensor) -> Geometry:
+    """Return how the embeddings of matching queries and passages lie, shape (documents, dimension) each; at least two."""
+    queries, passages = normalize(queries), normalize(passages)
+    squared_distances = torch.pdist(passages).square()
+    return Geometry(
+        alignment=float((queries - passages).square().sum(1).mean()),
+        uniformity=float(squared_distances.mul(-2).exp().mean().log()),
+        anisotropy=float(1 - squared_distances.mean() / 2),
+    )
 
 
 def tfidf_scores(queries: Sequence[str], passages: Sequence[str], corpus: Sequence[str]) -> RetrievalScores:

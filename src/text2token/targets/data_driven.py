@@ -12,18 +12,21 @@ or smooth inverse frequency sif(v) = a / (a + p(v)) with p from the corpus, or b
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import Any, Literal
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from text2token.errors import RecipeError
-from text2token.targets.store import TargetBatch
-from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, tokenise
+from text2token.targets.store import SCHEMA
+from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, remember_more_words, tokenise
 
 TEXTS_PER_BATCH = 2048
+CANDIDATE_SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32()))])
 SIF_A = 1e-3  # Arora et al. 2017 recommend 1e-4 … 1e-3
 
 
@@ -67,25 +70,47 @@ class DataDrivenTargets:
         self.max_tokens = max_tokens
         self.documents_ = 0
         self.document_frequencies_: NDArray[np.int64] = np.zeros(vocabulary.size, dtype=np.int64)
+        self.is_target = np.zeros(vocabulary.size, dtype=np.bool_)
+        self.is_target[vocabulary.target_ids] = True
+        remember_more_words(tokenizer)
 
     def fit(self, texts: Iterable[str]) -> "DataDrivenTargets":
         """Count in how many texts each target token occurs, and return self."""
-        self.documents_ = 0
-        self.document_frequencies_ = np.zeros(self.vocabulary.size, dtype=np.int64)
+        self._forget()
         for batch in _batches(texts):
-            _, ids = self._candidates(self._visible_tokens(batch))
-            self.document_frequencies_ += np.bincount(ids, minlength=self.vocabulary.size)
-            self.documents_ += len(batch)
+            self._learn(self._candidates(batch))
         return self
 
-    def transform(self, texts: Iterable[str]) -> Iterator[TargetBatch]:
-        """Yield the targets of `texts` in their order, batch by batch.
+    def transform(self, texts: Iterable[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of `texts` in their order, in batches of the store's schema.
 
         A text without a target token falls back to all its tokens that are not special; one without any is left out.
         """
         weights = self.token_weights() * self.vocabulary.form_shares
         for batch in _batches(texts):
-            yield self._targets(batch, weights)
+            yield self._targets(pa.array(batch, pa.large_string()), self._candidates(batch), weights)
+
+    def fit_transform(self, texts: Iterable[str], scratch: Path) -> Iterator[pa.RecordBatch]:
+        """Do both while tokenising once: what a text's candidates are waits in the file `scratch` until all are counted.
+
+        The fit is done when this returns; what it returns yields as `transform` does, and deletes `scratch` at its end.
+        """
+        self._forget()
+        with pa.OSFile(str(scratch), "wb") as file, pa.ipc.new_stream(file, CANDIDATE_SCHEMA) as stream:
+            for batch in _batches(texts):
+                candidates = self._candidates(batch)
+                self._learn(candidates)
+                lists = pa.ListArray.from_arrays(candidates.bounds, candidates.ids)
+                stream.write_batch(pa.record_batch([pa.array(batch, pa.large_string()), lists], schema=CANDIDATE_SCHEMA))
+        return self._waiting(scratch)
+
+    def _waiting(self, scratch: Path) -> Iterator[pa.RecordBatch]:
+        weights = self.token_weights() * self.vocabulary.form_shares
+        with pa.memory_map(str(scratch)) as file:
+            for batch in pa.ipc.open_stream(file):
+                lists = batch["token_ids"]
+                yield self._targets(batch["text"], _Candidates(lists.offsets.to_numpy(), lists.values.to_numpy()), weights)
+        scratch.unlink()
 
     def token_weights(self) -> NDArray[np.float32]:
         """Return the unnormalised weight of every token id, shape (vocabulary size,)."""
@@ -108,34 +133,55 @@ class DataDrivenTargets:
         """Return the settings and what was learnt, for the card."""
         return {**asdict(self.settings), "max_tokens": self.max_tokens, "fitted_on": self.documents_}
 
-    def _visible_tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        return [ids[: self.max_tokens] for ids in tokenise(self.tokenizer, texts)]
+    def _forget(self) -> None:
+        self.documents_ = 0
+        self.document_frequencies_ = np.zeros(self.vocabulary.size, dtype=np.int64)
 
-    def _candidates(self, token_ids: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return (row, target id) pairs, unique and sorted."""
-        rows = np.repeat(np.arange(len(token_ids)), [len(ids) for ids in token_ids])
-        flat = np.fromiter((token for ids in token_ids for token in ids), dtype=np.int64, count=len(rows))
+    def _learn(self, candidates: "_Candidates") -> None:
+        ids = candidates.ids[self.is_target[candidates.ids]]  # tokens that a text falls back to are none
+        self.document_frequencies_ += np.bincount(ids, minlength=self.vocabulary.size)
+        self.documents_ += len(candidates.bounds) - 1
+
+    def _candidates(self, texts: Sequence[str]) -> "_Candidates":
+        token_ids = [ids[: self.max_tokens] for ids in tokenise(self.tokenizer, texts)]
+        lengths = [len(ids) for ids in token_ids]
+        flat = np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=sum(lengths))
         represented = self.vocabulary.representatives[flat]  # (tokens, 2)
-        pairs = np.stack([np.repeat(rows, 2), represented.ravel()], axis=1)
-        keys = np.unique(pairs[pairs[:, 1] != NOT_A_TARGET] @ np.array([self.vocabulary.size, 1]))
-        return keys // self.vocabulary.size, keys % self.vocabulary.size
+        keys = np.repeat(np.arange(len(texts)) * self.vocabulary.size, lengths)[:, None] + represented
+        keys = np.sort(keys[represented != NOT_A_TARGET])
+        keys = keys[np.diff(keys, prepend=-1) > 0]  # several times as fast as np.unique
+        counts = np.bincount(keys // self.vocabulary.size, minlength=len(texts))
+        for row in np.flatnonzero(counts == 0):
+            others = sorted(set(token_ids[row]) - self.vocabulary.special_ids)
+            keys = np.concatenate([keys, row * self.vocabulary.size + np.array(others, dtype=np.int64)])
+            counts[row] = len(others)
+        bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        return _Candidates(bounds, (np.sort(keys) % self.vocabulary.size).astype(np.int32))
 
-    def _targets(self, texts: Sequence[str], weights: NDArray[np.float32]) -> TargetBatch:
-        token_ids = self._visible_tokens(texts)
-        rows, ids = self._candidates(token_ids)
-        bounds = np.searchsorted(rows, np.arange(len(texts) + 1))
-        result = TargetBatch(text=[], token_ids=[], weights=[])
-        for row, text in enumerate(texts):
-            chosen = ids[bounds[row] : bounds[row + 1]]
-            if not len(chosen):
-                chosen = np.array(sorted(set(token_ids[row]) - self.vocabulary.special_ids), dtype=np.int64)
-            if not len(chosen):
-                continue
-            if len(chosen) > self.settings.top_k:
-                heaviest = np.argpartition(-weights[chosen], self.settings.top_k - 1)[: self.settings.top_k]
-                chosen = chosen[np.sort(heaviest)]
-            share = weights[chosen] / weights[chosen].sum()
-            result["text"].append(text)
-            result["token_ids"].append(chosen.tolist())
-            result["weights"].append(share.tolist())
-        return result
+    def _targets(self, texts: pa.Array, candidates: "_Candidates", weights: NDArray[np.float32]) -> pa.RecordBatch:
+        ids, counts = candidates.ids, np.diff(candidates.bounds)
+        shares = weights[ids].astype(np.float64)
+        if counts.max(initial=0) > self.settings.top_k:
+            rows = np.repeat(np.arange(len(counts)), counts)
+            heaviest_first = np.lexsort((ids, -shares, rows))
+            place = np.arange(len(ids)) - np.repeat(candidates.bounds[:-1], counts)
+            kept = np.sort(heaviest_first[place < self.settings.top_k])
+            ids, shares, counts = ids[kept], shares[kept], np.minimum(counts, self.settings.top_k)
+        present = counts > 0
+        counts = counts[present]
+        bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        if len(counts):
+            shares /= np.repeat(np.add.reduceat(shares, bounds[:-1]), counts)
+        columns = [
+            texts.filter(pa.array(present)),
+            pa.ListArray.from_arrays(bounds, ids),
+            pa.ListArray.from_arrays(bounds, shares.astype(np.float32)),
+        ]
+        return pa.record_batch(columns, schema=SCHEMA)
+
+
+class _Candidates(NamedTuple):
+    """Target tokens of a batch of texts: those of text i are `ids[bounds[i]:bounds[i + 1]]`, ascending."""
+
+    bounds: NDArray[np.int32]
+    ids: NDArray[np.int32]

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,15 +28,8 @@ from text2token.vocabulary import TargetVocabulary
 FORMAT_VERSION = 1
 ROWS_PER_SHARD = 100_000
 CARD = "card.json"
+# for each text its token ids and their weights, positive and summing to 1
 SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32()))])
-
-
-class TargetBatch(TypedDict):
-    """Rows of targets: for each text its token ids and their weights, positive and summing to 1."""
-
-    text: list[str]
-    token_ids: list[list[int]]
-    weights: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class TargetCard:
 
 def write_targets(
     folder: Path,
-    batches: Iterable[TargetBatch],
+    batches: Iterable[pa.RecordBatch],
     vocabulary: TargetVocabulary,
     *,
     constructor: str,
@@ -74,7 +67,7 @@ def write_targets(
     tokenizer: str,
     texts_read: int,
 ) -> TargetCard:
-    """Write `batches` as shards into `folder`, all or nothing, and return the card.
+    """Write `batches`, of `SCHEMA`, as shards into `folder`, all or nothing, and return the card.
 
     `tokenizer` is its name for people, `texts_read` the number of texts that went in (the difference to the rows
     written is reported as dropped). An existing folder is replaced.
@@ -159,12 +152,12 @@ def shuffle_targets(targets: Dataset, seed: int) -> Dataset:
     return concatenate_datasets([targets.select_columns(["text"]), others], axis=1)
 
 
-def _shard_tables(batches: Iterable[TargetBatch]) -> Iterable[pa.Table]:
+def _shard_tables(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.Table]:
     pending: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
-        pending.append(pa.record_batch(dict(batch), schema=SCHEMA))
-        rows += len(batch["text"])
+        pending.append(batch)
+        rows += batch.num_rows
         if rows >= ROWS_PER_SHARD:
             yield pa.Table.from_batches(pending)
             pending, rows = [], 0

@@ -1,0 +1,223 @@
+"""Targets, training and encoding against their limits and against what people use today.
+
+Corpus: the docstrings of the running Python. Backbone: that of the quickstart.
+"""
+
+import json
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from measure import Line, ratio, seconds
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from text2token.adapters import LoraSettings, add_lora
+from text2token.backbone import embed, load_embedder, tokenizer_of, transformer_of
+from text2token.corpus.readers import read_documents
+from text2token.encoder import open_encoder
+from text2token.evaluation.labelled import score_suite
+from text2token.evaluation.suite import read_suite
+from text2token.export import export_embedder
+from text2token.head import load_head
+from text2token.isotropy import fit_isotropy
+from text2token.loss import TokenTargetLoss
+from text2token.quickstart import quickstart_recipe
+from text2token.targets.data_driven import DataDrivenTargets
+from text2token.training import Schedule, StageSettings, TargetCollator, plan, text_lengths, train_stage
+from text2token.vocabulary import TargetVocabulary, tokenise
+
+TOKENS_PER_BATCH = 1024
+TRAINING_TOKENS = 10_000
+SETTINGS = quickstart_recipe().backbone
+THIRD = 3  # repeats of what takes long
+
+
+def documents() -> list[str]:
+    """Return the texts of the standard library."""
+    return [document.text for document in read_documents(["python:stdlib"])]
+
+
+def roofline() -> list[Line]:
+    """Return the machine's rate of matrix products at the model's shapes, and what it allows at most in tokens a second."""
+    model = transformer_of(load_embedder(SETTINGS)).model
+    shapes = [tuple(module.weight.shape) for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    flops = 2 * sum(rows * columns for rows, columns in shapes)
+    lines = []
+    for dtype in (torch.bfloat16, torch.float32):
+        taken = 0.0
+        for rows, columns in sorted(set(shapes)):
+            x, weight = torch.randn(TOKENS_PER_BATCH, columns).to(dtype), torch.randn(rows, columns).to(dtype)
+
+            def products(x: torch.Tensor = x, weight: torch.Tensor = weight) -> None:
+                for _ in range(20):
+                    torch.nn.functional.linear(x, weight)
+
+            products()
+            taken += shapes.count((rows, columns)) * statistics.median(seconds(products) / 20 for _ in range(5))
+        rate = flops * TOKENS_PER_BATCH / taken / 1e9
+        limit = TOKENS_PER_BATCH / taken
+        name = str(dtype).removeprefix("torch.")
+        details: dict[str, object] = {"gflops": round(rate), "flops_per_token": flops, "tokens_per_second": round(limit)}
+        figure = f"{rate:,.0f} GFLOP/s: at most {limit:,.0f} tokens/s forward, {limit / 2:,.0f} trained with frozen weights"
+        lines.append(Line(f"matrix products, {name}", f"{flops / 1e9:.2f} GFLOP a token", figure, "", None, details))
+        print(f"roofline, {name}: {figure}", flush=True)
+    return lines
+
+
+def targets() -> list[Line]:
+    """Return data-driven targets against the tokenizer alone and against TF-IDF, in documents a second."""
+    embedder = load_embedder(SETTINGS)
+    tokenizer = tokenizer_of(embedder)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
+    many = documents() * 4
+
+    def ours() -> None:
+        constructor = DataDrivenTargets(tokenizer, vocabulary)
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in constructor.fit_transform(many, Path(folder) / "candidates.arrow"):
+                pass
+
+    name = f"data-driven targets, {len(many):,} documents"
+    return [
+        ratio(name, "the tokenizer alone", ours, lambda: tokenise(tokenizer, many), 0.8),
+        ratio(name, "scikit-learn's TfidfVectorizer", ours, lambda: TfidfVectorizer().fit_transform(many), 3),
+    ]
+
+
+class _Stage:
+    """One stage of our training on short texts, and the batches it sees."""
+
+    def __init__(self, tokens: int) -> None:
+        self.embedder = load_embedder(SETTINGS)
+        self.tokenizer = tokenizer_of(self.embedder)
+        vocabulary = TargetVocabulary.from_tokenizer(self.tokenizer)
+        short = [text[:220] for text in documents()]
+        constructor = DataDrivenTargets(self.tokenizer, vocabulary).fit(short)
+        self.rows = Dataset(pa.Table.from_batches(constructor.transform(short)))
+        self.settings = StageSettings(max_tokens=tokens, tokens_per_batch=TOKENS_PER_BATCH, steps_per_checkpoint=10_000)
+        self.schedule: Schedule = plan(text_lengths(self.embedder, self.rows), self.settings, seed=0)
+        collate = TargetCollator(preprocess_fn=self.embedder.preprocess)
+        steps = [self.schedule.batches[number] for number in self.schedule.order(0)[: self.schedule.steps]]
+        self.texts = [text for step in steps for text in self.rows[step]["text"]]
+        self.batches = [collate([{**self.rows[int(row)], "row": int(row)} for row in step]) for step in steps]
+        self.loss = TokenTargetLoss(self.embedder, load_head(self.embedder, SETTINGS.name))
+        add_lora(self.embedder, LoraSettings(), seed=0)
+
+    def run(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train_stage(self.embedder, self.loss, self.rows, self.schedule, self.settings, Path(folder))
+
+
+def training() -> list[Line]:
+    """Return our training steps against a bare forward and backward of the backbone on the same batches."""
+    stage = _Stage(TRAINING_TOKENS)
+    backbone = transformer_of(load_embedder(SETTINGS)).model.requires_grad_(False)
+    table = backbone.get_input_embeddings()
+
+    def bare() -> None:
+        for batch in stage.batches:
+            embedded = table(batch["text_input_ids"]).detach().requires_grad_(True)
+            hidden = backbone(inputs_embeds=embedded, attention_mask=batch["text_attention_mask"]).last_hidden_state
+            hidden[:, -1].float().square().mean().backward()
+
+    tokens = stage.schedule.tokens_to_see
+    line = ratio(f"training, {tokens:,} tokens", "the bare backbone, forward and backward", stage.run, bare, 0.9, THIRD)
+    taken = line.details["seconds_ours"]
+    assert isinstance(taken, float)
+    line.details["tokens_per_second"] = round(tokens / taken)
+    return [line]
+
+
+def peers(llm2vec_python: str | None) -> list[Line]:
+    """Return our texts a second in training against SimCSE: sentence-transformers' own way, and the authors' of LLM2Vec."""
+    stage = _Stage(TRAINING_TOKENS)
+    model = load_embedder(SETTINGS)
+    transformer_of(model).model.set_attn_implementation("sdpa")  # what a user gets without asking
+    add_lora(model, LoraSettings(dropout=0.05), seed=0)
+    pairs = Dataset.from_dict({"anchor": stage.texts, "positive": stage.texts})
+
+    def simcse() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = SentenceTransformerTrainingArguments(
+                output_dir=folder,
+                num_train_epochs=1,
+                per_device_train_batch_size=32,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                use_cpu=not torch.cuda.is_available(),
+                bf16=transformer_of(model).model.dtype == torch.bfloat16,
+            )
+            SentenceTransformerTrainer(
+                model, arguments, train_dataset=pairs, loss=MultipleNegativesRankingLoss(model)
+            ).train()
+
+    name = f"training, {len(stage.texts):,} texts"
+    lines = [ratio(name, "SimCSE in sentence-transformers", stage.run, simcse, 2, THIRD)]
+    if llm2vec_python:
+        taken = [seconds(stage.run) for _ in range(THIRD + 1)][1:]
+        theirs = _llm2vec(llm2vec_python, stage)
+        value = statistics.median(theirs) / statistics.median(taken)
+        details: dict[str, object] = {"ratio": round(value, 3), "seconds_ours": taken, "seconds_other": theirs}
+        lines.append(Line(name, "SimCSE step of llm2vec 0.2.3", f"{value:.2f} ×", "≥ 2 ×", value >= 2, details))
+        print(f"{name}: {value:.2f} × SimCSE step of llm2vec", flush=True)
+    return lines
+
+
+def _llm2vec(python: str, stage: _Stage) -> list[float]:
+    config = transformer_of(stage.embedder).model.config
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    given = {
+        "model": {name: getattr(config, name) for name in (*names, "num_key_value_heads")},
+        "token_ids": tokenise(stage.tokenizer, stage.texts),  # without our prompt: their way is the bare text
+        "batch": 32,
+        "threads": torch.get_num_threads(),
+        "dtype": str(transformer_of(stage.embedder).model.dtype).removeprefix("torch."),
+        "repeats": THIRD,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "given.json"
+        path.write_text(json.dumps(given))
+        script = Path(__file__).with_name("llm2vec_step.py")
+        output = subprocess.run([python, str(script), str(path)], capture_output=True, text=True, check=True).stdout
+    return [float(value) for value in json.loads(output.splitlines()[-1])["seconds"]]
+
+
+def encoding(suite: Path | None) -> list[Line]:
+    """Return our encoder against `SentenceTransformer.encode` with the same weights in float32, and the points it costs."""
+    texts = [text[:220] for text in documents()][::8]
+    with tempfile.TemporaryDirectory() as folder:
+        embedder = load_embedder(SETTINGS)
+        export_embedder(embedder, fit_isotropy(embed(embedder, texts[:200])), Path(folder) / "model", "")
+        plain = SentenceTransformer(str(Path(folder) / "model"))
+        fast = open_encoder(str(Path(folder) / "model"), "auto")
+
+        def ours() -> None:
+            fast.embed(texts, None)
+
+        name = f"encoding, {len(texts):,} texts, CPU"
+        other = "`SentenceTransformer.encode`, float32"
+        line = ratio(name, other, ours, _quietly(plain, texts), 3, THIRD)
+        lines = [line]
+        if suite:
+            tasks = [task for task in read_suite(suite) if task.type == "sts"]
+            exact = open_encoder(str(Path(folder) / "model"))
+            scores = [score_suite(encoder, tasks, Path(folder) / "cache").mean_task for encoder in (exact, fast)]
+            figure = f"{scores[0]:.2f} → {scores[1]:.2f} points"
+            lost = scores[0] - scores[1]
+            names = ", ".join(task.name for task in tasks)
+            lines.append(Line("what that costs", f"mean of {names}", figure, "≤ 0.5 lost", lost <= 0.5, {"scores": scores}))
+            print(f"encoding: {figure}", flush=True)
+    return lines
+
+
+def _quietly(model: SentenceTransformer, texts: list[str]) -> Callable[[], np.ndarray]:
+    return lambda: model.encode(texts, show_progress_bar=False)

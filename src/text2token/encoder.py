@@ -1,0 +1,117 @@
+"""Texts in, vectors out, and no text embedded twice: what every method is to those who measure it.
+
+The trap is identity. Scores are kept under an encoder's fingerprint, so it covers all that changes a vector: weights,
+tokenizer (the prompt lives there), pooling, what is done to the vectors afterwards, and the number format of the arithmetic.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from text2token.backbone import PYPI, Progress, embed, package_file, resolve_dtype, tokenizer_of, transformer_of
+from text2token.errors import BackboneError
+from text2token.isotropy import Whitening
+
+Embed = Callable[[Sequence[str], Progress | None], Tensor]
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """`embed` gives vectors of shape (texts, dimension), float32; `finish`, where set, maps them to what is compared.
+
+    `memory` holds what `embed` gave for each text, so that several finishes share one pass over the texts; None remembers
+    nothing, for corpora that do not fit.
+    """
+
+    name: str
+    fingerprint: str
+    embed: Embed
+    finish: Whitening | None = None
+    memory: dict[str, Tensor] | None = field(default_factory=dict, repr=False)
+
+    def __call__(self, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
+        """Return finished vectors, shape (texts, dimension), float32; `progress` counts the texts that were new."""
+        vectors = self.embedded(texts, progress)
+        return self.finish(vectors) if self.finish else vectors
+
+    def embedded(self, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
+        """Return the vectors as `embed` gave them."""
+        if self.memory is None:
+            return self.embed(texts, progress)
+        unknown = [text for text in dict.fromkeys(texts) if text not in self.memory]
+        if unknown:
+            self.memory.update(zip(unknown, self.embed(unknown, progress), strict=True))
+        return torch.stack([self.memory[text] for text in texts])
+
+    def finished_by(self, finish: Whitening, name: str) -> "TextEncoder":
+        """Return the encoder whose vectors are finished by `finish`; it shares the memory of this one."""
+        digest = hashlib.sha256(finish.centre.numpy().tobytes() + finish.transform.numpy().tobytes()).hexdigest()
+        return replace(self, name=name, fingerprint=_digest(self.fingerprint, digest), finish=finish)
+
+
+def encoder_of(embedder: SentenceTransformer, name: str) -> TextEncoder:
+    """Return the encoder of a loaded model, as it is now: the model must not be changed afterwards."""
+    return TextEncoder(name, model_fingerprint(embedder), lambda texts, progress: embed(embedder, texts, progress))
+
+
+def open_encoder(name: str, dtype: str = "float32") -> TextEncoder:
+    """Load a sentence-transformers model, ours or any other, by folder, hub id or `pypi:PACKAGE` that holds one.
+
+    With another `dtype` than float32 only the transformer computes in it; what follows the pooling stays in float32,
+    because subtracting a mean is where bfloat16 would lose the small differences. Raises `BackboneError`.
+    """
+    try:
+        model = SentenceTransformer(_place(name))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{name}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
+    if resolve_dtype(dtype) == torch.float32:
+        return encoder_of(model, name)
+    pooled, rest = in_two_parts(model, resolve_dtype(dtype))
+    fingerprint = _digest(model_fingerprint(pooled), model_fingerprint(rest))
+    return TextEncoder(name, fingerprint, lambda texts, progress: finish_with(rest, embed(pooled, texts, progress)))
+
+
+def in_two_parts(model: SentenceTransformer, dtype: torch.dtype) -> tuple[SentenceTransformer, SentenceTransformer]:
+    """Split `model`: text → pooled embedding, computed in `dtype`, and the modules after the pooling, in float32."""
+    modules = list(model)
+    cast(torch.nn.Module, transformer_of(model).model).to(dtype)
+    return SentenceTransformer(modules=modules[:2]), SentenceTransformer(modules=modules[2:])
+
+
+def finish_with(rest: SentenceTransformer, embeddings: Tensor) -> Tensor:
+    """Return `embeddings`, shape (texts, dimension), after the modules that follow the pooling."""
+    with torch.inference_mode():
+        return cast(Tensor, rest({"sentence_embedding": embeddings})["sentence_embedding"]).clone()
+
+
+def model_fingerprint(model: SentenceTransformer) -> str:
+    """Return 16 hex digits of everything that decides what `model` gives for a text."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for module in model:
+        described: Any = module
+        settings = described.get_config_dict() if hasattr(described, "get_config_dict") else {}
+        digest.update(f"{type(module).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
+        inner: Any = getattr(module, "model", None)
+        if inner is not None:
+            digest.update(json.dumps(inner.config.to_diff_dict(), sort_keys=True, default=str).encode())
+            tokenizer = tokenizer_of(model)
+            digest.update(tokenizer.backend_tokenizer.to_str().encode())
+            digest.update(str(tokenizer.model_max_length).encode())
+    return digest.hexdigest()[:16]
+
+
+def _place(name: str) -> str:
+    return str(package_file(name.removeprefix(PYPI), "modules.json").parent) if name.startswith(PYPI) else name
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,154 @@
+"""Score models on what there is: labelled tasks, mteb by name, the user's own text; and write the scores down."""
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from text2token.corpus.documents import Document
+from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+from text2token.corpus.readers import BrokenLines
+from text2token.encoder import TextEncoder, open_encoder
+from text2token.errors import CorpusError
+from text2token.evaluation.label_free import (
+    Geometry,
+    RetrievalScores,
+    dense_scores,
+    geometry,
+    tfidf_scores,
+)
+from text2token.evaluation.labelled import LabelledScores, score_benchmark, score_suite
+from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
+from text2token.files import atomic_file
+from text2token.reporter import Reporter, Silent
+
+QUICK_TOKENS = 250_000
+TFIDF_SAMPLE = 20_000  # passages that TF-IDF learns its frequencies from
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """All scores of one model; what was not asked for is None. `model` is the name it was given by."""
+
+    model: str
+    labelled: LabelledScores | None = None
+    label_free: RetrievalScores | None = None
+    geometry: Geometry | None = None
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """What to score on: a `suite` folder (`quick`: a sample of it), a `benchmark` of mteb, `held_out` documents of a corpus.
+
+    `dtype` is what the transformers compute in.
+    """
+
+    suite: Path | None = None
+    quick: bool = False
+    benchmark: str | None = None
+    held_out: int = 200
+    dtype: str = "float32"
+
+
+def evaluate_models(
+    models: Sequence[str],
+    yardsticks: Yardsticks,
+    documents: Iterable[Document] | None = None,
+    *,
+    cache: Path | None = None,
+    broken: BrokenLines | None = None,
+    reporter: Reporter | None = None,
+) -> list[ModelReport]:
+    """Return a report per model and, with `documents`, one of TF-IDF beside them.
+
+    `documents` are prepared as for training, so that with the same text and number the held-out ones are those that
+    training held out. Finished tasks of mteb are kept in `cache`.
+    """
+    reporter = reporter or Silent()
+    cache = cache or platformdirs.user_cache_path("text2token") / "mteb"
+    tasks = read_suite(yardsticks.suite) if yardsticks.suite else []
+    tasks = sample_suite(tasks, QUICK_TOKENS) if yardsticks.quick else tasks
+    reports = []
+    with tempfile.TemporaryDirectory(prefix="text2token-") as temporary:
+        corpus = None
+        if documents is not None:
+            corpus = prepare_corpus(
+                documents, Path(temporary) / "corpus", CorpusSettings(held_out=yardsticks.held_out), broken
+            )
+            if len(corpus.held_out) < 2:
+                raise CorpusError("no two documents are long enough to be asked for by their title or first half")
+        for name in models:
+            encoder = open_encoder(name, yardsticks.dtype)
+            labelled = _labelled(encoder, tasks, yardsticks.benchmark, cache, reporter)
+            own, shape = _label_free(encoder, corpus, reporter) if corpus else (None, None)
+            reports.append(ModelReport(name, labelled, own, shape))
+        if corpus:
+            fitted_on = list(corpus.passages[:TFIDF_SAMPLE]["text"])
+            scores = tfidf_scores(list(corpus.held_out["query"]), list(corpus.held_out["passage"]), fitted_on)
+            reports.append(ModelReport("TF-IDF", label_free=scores))
+    return reports
+
+
+def _labelled(
+    encoder: TextEncoder, tasks: Sequence[SuiteTask], benchmark: str | None, cache: Path, reporter: Reporter
+) -> LabelledScores | None:
+    found = score_suite(encoder, tasks, cache, reporter).tasks if tasks else []
+    found = [*found, *(score_benchmark(encoder, benchmark, cache, reporter).tasks if benchmark else [])]
+    return LabelledScores(found) if found else None
+
+
+def _label_free(encoder: TextEncoder, corpus: Corpus, reporter: Reporter) -> tuple[RetrievalScores, Geometry]:
+    queries, passages = list(corpus.held_out["query"]), list(corpus.held_out["passage"])
+    with reporter.progress(f"Embedding, {encoder.name}", len({*queries, *passages}), "texts") as progress:
+        asked, answers = encoder(queries, progress), encoder(passages, progress)
+    return dense_scores(asked, answers), geometry(asked, answers)
+
+
+def reports_json(reports: Sequence[ModelReport]) -> str:
+    """Return all scores as JSON, both means by their names."""
+    return json.dumps([_plain(report) for report in reports], indent=2, ensure_ascii=False)
+
+
+def reports_csv(reports: Sequence[ModelReport]) -> str:
+    """Return one line per model and task: model, type, task, measure, score."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["model", "type", "task", "measure", "score"])
+    for report in reports:
+        if report.labelled:
+            for task in report.labelled.tasks:
+                writer.writerow([report.model, task.type, task.task, task.measure, round(task.score, 4)])
+            writer.writerow([report.model, "", "Mean(Task)", "", round(report.labelled.mean_task, 4)])
+            writer.writerow([report.model, "", "Mean(TaskType)", "", round(report.labelled.mean_task_type, 4)])
+        if report.label_free:
+            for measure in ("mrr_at_10", "ndcg_at_10", "recall_at_10"):
+                score = round(getattr(report.label_free, measure), 4)
+                writer.writerow([report.model, "label_free", "own text", measure, score])
+    return file.getvalue()
+
+
+def write_reports(reports: Sequence[ModelReport], path: Path) -> None:
+    """Write the scores to `path`, as CSV or JSON by its ending."""
+    content = reports_csv(reports) if path.suffix == ".csv" else reports_json(reports) + "\n"
+    with atomic_file(path) as unfinished:
+        unfinished.write_text(content)
+
+
+def _plain(report: ModelReport) -> dict[str, Any]:
+    content: dict[str, Any] = {"model": report.model}
+    if report.labelled:
+        content["mean_task"] = report.labelled.mean_task
+        content["mean_task_type"] = report.labelled.mean_task_type
+        content["types"] = report.labelled.types
+        content["tasks"] = [asdict(task) for task in report.labelled.tasks]
+    if report.label_free:
+        content["label_free"] = asdict(report.label_free)
+    if report.geometry:
+        content["geometry"] = asdict(report.geometry)
+    return content

@@ -1,0 +1,126 @@
+"""Vectors of a corpus on disk, made a shard at a time: memory does not grow with the corpus, and a stopped run goes on.
+
+    vectors/
+      vectors-00000.parquet   {"place": string, "text": string, "vector": fixed_size_list<float32>}
+      card.json               which encoder made them, from what, how many
+
+A shard takes its name when it is complete, so what stands there is finished; the card is written first and says whose
+vectors these are, so that no other encoder's are added to them.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from text2token.corpus.documents import Document
+from text2token.encoder import TextEncoder
+from text2token.errors import CorpusError, OutputError
+from text2token.files import atomic_file
+from text2token.reporter import Reporter, Silent
+
+CARD = "card.json"
+ROWS_PER_SHARD = 10_000
+
+
+@dataclass(frozen=True)
+class VectorCard:
+    """Whose vectors a folder holds. `rows` is 0 until all are there."""
+
+    model: str
+    fingerprint: str
+    dimension: int
+    sources: tuple[str, ...]
+    rows_per_shard: int
+    rows: int = 0
+
+
+def embed_corpus(
+    encoder: TextEncoder,
+    documents: Iterable[Document],
+    folder: Path,
+    *,
+    sources: tuple[str, ...] = (),
+    resume: bool = False,
+    total: int | None = None,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    reporter: Reporter | None = None,
+) -> VectorCard:
+    """Write the vector of each document's text to `folder`, in their order, and return the card.
+
+    Empty texts are left out. With `resume`, finished shards stay and their documents are read past; the result is the
+    same as without the interruption. `total`, where known, is the number of texts, for the time left. Raises
+    `OutputError` when the folder holds other vectors, `CorpusError` when there is no text.
+    """
+    reporter = reporter or Silent()
+    encoder = replace(encoder, memory=None)
+    texts = (document for document in documents if document.text.strip())
+    first = next(texts, None)
+    if first is None:
+        raise CorpusError("no documents: the input holds no text")
+    dimension = encoder([first.text]).shape[1]
+    card = VectorCard(encoder.name, encoder.fingerprint, dimension, sources, rows_per_shard)
+    _check(folder, card, resume)
+    _write_card(folder, card)
+    schema = pa.schema(
+        [("place", pa.large_string()), ("text", pa.large_string()), ("vector", pa.list_(pa.float32(), dimension))]
+    )
+    rows = 0
+    with reporter.progress("Embedding", total, "texts") as progress:
+        for number, chunk in enumerate(_chunks(itertools.chain([first], texts), rows_per_shard)):
+            rows += len(chunk)
+            path = folder / f"vectors-{number:05}.parquet"
+            if path.exists():
+                progress(len(chunk))
+            else:
+                vectors = encoder([document.text for document in chunk], progress)
+                columns = [
+                    pa.array([document.place for document in chunk], pa.large_string()),
+                    pa.array([document.text for document in chunk], pa.large_string()),
+                    pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel(), pa.float32()), dimension),
+                ]
+                with atomic_file(path) as unfinished:
+                    pq.write_table(pa.Table.from_arrays(columns, schema=schema), unfinished, compression="zstd")
+    card = replace(card, rows=rows)
+    _write_card(folder, card)
+    return card
+
+
+def read_card(folder: Path) -> VectorCard:
+    """Return the card of a folder of vectors, or raise `OutputError` where there is none."""
+    try:
+        content = json.loads((folder / CARD).read_text())
+        return VectorCard(**{**content, "sources": tuple(content["sources"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise OutputError(f"{folder}: holds no vectors that can be read ({error})") from error
+
+
+def read_vectors(folder: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of all shards in their order, a few thousand at a time."""
+    for path in sorted(folder.glob("vectors-*.parquet")):
+        yield from pq.ParquetFile(path).iter_batches(4096)
+
+
+def _check(folder: Path, card: VectorCard, resume: bool) -> None:
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not resume:
+        raise OutputError(f"{folder}: exists and is not empty. Go on with --resume, or choose another --output")
+    found = read_card(folder)
+    if replace(found, rows=0, model=card.model) != card:
+        raise OutputError(f"{folder}: holds vectors of another model or corpus ({found.model}, {found.fingerprint})")
+
+
+def _write_card(folder: Path, card: VectorCard) -> None:
+    with atomic_file(folder / CARD) as path:
+        path.write_text(json.dumps(asdict(card), indent=2))
+
+
+def _chunks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    remaining = iter(documents)
+    while chunk := list(itertools.islice(remaining, size)):
+        yield chunk

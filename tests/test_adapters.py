@@ -1,0 +1,85 @@
+"""The fused adapters are peft's to the last digit that float32 has, and all that cannot be fused is peft's own."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import TEXTS
+from peft.tuners.lora import Linear as LoraLinear
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from text2token.adapters import FusedLinear, LoraSettings, add_lora, blend_lora, merge_lora
+from text2token.backbone import BackboneSettings, embed, load_embedder
+
+
+def adapted(settings: BackboneSettings, **options: float) -> SentenceTransformer:
+    embedder = load_embedder(settings)
+    add_lora(embedder, LoraSettings(rank=4, **options), seed=0)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in embedder.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return embedder.train()
+
+
+def gradients(embedder: SentenceTransformer) -> tuple[Tensor, dict[str, Tensor]]:
+    embedder.zero_grad()
+    torch.manual_seed(2)  # some families have dropout of their own
+    vectors = embedder(embedder.preprocess(TEXTS))["sentence_embedding"]
+    (vectors.float() * torch.linspace(-1, 1, vectors.shape[1])).square().sum().backward()
+    return vectors.detach(), {name: value.grad for name, value in embedder.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "qwen3", "gemma3", "phi", "opt", "gpt_neox"])
+def test_outputs_and_gradients_are_those_of_peft(
+    make_backbone: Callable[[str], object], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BackboneSettings(str(make_backbone(family)), dtype="float32", max_length=64)
+    embedder = adapted(settings)
+    fused = [module for module in embedder.modules() if isinstance(module, FusedLinear)]
+    assert fused
+    found, found_gradients = gradients(embedder)
+    monkeypatch.setattr(FusedLinear, "forward", LoraLinear.forward)
+    expected, expected_gradients = gradients(embedder)
+    assert (found - expected).abs().max() < 1e-5
+    assert found_gradients.keys() == expected_gradients.keys()
+    assert any("lora_A" in name for name in found_gradients)
+    for name, value in expected_gradients.items():
+        assert (found_gradients[name] - value).abs().max() <= 1e-4 * value.abs().max() + 1e-6, name
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    torch.manual_seed(0)
+    from text2token.adapters import _LinearWithAdapter
+
+    x, a, b = (torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((2, 3, 5), (2, 5), (4, 2)))
+    weight, bias = torch.randn(4, 5, dtype=torch.double), torch.randn(4, dtype=torch.double)
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: _LinearWithAdapter.apply(x, weight, bias, a, b, 2.0), (x, a, b), eps=1e-6, atol=1e-6
+    )
+
+
+def test_in_bfloat16_the_adapters_keep_float32_gradients(tiny: BackboneSettings) -> None:
+    settings = BackboneSettings(tiny.name, dtype="bfloat16", max_length=64)
+    vectors, found = gradients(adapted(settings))
+    exact, expected = gradients(adapted(tiny))
+    assert vectors.dtype == torch.bfloat16
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert torch.nn.functional.cosine_similarity(vectors.float(), exact).min() > 0.99
+    one, two = (torch.cat([grads[name].flatten() for name in sorted(grads)]) for grads in (found, expected))
+    assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.98
+
+
+def test_dropout_blending_and_merging_are_as_in_peft(tiny: BackboneSettings) -> None:
+    features = adapted(tiny).preprocess(TEXTS)
+    noisy, quiet = adapted(tiny, dropout=0.5), adapted(tiny)
+    assert not torch.equal(noisy(features)["sentence_embedding"], noisy(features)["sentence_embedding"])
+    assert torch.equal(quiet(features)["sentence_embedding"], quiet(features)["sentence_embedding"])
+    embedder = adapted(tiny).eval()
+    whole = embed(embedder, TEXTS)
+    blend_lora(embedder, 0.5)
+    half = embed(embedder, TEXTS)
+    assert (half - whole).abs().max() > 0.01
+    merge_lora(embedder)
+    assert (embed(embedder, TEXTS) - half).abs().max() < 1e-5

@@ -1,0 +1,125 @@
+"""The bench is fair, resumable, and its leaderboard says what was run."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_suite import write_suite
+
+from text2token import comparison as bench
+from text2token.backbone import BackboneSettings
+from text2token.baselines.peer import Built, Peer, Settings, Workshop
+from text2token.comparison import Comparison, compare_peers
+from text2token.corpus.prepare import CorpusSettings
+from text2token.corpus.readers import read_documents
+from text2token.errors import OutputError, RecipeError
+from text2token.leaderboard import Leaderboard, best_rows
+
+
+@pytest.fixture
+def comparison(tiny: BackboneSettings, text_file: Path, tmp_path: Path) -> Comparison:
+    return Comparison(
+        tiny,
+        sources=(str(text_file),),
+        suite=str(write_suite(tmp_path / "suite", size=16)),
+        corpus=CorpusSettings(passage_characters=80, held_out=10),
+        max_tokens=3000,
+        seeds=2,
+        peers=("mean", "simcse", "bm25"),
+    )
+
+
+def run(comparison: Comparison, folder: Path, **options: bool) -> Leaderboard:
+    return compare_peers(comparison, read_documents(comparison.sources), folder, **options)
+
+
+def test_a_comparison_leaves_runs_and_a_leaderboard(comparison: Comparison, tmp_path: Path) -> None:
+    board = run(comparison, tmp_path / "out")
+    made = {str(path.relative_to(tmp_path / "out" / "runs")) for path in (tmp_path / "out" / "runs").rglob("*.json")}
+    chosen = next(number for number in range(3) if f"simcse/{number}-1.json" in made)
+    assert made == {"mean/0-0.json", "bm25/0-0.json", *(f"simcse/{n}-0.json" for n in range(3)), f"simcse/{chosen}-1.json"}
+    assert {(row.peer, row.postprocessing) for row in board.rows} == {
+        *((peer, kind) for peer in ("mean", "SimCSE") for kind in ("none", "centre", "whiten")),
+        ("BM25", "none"),
+    }
+    simcse = next(row for row in best_rows(board.rows) if row.peer == "SimCSE")
+    assert simcse.seeds == 2
+    assert simcse.mean_task is not None
+    assert simcse.mean_task.deviation is not None
+    assert simcse.tokens is not None
+    assert simcse.tokens >= comparison.max_tokens
+    bm25 = next(row for row in board.rows if row.peer == "BM25")
+    assert set(bm25.types) == {"retrieval", "reranking"}
+    assert bm25.mean_task_type is None
+    assert bm25.label_free is not None
+    assert [trial.chosen for trial in board.trials].count(True) == 1
+    page = (tmp_path / "out" / "leaderboard.html").read_text()
+    assert "SimCSE" in page
+    with (tmp_path / "out" / "leaderboard.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(board.rows)
+    assert not (tmp_path / "out" / "work").exists()
+
+
+def test_the_best_candidate_goes_on_and_all_are_shown(comparison: Comparison, tmp_path: Path) -> None:
+    board = run(comparison, tmp_path / "out")
+    runs = [json.loads(path.read_text()) for path in (tmp_path / "out" / "runs" / "simcse").glob("*-0.json")]
+    merits = {
+        tuple(run["settings"].items()): bench._read_run(path).merit
+        for path, run in zip((tmp_path / "out" / "runs" / "simcse").glob("*-0.json"), runs, strict=True)
+    }
+    best = max(trial.mean_task_type for trial in board.trials)
+    assert best == max(merits.values())
+    assert next(trial for trial in board.trials if trial.chosen).mean_task_type == best
+    assert len(board.trials) == 3
+
+
+class Counting:
+    """A peer that counts how often it was built, and stops the run when told."""
+
+    def __init__(self, fail_at: int = 0) -> None:
+        self.built = 0
+        self.fail_at = fail_at
+        self.real = next(peer for peer in bench.PEERS if peer.name == "mean")
+
+    def __call__(self, workshop: Workshop, settings: Settings) -> Built:
+        self.built += 1
+        if self.built == self.fail_at:
+            raise KeyboardInterrupt
+        return self.real.build(workshop, settings)
+
+    def peer(self) -> Peer:
+        candidates = ({"prompt": "{text}"}, {"prompt": "say: {text}"})
+        return Peer("counting", "untrained", self, candidates, seeded=True)
+
+
+def test_what_is_finished_is_not_done_again(comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting(fail_at=2)
+    monkeypatch.setattr(bench, "PEERS", (counting.peer(),))
+    comparison = replace(comparison, peers=())
+    with pytest.raises(KeyboardInterrupt):
+        run(comparison, tmp_path / "out")
+    assert (tmp_path / "out" / "leaderboard.html").exists()  # what is known so far
+    board = run(comparison, tmp_path / "out")
+    assert counting.built == 2 + 2  # one finished, one interrupted; then the second candidate and the second seed
+    again = run(comparison, tmp_path / "out")
+    assert counting.built == 4
+    assert again == board
+
+
+def test_a_folder_belongs_to_one_comparison(comparison: Comparison, tmp_path: Path) -> None:
+    comparison = replace(comparison, peers=("mean",), suite=None)
+    board = run(comparison, tmp_path / "out")
+    assert board.rows[0].mean_task is None  # without a suite, the label-free figure decides
+    assert board.rows[0].label_free is not None
+    with pytest.raises(OutputError, match="holds another comparison"):
+        run(replace(comparison, max_tokens=5), tmp_path / "out")
+    run(replace(comparison, max_tokens=5), tmp_path / "out", overwrite=True)
+
+
+def test_unknown_peers_are_named() -> None:
+    with pytest.raises(RecipeError, match="no peer 'simsce'; there are text2token-data-driven"):
+        Comparison(BackboneSettings("x"), peers=("simsce",)).chosen_peers()
+    with pytest.raises(RecipeError, match="above zero"):
+        Comparison(BackboneSettings("x"), seeds=0)

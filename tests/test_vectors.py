@@ -1,0 +1,90 @@
+"""Vectors on disk are those of their texts, in order, and a stopped run goes on to the same files."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from text2token.backbone import Progress
+from text2token.corpus.documents import Document
+from text2token.encoder import TextEncoder
+from text2token.errors import CorpusError, OutputError
+from text2token.vectors import embed_corpus, read_card, read_vectors
+
+
+class Lengths:
+    """Embeds a text as its length; breaks off when told."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.fail_after = fail_after
+        self.seen = 0
+
+    def __call__(self, texts: Sequence[str], progress: Progress | None) -> Tensor:
+        self.seen += len(texts)
+        if self.fail_after is not None and self.seen > self.fail_after:
+            raise KeyboardInterrupt
+        if progress:
+            progress(len(texts))
+        return torch.tensor([[float(len(text)), 1.0] for text in texts])
+
+
+def documents(count: int = 25) -> Iterator[Document]:
+    for number in range(count):
+        yield Document(body="x" * (number % 7 + 1) if number % 5 else " ", place=f"docs:{number}")
+
+
+def encoder(embed: Lengths | None = None, fingerprint: str = "a") -> TextEncoder:
+    return TextEncoder("lengths", fingerprint, embed or Lengths())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rows_stand_in_their_order_beside_their_vectors(tmp_path: Path) -> None:
+    card = embed_corpus(encoder(), documents(), tmp_path / "out", rows_per_shard=8)
+    assert (card.rows, card.dimension) == (20, 2)
+    assert read_card(tmp_path / "out") == card
+    table = pa.Table.from_batches(read_vectors(tmp_path / "out"))
+    assert table["place"].to_pylist() == [document.place for document in documents() if document.text.strip()]
+    vectors = np.stack(table["vector"].to_pylist())
+    assert vectors[:, 0].tolist() == [len(text) for text in table["text"].to_pylist()]
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 3
+
+
+@pytest.mark.parametrize("stop", [1, 9, 17])
+def test_a_stopped_run_goes_on_to_the_same_files(tmp_path: Path, stop: int) -> None:
+    embed_corpus(encoder(), documents(), tmp_path / "whole", rows_per_shard=8)
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(encoder(Lengths(stop)), documents(), tmp_path / "parts", rows_per_shard=8)
+    counting = Lengths()
+    embed_corpus(encoder(counting), documents(), tmp_path / "parts", rows_per_shard=8, resume=True)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert counting.seen <= 1 + 20 - (stop - 1) // 8 * 8  # finished shards are not embedded again
+
+
+def test_vectors_of_another_model_are_never_mixed_in(tmp_path: Path) -> None:
+    embed_corpus(encoder(), documents(), tmp_path / "out")
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        embed_corpus(encoder(), documents(), tmp_path / "out")
+    with pytest.raises(OutputError, match="vectors of another model"):
+        embed_corpus(encoder(fingerprint="b"), documents(), tmp_path / "out", resume=True)
+    (tmp_path / "out" / "card.json").write_text("{")
+    with pytest.raises(OutputError, match="holds no vectors that can be read"):
+        embed_corpus(encoder(), documents(), tmp_path / "out", resume=True)
+
+
+def test_a_corpus_without_text_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="no documents"):
+        embed_corpus(encoder(), documents(1), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_remembered(tmp_path: Path) -> None:
+    one = encoder()
+    embed_corpus(one, documents(), tmp_path / "out")
+    assert one.memory == {}
