@@ -37,7 +37,7 @@ from text2token.vocabulary import TargetVocabulary, tokenise
 TOKENS_PER_BATCH = 1024
 TRAINING_TOKENS = 10_000
 SETTINGS = quickstart_recipe().backbone
-THIRD = 3  # repeats of what takes long
+LONG_REPEATS = 3
 
 
 def documents() -> list[str]:
@@ -129,7 +129,9 @@ def training() -> list[Line]:
             hidden[:, -1].float().square().mean().backward()
 
     tokens = stage.schedule.tokens_to_see
-    line = ratio(f"training, {tokens:,} tokens", "the bare backbone, forward and backward", stage.run, bare, 0.9, THIRD)
+    line = ratio(
+        f"training, {tokens:,} tokens", "the bare backbone, forward and backward", stage.run, bare, 0.9, LONG_REPEATS
+    )
     taken = line.details["seconds_ours"]
     assert isinstance(taken, float)
     line.details["tokens_per_second"] = round(tokens / taken)
@@ -161,9 +163,9 @@ def peers(llm2vec_python: str | None) -> list[Line]:
             ).train()
 
     name = f"training, {len(stage.texts):,} texts"
-    lines = [ratio(name, "SimCSE in sentence-transformers", stage.run, simcse, 2, THIRD)]
+    lines = [ratio(name, "SimCSE in sentence-transformers", stage.run, simcse, 2, LONG_REPEATS)]
     if llm2vec_python:
-        taken = [seconds(stage.run) for _ in range(THIRD + 1)][1:]
+        taken = [seconds(stage.run) for _ in range(LONG_REPEATS + 1)][1:]
         theirs = _llm2vec(llm2vec_python, stage)
         value = statistics.median(theirs) / statistics.median(taken)
         details: dict[str, object] = {"ratio": round(value, 3), "seconds_ours": taken, "seconds_other": theirs}
@@ -181,7 +183,7 @@ def _llm2vec(python: str, stage: _Stage) -> list[float]:
         "batch": 32,
         "threads": torch.get_num_threads(),
         "dtype": str(transformer_of(stage.embedder).model.dtype).removeprefix("torch."),
-        "repeats": THIRD,
+        "repeats": LONG_REPEATS,
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "given.json"
@@ -205,7 +207,7 @@ def encoding(suite: Path | None) -> list[Line]:
 
         name = f"encoding, {len(texts):,} texts, CPU"
         other = "`SentenceTransformer.encode`, float32"
-        line = ratio(name, other, ours, _quietly(plain, texts), 3, THIRD)
+        line = ratio(name, other, ours, _quietly(plain, texts), 3, LONG_REPEATS)
         lines = [line]
         if suite:
             tasks = [task for task in read_suite(suite) if task.type == "sts"]

@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,9 +229,7 @@ def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progres
         tokenizer = tokenizer_of(embedder)
         if not prompt_tokens(tokenizer):
             texts = [text or " " for text in texts]
-        chunks = (texts[start : start + 2048] for start in range(0, len(texts), 2048))
-        tokens = [len(ids) for chunk in chunks for ids in tokenise(tokenizer, chunk, prompt=True)]
-        lengths = np.minimum(tokens, min(tokenizer.model_max_length, NO_LIMIT))
+        lengths = token_lengths(tokenizer, (texts[start : start + 2048] for start in range(0, len(texts), 2048)))
     else:
         lengths = np.array([len(text) for text in texts])  # a table of vectors, where length costs nothing
     budget = TOKENS_PER_BATCH_GPU if torch.cuda.is_available() else TOKENS_PER_BATCH_CPU
@@ -242,6 +240,12 @@ def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progres
         if progress:
             progress(len(rows))
     return embeddings
+
+
+def token_lengths(tokenizer: PreTrainedTokenizerBase, batches: Iterable[Sequence[str]]) -> NDArray[np.int64]:
+    """Return how many tokens the model sees of each text of all `batches`, prompt included and truncated; shape (texts,)."""
+    lengths = [len(ids) for batch in batches for ids in tokenise(tokenizer, batch, prompt=True)]
+    return np.minimum(np.array(lengths, dtype=np.int64), min(tokenizer.model_max_length, NO_LIMIT))
 
 
 def batches_of(order: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:

@@ -38,7 +38,7 @@ from text2token.baselines import (
     untrained,
     whitened_cse,
 )
-from text2token.baselines.peer import Built, Family, Peer, SearchOnly, Settings, Workshop
+from text2token.baselines.peer import Built, Peer, SearchOnly, Settings, Workshop
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
 from text2token.corpus.readers import BrokenLines
@@ -49,7 +49,7 @@ from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suit
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.files import atomic_file
 from text2token.isotropy import Isotropy, fit_isotropy
-from text2token.leaderboard import Leaderboard, Row, Spread, Trial, leaderboard_csv, leaderboard_html
+from text2token.leaderboard import Family, Leaderboard, Row, Spread, Trial, leaderboard_csv, leaderboard_html
 from text2token.reporter import Reporter, Silent
 from text2token.settings import difference, to_toml
 
@@ -282,7 +282,7 @@ def leaderboard_of(runs: Sequence[Run], facts: dict[str, str]) -> Leaderboard:
 def _row(runs: Sequence[Run], kind: str) -> Row:
     scores = [run.scores[kind] for run in runs]
     labelled = [LabelledScores(list(score.tasks)) for score in scores]
-    complete = bool(labelled[0].tasks) and runs[0].tokens >= 0 and not _searches_only(runs[0])
+    complete = bool(labelled[0].tasks) and not _searches_only(runs[0])
     own = [score.label_free.mrr_at_10 for score in scores if score.label_free]
     return Row(
         peer=runs[0].peer,

@@ -14,7 +14,9 @@ LOG.md. The head reads `h - m`: it knows nothing of whitening.
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from datasets import Dataset
 from sentence_transformers.base.modules import Dense
 from torch import Tensor, nn
 
@@ -45,6 +47,12 @@ class Whitening:
             init_weight=self.transform.clone(),
             init_bias=-self.transform @ self.centre,
         )
+
+
+def sample_texts(rows: Dataset, seed: int) -> list[str]:
+    """Return the texts to learn from, `SAMPLE_SIZE` of the column `text` at most, in their order."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:SAMPLE_SIZE])
+    return list(rows.select(chosen)["text"])
 
 
 def fit_isotropy(embeddings: Tensor, kind: Isotropy = "whiten", shrinkage: float = SHRINKAGE) -> Whitening:

@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from text2token.adapters import has_adapter_dropout
-from text2token.backbone import Progress, batches_of, tokenizer_of, transformer_of
+from text2token.backbone import Progress, batches_of, token_lengths, tokenizer_of, transformer_of
 from text2token.errors import OutputError, RecipeError
 from text2token.files import writing
-from text2token.vocabulary import tokenise
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
 TRAINER_STATE = "trainer_state.json"
@@ -141,9 +140,7 @@ def plan(lengths: NDArray[np.int64], settings: StageSettings, seed: int, *, by_l
 
 def text_lengths(embedder: SentenceTransformer, rows: Dataset, column: str = "text") -> NDArray[np.int64]:
     """Return how many tokens the model sees of each text, prompt included and truncated; shape (rows,)."""
-    tokenizer = tokenizer_of(embedder)
-    lengths = [len(ids) for batch in rows.iter(2048) for ids in tokenise(tokenizer, batch[column], prompt=True)]
-    return np.minimum(np.array(lengths, dtype=np.int64), tokenizer.model_max_length)
+    return token_lengths(tokenizer_of(embedder), (batch[column] for batch in rows.iter(2048)))
 
 
 def train_stage(

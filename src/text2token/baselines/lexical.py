@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import bm25s
 import mteb
@@ -60,11 +59,7 @@ def build_lsa(workshop: Workshop, settings: Settings) -> Built:
     return Built(TextEncoder("TF-IDF + SVD", fingerprint, embed))
 
 
-def _dimensions(number: int) -> dict[str, Any]:
-    return {"dimensions": number}
-
-
 PEERS = (
     Peer("BM25", "lexical", build_bm25),
-    Peer("TF-IDF + SVD", "lexical", build_lsa, (_dimensions(300), _dimensions(576), _dimensions(1000)), seeded=True),
+    Peer("TF-IDF + SVD", "lexical", build_lsa, tuple({"dimensions": number} for number in (300, 576, 1000)), seeded=True),
 )

@@ -7,7 +7,6 @@ The published runs process half as many tokens in MNTP as in SimCSE; the budget 
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -15,10 +14,10 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from text2token.adapters import LoraSettings, add_lora, merge_lora
-from text2token.backbone import load_embedder, resolve_dtype, tokenizer_of, transformer_of
+from text2token.adapters import LoraSettings, add_lora
+from text2token.backbone import load_embedder, tokenizer_of
 from text2token.baselines.contrastive import ContrastiveSettings, train_contrastive
-from text2token.baselines.peer import Built, Peer, Settings, Workshop, finished
+from text2token.baselines.peer import Built, Peer, Settings, Workshop, finished, merge_adapters
 from text2token.baselines.simcse import same_text_twice
 from text2token.head import LanguageModelHead, load_head
 from text2token.training import StageResult, StageSettings, plan, text_lengths, train_stage
@@ -102,9 +101,7 @@ def train_mntp(workshop: Workshop, settings: Llm2VecSettings, embedder: Sentence
             collator=SentenceTransformerDataCollator(preprocess_fn=embedder.preprocess),
             progress=progress,
         )
-    merge_lora(embedder)
-    model: nn.Module = transformer_of(embedder).model
-    model.to(resolve_dtype(workshop.backbone.dtype))
+    merge_adapters(workshop, embedder)
     return result
 
 
@@ -122,8 +119,4 @@ def build(workshop: Workshop, settings: Settings) -> Built:
     return finished(workshop, embedder, "LLM2Vec", first.tokens + second.tokens)
 
 
-def _settings(candidate: Llm2VecSettings) -> dict[str, Any]:
-    return asdict(candidate)
-
-
-PEERS = (Peer("LLM2Vec", "contrastive", build, tuple(map(_settings, CANDIDATES)), seeded=True),)
+PEERS = (Peer("LLM2Vec", "contrastive", build, tuple(asdict(c) for c in CANDIDATES), seeded=True),)

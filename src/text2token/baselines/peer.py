@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import nn
@@ -13,10 +12,10 @@ from torch import nn
 from text2token.adapters import merge_lora
 from text2token.backbone import BackboneSettings, resolve_dtype, transformer_of
 from text2token.encoder import TextEncoder, encoder_of
-from text2token.isotropy import SAMPLE_SIZE
+from text2token.isotropy import sample_texts
+from text2token.leaderboard import Family
 from text2token.reporter import Reporter, Silent
 
-Family = Literal["text2token", "contrastive", "untrained", "static", "lexical", "supervised", "control"]
 Settings = Mapping[str, Any]
 
 
@@ -40,8 +39,7 @@ class Workshop:
 
     def sample(self) -> list[str]:
         """Return the passages from which means and whitenings are learnt, the same for every peer with this seed."""
-        rows = np.sort(np.random.default_rng(self.seed).permutation(len(self.passages))[:SAMPLE_SIZE])
-        return list(self.passages.select(rows)["text"])
+        return sample_texts(self.passages, self.seed)
 
 
 class SearchOnly(Protocol):
@@ -78,8 +76,13 @@ class Peer:
 
 
 def finished(workshop: Workshop, embedder: SentenceTransformer, name: str, tokens: int = 0) -> Built:
-    """Return `embedder` as a peer's result: adapters merged in float32, then in the dtype that all peers embed in."""
+    """Return `embedder` as a peer's result, in the dtype that all peers embed in."""
+    merge_adapters(workshop, embedder)
+    return Built(encoder_of(embedder.eval(), name), tokens, embedder)
+
+
+def merge_adapters(workshop: Workshop, embedder: SentenceTransformer) -> None:
+    """Fold adapters into the weights in float32 and go back to the backbone's dtype, in place."""
     merge_lora(embedder)
     module: nn.Module = transformer_of(embedder).model
     module.to(resolve_dtype(workshop.backbone.dtype))
-    return Built(encoder_of(embedder.eval(), name), tokens, embedder)

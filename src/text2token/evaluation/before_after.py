@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from text2token.backbone import Progress, embed
-from text2token.evaluation.label_free import RetrievalScores, dense_scores, tfidf_scores
+from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.head import LanguageModelHead
-from text2token.isotropy import SAMPLE_SIZE, Isotropy, Whitening, fit_isotropy
+from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts
 from text2token.lens import KeyToken, key_tokens
 from text2token.vocabulary import TargetVocabulary
 
-TFIDF_SAMPLE = 20_000  # passages that TF-IDF learns its frequencies from
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
 
 
@@ -51,8 +49,7 @@ class EvaluationTexts:
     @classmethod
     def of(cls, targets: Dataset, held_out: Dataset, seed: int) -> "EvaluationTexts":
         """Draw the sample from the texts of `targets` and take all of `held_out`."""
-        rows = np.sort(np.random.default_rng(seed).permutation(len(targets))[:SAMPLE_SIZE])
-        return cls(list(targets.select(rows)["text"]), list(held_out["query"]), list(held_out["passage"]))
+        return cls(sample_texts(targets, seed), list(held_out["query"]), list(held_out["passage"]))
 
     @property
     def count(self) -> int:

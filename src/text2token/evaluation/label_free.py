@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 DEPTH = 10
 BOOTSTRAP_DRAWS = 1000
+TFIDF_SAMPLE = 20_000  # passages of a corpus that TF-IDF learns its frequencies from
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from text2token.corpus.readers import BrokenLines
 from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import CorpusError
 from text2token.evaluation.label_free import (
+    TFIDF_SAMPLE,
     Geometry,
     RetrievalScores,
     dense_scores,
@@ -29,7 +30,6 @@ from text2token.files import atomic_file
 from text2token.reporter import Reporter, Silent
 
 QUICK_TOKENS = 250_000
-TFIDF_SAMPLE = 20_000  # passages that TF-IDF learns its frequencies from
 
 
 @dataclass(frozen=True)
