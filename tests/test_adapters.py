@@ -5,11 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import TEXTS
+from hypothesis import given
+from hypothesis import strategies as st
 from peft.tuners.lora import Linear as LoraLinear
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.adapters import FusedLinear, LoraSettings, add_lora, blend_lora, merge_lora
+from text2token.adapters import FusedLinear, LoraSettings, _LinearWithAdapter, add_lora, blend_lora, drawn_mask, merge_lora
 from text2token.backbone import BackboneSettings, embed, load_embedder
 
 
@@ -51,13 +53,38 @@ def test_outputs_and_gradients_are_those_of_peft(
 
 def test_gradients_agree_with_finite_differences() -> None:
     torch.manual_seed(0)
-    from text2token.adapters import _LinearWithAdapter
-
     x, a, b = (torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((2, 3, 5), (2, 5), (4, 2)))
     weight, bias = torch.randn(4, 5, dtype=torch.double), torch.randn(4, dtype=torch.double)
     assert torch.autograd.gradcheck(
         lambda x, a, b: _LinearWithAdapter.apply(x, weight, bias, a, b, 2.0), (x, a, b), eps=1e-6, atol=1e-6
     )
+
+    def with_dropout(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        torch.manual_seed(3)  # the same mask for every difference
+        return _LinearWithAdapter.apply(x, weight, bias, a, b, 2.0, 0.4)  # type: ignore[no-any-return]
+
+    assert torch.autograd.gradcheck(with_dropout, (x, a, b), eps=1e-6, atol=1e-6)
+
+
+@given(st.floats(0.01, 0.99), st.integers(0, 1000), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_mask_keeps_its_share_and_is_the_same_for_a_seed(share: float, seed: int, dtype: torch.dtype) -> None:
+    like = torch.empty(333, 101, dtype=dtype)
+    torch.manual_seed(seed)
+    mask = drawn_mask(like, share)
+    five_deviations = 5 * (share * (1 - share) / like.numel()) ** 0.5
+    assert abs(mask.float().mean().item() - share) < five_deviations + 2**-16
+    assert abs((mask[:, 1:] ^ mask[:, :-1]).float().mean().item() - 2 * share * (1 - share)) < 0.03  # neighbours independent
+    torch.manual_seed(seed)
+    assert torch.equal(mask, drawn_mask(like, share))
+
+
+def test_dropout_leaves_the_expected_output_as_it_was() -> None:
+    torch.manual_seed(0)
+    x, weight, a, b = torch.randn(3, 16), torch.randn(5, 16), torch.randn(2, 16), torch.randn(5, 2)
+    quiet = _LinearWithAdapter.apply(x, weight, None, a, b, 1.0)
+    noisy = torch.stack([_LinearWithAdapter.apply(x, weight, None, a, b, 1.0, 0.5) for _ in range(4000)])
+    error = noisy.std(0) / 4000**0.5
+    assert ((noisy.mean(0) - quiet).abs() < 5 * error).all()
 
 
 def test_in_bfloat16_the_adapters_keep_float32_gradients(tiny: BackboneSettings) -> None:

@@ -7,7 +7,8 @@ half as much again as the backbone itself (LOG.md). Here a layer and its adapter
     dx = g W + (g s B) A     dA = (g s B)' x     dB = s g' (x A')
 
 W is frozen and has no gradient. A and B are float32, so that small steps are not rounded away, and are multiplied in the
-dtype of x, as under autocast.
+dtype of x, as under autocast. Dropout, where it is asked for, zeroes parts of the x that the adapter sees; its masks are
+drawn 64 bits at a time, because torch's own draws cost a CPU as much as the layer itself (LOG.md).
 """
 
 import warnings
@@ -64,12 +65,6 @@ def add_lora(embedder: SentenceTransformer, settings: LoraSettings, seed: int) -
         transformer.model = cast(PreTrainedModel, get_peft_model(transformer.model, config))
 
 
-def has_adapter_dropout(embedder: SentenceTransformer) -> bool:
-    """Say whether training draws dropout in adapters, which then are peft's own operations in float32."""
-    layers = (module for module in embedder.modules() if isinstance(module, LoraLayer))
-    return any(not isinstance(dropout, nn.Identity) for layer in layers for dropout in layer.lora_dropout.values())
-
-
 def blend_lora(embedder: SentenceTransformer, blend: float) -> None:
     """Keep only the share `blend` of what the adapters learnt, in place; nothing happens where there are none."""
     for module in transformer_of(embedder).model.modules():
@@ -88,7 +83,7 @@ def merge_lora(embedder: SentenceTransformer) -> None:
 
 
 class FusedLinear(LoraLinear):
-    """peft's adapted linear layer; in the plain case, one adapter without dropout, it is computed as one operation."""
+    """peft's adapted linear layer; with one adapter and frozen weights it is computed as one operation."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base: Any = self.get_base_layer()
@@ -96,35 +91,52 @@ class FusedLinear(LoraLinear):
         plain = (
             len(self.active_adapters) == 1
             and not (self.merged or self.disable_adapters or self.lora_variant or args or kwargs)
-            and isinstance(self.lora_dropout[name], nn.Identity)
             and not base.weight.requires_grad
             and base.weight.dtype == x.dtype
         )
         if not plain:
             return super().forward(x, *args, **kwargs)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        y: Tensor = _LinearWithAdapter.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
+        dropout = self.lora_dropout[name]
+        share = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
+        y: Tensor = _LinearWithAdapter.apply(x, base.weight, base.bias, a, b, self.scaling[name], share)  # type: ignore[no-untyped-call]
         return y
 
 
 class _LinearWithAdapter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, dropout: float = 0.0
+    ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
+        kept = drawn_mask(rows, 1 - dropout) if dropout else None
+        seen = rows if kept is None else torch.where(kept, rows, 0)
+        scaling /= 1 - dropout
         a, scaled_b = a.to(x.dtype), (b * scaling).to(x.dtype)
-        inner = rows @ a.T
+        inner = seen @ a.T
         y = nn.functional.linear(rows, weight, bias).addmm_(inner, scaled_b.T)
-        ctx.save_for_backward(rows, weight, a, scaled_b, inner)
+        ctx.save_for_backward(seen, kept, weight, a, scaled_b, inner)
         ctx.scaling = scaling
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, a, scaled_b, inner = ctx.saved_tensors
+        seen, kept, weight, a, scaled_b, inner = ctx.saved_tensors
         (gradient,) = gradients
         g = gradient.reshape(-1, gradient.shape[-1])
         inner_gradient = g @ scaled_b
-        dx = (g @ weight).addmm_(inner_gradient, a).view(*gradient.shape[:-1], -1) if ctx.needs_input_grad[0] else None
-        da = (inner_gradient.T @ rows).float()
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = g @ weight
+            dx = dx.addmm_(inner_gradient, a) if kept is None else dx + torch.where(kept, inner_gradient @ a, 0)
+            dx = dx.view(*gradient.shape[:-1], -1)
+        da = (inner_gradient.T @ seen).float()
         db = (g.T @ inner).float() * ctx.scaling
-        return dx, None, None, da, db, None
+        return dx, None, None, da, db, None, None
+
+
+def drawn_mask(like: Tensor, share: float) -> Tensor:
+    """Return a boolean tensor of the shape of `like`, true with probability `share` (to a 65,536th)."""
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    draws = words.view(torch.int16)[: like.numel()].view(like.shape)
+    return draws < round(share * 2**16) - 2**15

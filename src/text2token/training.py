@@ -24,8 +24,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from text2token.adapters import has_adapter_dropout
-from text2token.backbone import Progress, batches_of, token_lengths, tokenizer_of, transformer_of
+from text2token.backbone import Progress, batches_of, token_lengths, tokenizer_of
 from text2token.errors import OutputError, RecipeError
 from text2token.files import writing
 
@@ -185,8 +184,6 @@ def train_stage(
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
-        # float32 adapters beside a bfloat16 backbone, where they are not computed in its dtype already
-        bf16=has_adapter_dropout(embedder) and transformer_of(embedder).model.dtype == torch.bfloat16,
     )
     trainer = StageTrainer(
         model=embedder,
