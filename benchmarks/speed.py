@@ -29,14 +29,14 @@ from text2token.export import export_embedder
 from text2token.head import load_head
 from text2token.isotropy import fit_isotropy
 from text2token.loss import TokenTargetLoss
-from text2token.quickstart import quickstart_recipe
+from text2token.recipe import read_recipe
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.training import Schedule, StageSettings, TargetCollator, plan, text_lengths, train_stage
 from text2token.vocabulary import TargetVocabulary, tokenise
 
 TOKENS_PER_BATCH = 1024
 TRAINING_TOKENS = 10_000
-SETTINGS = quickstart_recipe().backbone
+SETTINGS = read_recipe("quickstart").backbone
 LONG_REPEATS = 3
 
 

@@ -19,7 +19,7 @@ from text2token.export import export_embedder
 from text2token.isotropy import fit_isotropy
 
 COMMAND = [sys.executable, "-m", "text2token"]
-FAST = ["--set", "stage.tokens_per_batch=512", "--set", "corpus.held_out=10", "--set", "lora.rank=4"]
+FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "corpus.held_out=10", "--set", "lora.rank=4"]
 
 
 def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def test_train_then_search(make_backbone: BackboneMaker, text_file: Path, tmp_pa
     model = tmp_path / "model"
     trained = call("train", text_file, "--backbone", make_backbone("llama_tied"), "--output", model, "--json", *FAST)
     assert trained.returncode == 0, trained.stderr
-    assert json.loads(trained.stdout)["training"]["steps"] > 1
+    assert json.loads(trained.stdout)["stages"]["stage1"]["steps"] > 1
     assert "Traceback" not in trained.stderr
     assert re.search(r"Training: [\d,]+/[\d,]+ tokens, [\d,]+/s, 0 s left", trained.stderr)
     for _ in range(2):  # the second time from kept vectors
@@ -88,7 +88,7 @@ def damaged(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
         "unknown backbone folder": ([fine, "--backbone", str(tmp_path / "none" / "model")], 4, "no such folder"),
         "backbone without model": ([fine, "--backbone", str(tmp_path / "folder")], 4, "config.json is missing"),
         "unknown pooling": ([fine, "--pooling", "middle"], 2, "'last', 'mean' or 'weighted_mean'"),
-        "unknown setting": ([fine, "--set", "stage.lr=1"], 2, "no setting 'lr'"),
+        "unknown setting": ([fine, "--set", "stage1.lr=1"], 2, "no setting 'lr'"),
         "unknown option": ([fine, "--no-such-option"], 2, "--no-such-option"),
         "unknown format": ([fine, "--format", "xml"], 2, "--format is 'xml'"),
         "prompt without text": ([fine, "--prompt", "hello"], 4, r"must hold \{text\} exactly once"),
@@ -160,13 +160,13 @@ def test_interrupt_ends_in_one_line_and_can_be_resumed(
     make_backbone: BackboneMaker, text_file: Path, tmp_path: Path, times: int
 ) -> None:
     arguments = ["train", text_file, "--backbone", make_backbone("llama_tied"), "--output", tmp_path / "model", *FAST]
-    arguments += ["--set", "stage.epochs=12", "--set", "stage.steps_per_checkpoint=3"]
+    arguments += ["--set", "stage1.epochs=12", "--set", "stage1.steps_per_checkpoint=3"]
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
     )
-    checkpoints = tmp_path / "model.run" / "checkpoints"
+    stage = tmp_path / "model.run" / "stages" / "stage1"
     deadline = time.monotonic() + 90
-    while not list(checkpoints.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(stage.glob("checkpoints-*/checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     for _ in range(times):
         process.send_signal(signal.SIGINT)

@@ -24,7 +24,9 @@ from text2token.head import load_head
 from text2token.isotropy import fit_isotropy
 from text2token.lens import key_tokens
 from text2token.loss import TokenTargetLoss
+from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings
 from text2token.targets.data_driven import DataDrivenTargets
+from text2token.targets.model_derived import ModelDerivedSettings
 from text2token.targets.store import shuffle_targets
 from text2token.training import StageSettings, plan, text_lengths, train_stage
 from text2token.vocabulary import TargetVocabulary
@@ -120,7 +122,7 @@ def test_untrained_similarity_agrees_with_people(settings: BackboneSettings) -> 
 
 def test_quickstart_leaves_what_it_promises_and_is_honest(real_backbone: str, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
-    settings = ["--set", "stage.max_tokens=1500", "--set", "corpus.held_out=12", "--set", "backbone.max_length=48"]
+    settings = ["--set", "stage1.max_tokens=1500", "--set", "corpus.held_out=12", "--set", "backbone.max_length=48"]
     result = call("quickstart", "--folder", tmp_path / "run", *settings, env=environment)
     assert result.returncode == 0, result.stderr
     for name in ("untrained backbone", "trained", "TF-IDF", "Key tokens of held-out texts"):
@@ -131,3 +133,19 @@ def test_quickstart_leaves_what_it_promises_and_is_honest(real_backbone: str, tm
     (tmp_path / "few.txt").write_text("Bake the bread for an hour.\nBlock until the thread terminates.\n")
     found = call("search", tmp_path / "run" / "model", tmp_path / "few.txt", "wait for a thread to end", "-k", "1", "--json")
     assert json.loads(found.stdout)[0]["place"].endswith("few.txt:2")
+
+
+def test_the_model_derives_words_beyond_the_text(settings: BackboneSettings) -> None:
+    embedder = load_embedder(settings)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
+    asked = TargetSettings(model_derived=ModelDerivedSettings(exclude_in_text=True))
+    constructor = CONSTRUCTORS["model_derived"](Materials(settings, embedder, vocabulary, asked)).fit(TEXTS)
+    texts = ["A girl is styling her hair.", "Stop the timer if it hasn't finished yet."]
+    said = [
+        {vocabulary.words[token] for token in target["token_ids"]}
+        for batch in constructor.transform(texts)
+        for target in batch.to_pylist()
+    ]
+    assert {"woman", "fashion", "dresses"} & said[0]
+    assert {"pause", "halt", "stopped"} & said[1]
+    assert not {"girl", "hair", "timer", "finished"} & (said[0] | said[1])

@@ -1,12 +1,15 @@
 """The whole method on a tiny model: every step leaves its file, settings are checked, interruptions cost nothing."""
 
 import json
+import multiprocessing
+import time
 import tomllib
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -15,7 +18,7 @@ from text2token.backbone import BackboneSettings, Progress
 from text2token.corpus.prepare import CorpusSettings
 from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError, RecipeError
-from text2token.recipe import Recipe, build_targets, run
+from text2token.recipe import Recipe, build_targets, read_recipe, recipe_names, run
 from text2token.reporter import Silent
 from text2token.targets.store import read_card
 
@@ -23,7 +26,7 @@ from text2token.targets.store import read_card
 @pytest.fixture
 def recipe(tiny: BackboneSettings, text_file: Path) -> Recipe:
     return Recipe(tiny, sources=(str(text_file),), corpus=CorpusSettings(held_out=10)).with_settings(
-        ["stage.tokens_per_batch=512", "stage.learning_rate=0.01", "stage.steps_per_checkpoint=3", "lora.rank=4"]
+        ["stage1.tokens_per_batch=512", "stage1.learning_rate=0.01", "stage1.steps_per_checkpoint=3", "lora.rank=4"]
     )
 
 
@@ -36,10 +39,10 @@ def test_a_run_leaves_model_targets_settings_and_results(recipe: Recipe, tmp_pat
     result = run_here(recipe, tmp_path)
     assert SentenceTransformer(str(tmp_path / "model")).encode(["hello"]).shape == (1, 32)
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(json.dumps(result))
-    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["stage"]["learning_rate"] == 0.01
-    assert read_card(tmp_path / "run" / "targets").texts == result["corpus"]["passages"]
+    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["stage1"]["learning_rate"] == 0.01
+    assert read_card(tmp_path / "run" / "targets" / "data_driven").texts == result["corpus"]["passages"]
     assert result["evaluation"]["trained"]["queries"] == 10
-    assert result["training"]["last_loss"] < result["training"]["first_loss"]
+    assert result["stages"]["stage1"]["last_loss"] < result["stages"]["stage1"]["first_loss"]
     card = (tmp_path / "model" / "README.md").read_text()
     assert "MRR@10" in card
     assert 'pooling = "last"' in card
@@ -70,7 +73,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_resumed_after_each_step_gives_the_same_model(recipe: Recipe, tmp_path: Path) -> None:
     run_here(recipe, tmp_path / "whole")
-    for after in (1, 2, 3, 4, 5):
+    for after in (1, 2, 3, 4, 5, 4):  # the last with training done
         with pytest.raises(KeyboardInterrupt):
             run_here(recipe, tmp_path / "parts", resume=True, reporter=Interrupting(after))
     assert not (tmp_path / "parts" / "model").exists()
@@ -83,15 +86,87 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(recipe: Recipe, tmp_path: 
     run_here(recipe, tmp_path)
     with pytest.raises(OutputError, match="model: exists"):
         run_here(recipe, tmp_path)
-    with pytest.raises(OutputError, match=r"started with other settings \(learning_rate = 0.01; learning_rate = 0.02\)"):
-        run_here(recipe.with_settings(["stage.learning_rate=0.02"]), tmp_path, resume=True)
     run_here(recipe.with_settings(["seed=1"]), tmp_path, overwrite=True)
     assert "seed = 1" in (tmp_path / "run" / "recipe.toml").read_text()
 
 
+TWO_STAGES = ["stage2.targets=model_derived", "stage2.tokens_per_batch=512", "stage2.learning_rate=0.005"]
+
+
+def test_a_second_stage_goes_on_from_the_first(recipe: Recipe, tmp_path: Path) -> None:
+    one = run_here(recipe, tmp_path)
+    before = weights(tmp_path)
+    two = run_here(recipe.with_settings(TWO_STAGES), tmp_path, resume=True)
+    assert (list(two["stages"]), list(two["targets"])) == (["stage1", "stage2"], ["data_driven", "model_derived"])
+    assert two["stages"]["stage1"] == one["stages"]["stage1"]  # taken from the run folder, times and all
+    assert any(not torch.equal(value, before[name]) for name, value in weights(tmp_path).items())
+    run_here(recipe.with_settings(TWO_STAGES), tmp_path / "at once")
+    assert all(torch.equal(value, weights(tmp_path)[name]) for name, value in weights(tmp_path / "at once").items())
+
+
+def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, text_file: Path) -> None:
+    recipe = recipe.with_settings(TWO_STAGES)
+    first = run_here(recipe, tmp_path)
+    done = json.loads((tmp_path / "run" / "steps.json").read_text())
+
+    def changed_by(recipe: Recipe) -> set[str]:
+        run_here(recipe, tmp_path, resume=True)
+        now = json.loads((tmp_path / "run" / "steps.json").read_text())
+        changed = {step for step, made_from in now.items() if done.get(step) != made_from}
+        done.update(now)
+        return changed
+
+    assert changed_by(recipe) == set()
+    assert run_here(recipe, tmp_path, resume=True, reporter=Interrupting(2)) == first  # one note and nothing else
+    assert changed_by(recipe.with_settings(["isotropy=centre"])) == {"result"}
+    assert changed_by(recipe.with_settings(["stage2.learning_rate=0.001"])) == {"stage2", "result"}
+    assert changed_by(recipe.with_settings(["targets.model_derived.alpha=0.5"])) == {
+        "targets/model_derived",
+        "stage2",
+        "result",
+    }
+    text_file.write_text(text_file.read_text() + "One more line about a harbour and its lighthouse.\n")
+    assert changed_by(recipe) == set(done)
+
+
+def test_a_recipe_is_read_from_toml_and_comes_back(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+    assert read_recipe(str(tmp_path / "recipe.toml")) == recipe
+    for name in recipe_names():
+        known = read_recipe(name)
+        assert known.backbone.name
+        (tmp_path / "copy.toml").write_text(known.to_toml())
+        assert read_recipe(str(tmp_path / "copy.toml")) == known
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed = 1", "backbone: is missing; add"),
+        ("[backbone]\nmax_length = 64", "backbone.name: is missing"),
+        ("[backbone]\nname = 'x'\n[stage3]", "stage3: no setting 'stage3'; did you mean 'stage"),
+        (
+            "[backbone]\nname = 'x'\n[stage1]\nlearning_rat = 1",
+            "stage1.learning_rat: no setting .* did you mean 'learning_rate'",
+        ),
+        ("[backbone]\nname = 'x'\n[stage1]\nepochs = 'many'", "stage1.epochs is 'many'"),
+        ("stage1 = 3\n[backbone]\nname = 'x'", "stage1: is a section"),
+        ("[backbone]\nname = 'x'\n[stage1]\ntargets = 'none'", "the targets of both stages are"),
+        ("[backbone\nname = 'x'", "is no TOML"),
+    ],
+)
+def test_mistaken_recipe_files_are_explained_in_one_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "r.toml").write_text(content)
+    with pytest.raises(RecipeError, match=f"r.toml: {message}") as caught:
+        read_recipe(str(tmp_path / "r.toml"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError, match="no such recipe file; those that come along are data_driven, llm_7b"):
+        read_recipe("two_stages")
+
+
 def test_all_weights_train_when_the_rank_is_zero(recipe: Recipe, tmp_path: Path) -> None:
-    result = run_here(recipe.with_settings(["lora.rank=0", "stage.learning_rate=0.003", "isotropy=centre"]), tmp_path)
-    assert result["training"]["last_loss"] < result["training"]["first_loss"]
+    result = run_here(recipe.with_settings(["lora.rank=0", "stage1.learning_rate=0.003", "isotropy=centre"]), tmp_path)
+    assert result["stages"]["stage1"]["last_loss"] < result["stages"]["stage1"]["first_loss"]
 
 
 def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
@@ -102,14 +177,14 @@ def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("stage.learning_rat=1", "did you mean 'learning_rate'"),
-        ("stag.epochs=1", "did you mean 'stage'"),
-        ("stage=1", "is a section"),
+        ("stage1.learning_rat=1", "did you mean 'learning_rate'"),
+        ("stag1.epochs=1", "did you mean 'stage1'"),
+        ("stage1=1", "is a section"),
         ("seed.x=1", "holds no further settings"),
-        ("stage.epochs=many", "stage.epochs is 'many'"),
+        ("stage1.epochs=many", "stage1.epochs is 'many'"),
         ("backbone.pooling=middle", "'last', 'mean' or 'weighted_mean'"),
-        ("stage.epochs", "expected section.key=value"),
-        ("stage.epochs=0", "must be above zero"),
+        ("stage1.epochs", "expected section.key=value"),
+        ("stage1.epochs=0", "must be above zero"),
     ],
 )
 def test_mistaken_settings_are_explained_in_one_line(tiny: BackboneSettings, assignment: str, message: str) -> None:
@@ -119,7 +194,33 @@ def test_mistaken_settings_are_explained_in_one_line(tiny: BackboneSettings, ass
 
 
 def test_settings_take_their_types(tiny: BackboneSettings) -> None:
-    recipe = Recipe(tiny).with_settings(["stage.max_tokens=5000", "backbone.layers=1", "stage.learning_rate=3e-5"])
-    assert (recipe.stage.max_tokens, recipe.backbone.layers, recipe.stage.learning_rate) == (5000, 1, 3e-5)
-    assert recipe.with_settings(["stage.max_tokens=none"]).stage.max_tokens is None
+    recipe = Recipe(tiny).with_settings(["stage1.max_tokens=5000", "backbone.layers=1", "stage1.learning_rate=3e-5"])
+    assert (recipe.stage1.max_tokens, recipe.backbone.layers, recipe.stage1.learning_rate) == (5000, 1, 3e-5)
+    assert recipe.with_settings(["stage1.max_tokens=none"]).stage1.max_tokens is None
     assert recipe.with_settings(["isotropy=none"]).isotropy == "none"
+    prompts = recipe.with_settings(
+        ['targets.model_derived.prompts=["{text}: ", "{text} is "]']
+    ).targets.model_derived.prompts
+    assert prompts == ("{text}: ", "{text} is ")
+
+
+def test_killed_at_random_moments_a_run_ends_at_the_same_model(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = recipe.with_settings([*TWO_STAGES, "stage1.epochs=4"])
+    started = time.monotonic()
+    run_here(recipe, tmp_path / "whole")
+    longest = time.monotonic() - started
+    moments = np.random.default_rng(0).uniform(0.05, longest / 3, size=10)
+    fork = multiprocessing.get_context("fork")  # everything is imported already
+    killed = 0
+    for moment in moments:
+        process = fork.Process(target=run_here, args=(recipe, tmp_path / "killed"), kwargs={"resume": True})
+        process.start()
+        process.join(moment)
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+    assert killed >= 5  # the first ones in any case
+    run_here(recipe, tmp_path / "killed", resume=True)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert not list((tmp_path / "killed" / "run").rglob("*.unfinished"))

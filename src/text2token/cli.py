@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -49,7 +49,7 @@ Format = Annotated[str, typer.Option(help="auto, txt, jsonl, csv, tsv or parquet
 OnError = Annotated[str, typer.Option(help="What a broken line does: stop, or skip (counted and shown).")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any setting of the recipe, such as stage.learning_rate=1e-4. Repeatable."),
+    typer.Option("--set", help="Any setting of the recipe, such as stage1.learning_rate=1e-4. Repeatable."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors and results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
@@ -74,7 +74,7 @@ def train(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Length of training at most, in tokens. Default: 500000; without end: --set stage.max_tokens=none"
+            help="Length of training at most, in tokens. Default: 500000; without end: --set stage1.max_tokens=none"
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -90,7 +90,7 @@ def train(
 
     assignments = [f"backbone.pooling={pooling}", f"backbone.attention={attention}"]
     assignments += [f"backbone.prompt={prompt}"] if prompt is not None else []
-    assignments += [f"stage.max_tokens={max_tokens}"] if max_tokens is not None else []
+    assignments += [f"stage1.max_tokens={max_tokens}"] if max_tokens is not None else []
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources), seed=seed)
     recipe = recipe.with_settings([*assignments, *(set_ or [])])
     folder = run_folder or output.with_name(output.name + ".run")
@@ -107,6 +107,47 @@ def train(
         )
 
 
+@app.command("run")
+def run_recipe(
+    recipe: Annotated[str, typer.Argument(help="A recipe: a TOML file, or quickstart, data_driven, two_stage, llm_7b.")],
+    output: Annotated[Path, typer.Option(help="Folder of the finished embedder.")],
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Text, where the recipe names none.", show_default=False)
+    ] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Folder for targets, checkpoints and results. Default: OUTPUT.run")
+    ] = None,
+    text_field: TextField = None,
+    format: Format = "auto",
+    on_error: OnError = "stop",
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Train an embedder by a recipe; the same command goes on where it stopped and redoes only what has changed."""
+    from text2token.recipe import read_recipe, run
+
+    settings = read_recipe(recipe).with_settings(set_ or [])
+    settings = replace(settings, sources=tuple(sources or settings.sources))
+    if not settings.sources:
+        raise RecipeError(f'{recipe}: names no text; give files after it, or sources = ["docs.jsonl"] in it')
+    broken = _broken_lines(on_error)
+    documents = _documents(settings.sources, text_field, format, broken)
+    folder = run_folder or output.with_name(output.name + ".run")
+    result = run(
+        settings,
+        documents,
+        folder,
+        output,
+        resume=not overwrite,
+        overwrite=overwrite,
+        broken=broken,
+        reporter=_reporter(quiet),
+    )
+    _show(result, json_, quiet, broken)
+
+
 @app.command()
 def quickstart(
     folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs/quickstart"),
@@ -118,10 +159,9 @@ def quickstart(
 ) -> None:
     """Train an embedder for your Python's standard library, in minutes; goes on where it was interrupted."""
     from text2token.corpus.readers import read_documents
-    from text2token.quickstart import quickstart_recipe
-    from text2token.recipe import run
+    from text2token.recipe import read_recipe, run
 
-    recipe = quickstart_recipe(seed).with_settings(set_ or [])
+    recipe = replace(read_recipe("quickstart"), seed=seed).with_settings(set_ or [])
     overwrite = overwrite or (folder / "results.json").exists()  # a finished one is simply done again
     model = folder / "model"
     documents = read_documents(recipe.sources)
@@ -155,11 +195,11 @@ def targets(
     from text2token.export import check_output
     from text2token.recipe import Recipe, build_targets
 
-    _reporter(quiet)
+    reporter = _reporter(quiet)
     check_output(output, overwrite)
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources)).with_settings(set_ or [])
     broken = _broken_lines(on_error)
-    card = build_targets(recipe, _documents(recipe.sources, text_field, format, broken), output, broken)
+    card = build_targets(recipe, _documents(recipe.sources, text_field, format, broken), output, broken, reporter)
     _warn(broken)
     if json_:
         print(json.dumps(asdict(card), indent=2))

@@ -11,8 +11,13 @@ LIBRARIES = ("text2token", "sentence-transformers", "transformers", "torch", "pe
 def model_card(recipe: str, result: dict[str, Any]) -> str:
     """Return the card as Markdown with the hub's metadata block; `recipe` is TOML, `result` a `RunResult` as dict."""
     kept = ("constructor", "settings", "texts", "dropped", "vocabulary_fingerprint")
-    targets = json.dumps({key: result["targets"][key] for key in kept}, indent=2)
-    corpus, training, evaluation = result["corpus"], result["training"], result["evaluation"]
+    targets = json.dumps([{key: card[key] for key in kept} for card in result["targets"].values()], indent=2)
+    corpus, evaluation = result["corpus"], result["evaluation"]
+    training = "\n".join(
+        f"- Training, {name}: {stage['steps']:,} steps, {stage['texts']:,} texts, {stage['tokens']:,} tokens, "
+        f"{stage['seconds']:,} s; loss {stage['first_loss']} → {stage['last_loss']} nats."
+        for name, stage in result["stages"].items()
+    )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     scores = ""
     if evaluation:
@@ -60,8 +65,7 @@ subtracted (the `Dense` module) and vectors are scaled to unit length.
 - Corpus: {corpus["documents"]:,} documents, of which {corpus["broken"]:,} broken, {corpus["empty"]:,} empty and
   {corpus["duplicates"]:,} duplicate ones were left out and {corpus["held_out"]:,} held out;
   {corpus["passages"]:,} passages.
-- Training: {training["steps"]:,} steps, {training["texts"]:,} texts, {training["tokens"]:,} tokens,
-  {training["seconds"]:,} s; loss {training["first_loss"]} → {training["last_loss"]} nats.
+{training}
 - Versions: {versions}, Python {platform.python_version()}.
 {scores}
 ## Settings

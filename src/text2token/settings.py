@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import tomllib
 import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -22,14 +23,49 @@ def with_assignments(settings: Settings, assignments: Iterable[str]) -> Settings
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         if not equals:
-            raise RecipeError(f"{assignment!r}: expected section.key=value, such as stage.learning_rate=1e-4")
+            raise RecipeError(f"{assignment!r}: expected section.key=value, such as stage1.learning_rate=1e-4")
         settings = _replaced(settings, path.strip().split("."), value.strip(), path.strip())
     return settings
+
+
+def from_toml(kind: type[Settings], text: str, where: str) -> Settings:
+    """Return the (nested) dataclass that a TOML text describes; what it leaves out has its default.
+
+    Raises `RecipeError`, beginning with `where`, for what is no TOML, an unknown key (naming the nearest), a value that does
+    not fit, or one that has no default and is missing.
+    """
+    try:
+        return _read(kind, tomllib.loads(text), "")
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: is no TOML ({error})") from error
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def to_toml(settings: Any) -> str:
     """Return a dataclass as TOML; settings that are None are left out."""
     return tomli_w.dumps(_without_none(dataclasses.asdict(settings)))
+
+
+def _read(kind: type[Settings], content: dict[str, Any], path: str) -> Settings:
+    described: Any = kind
+    hints = typing.get_type_hints(kind)
+    fields = {entry.name: entry for entry in dataclasses.fields(described)}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        _check_key(key, list(fields), path + key)
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise RecipeError(f"{path}{key}: is a section; write [{path}{key}] and settings below it")
+            values[key] = _read(typing.cast(type, hints[key]), value, f"{path}{key}.")
+        else:
+            values[key] = _checked(hints[key], value, path + key)
+    for name, entry in fields.items():
+        if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
+            raise RecipeError(
+                f"{path}{name}: is missing" + (f"; add [{path}{name}]" if dataclasses.is_dataclass(hints[name]) else "")
+            )
+    return kind(**values)
 
 
 def difference(old: str, new: str) -> str:
@@ -42,10 +78,7 @@ def _replaced(settings: Any, keys: list[str], value: str, path: str) -> Any:
     hints = typing.get_type_hints(type(settings))
     names = [entry.name for entry in dataclasses.fields(settings)]
     key = keys[0]
-    if key not in names:
-        near = difflib.get_close_matches(key, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-        raise RecipeError(f"{path}: no setting {key!r}; {hint}")
+    _check_key(key, names, path)
     current = getattr(settings, key)
     if len(keys) > 1:
         if not dataclasses.is_dataclass(current):
@@ -55,11 +88,21 @@ def _replaced(settings: Any, keys: list[str], value: str, path: str) -> Any:
         raise RecipeError(
             f"{path}: is a section; name a setting in it, such as {path}.{dataclasses.fields(current)[0].name}"
         )
+    return dataclasses.replace(settings, **{key: _checked(hints[key], value, path)})
+
+
+def _check_key(key: str, names: list[str], path: str) -> None:
+    if key not in names:
+        near = difflib.get_close_matches(key, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        raise RecipeError(f"{path}: no setting {key!r}; {hint}")
+
+
+def _checked(type_: Any, value: Any, path: str) -> Any:
     try:
-        converted = _converted(hints[key], value)
+        return _converted(type_, value)
     except pydantic.ValidationError as error:
         raise RecipeError(f"{path} is {value!r}: {error.errors()[0]['msg'].lower()}") from None
-    return dataclasses.replace(settings, **{key: converted})
 
 
 def _without_none(content: dict[str, Any]) -> dict[str, Any]:
@@ -70,8 +113,10 @@ def _without_none(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _converted(type_: Any, value: str) -> Any:
+def _converted(type_: Any, value: Any) -> Any:
     adapter = pydantic.TypeAdapter(type_)
+    if isinstance(value, str) and value.startswith("[") and typing.get_origin(type_) is tuple:
+        return adapter.validate_json(value)
     if value == "none":  # the word, where it is one of the choices, else the absence of a value
         try:
             return adapter.validate_python(value)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from text2token.backbone import Progress, batches_of, token_lengths, tokenizer_of
 from text2token.errors import OutputError, RecipeError
 from text2token.files import writing
+from text2token.targets.constructors import ConstructorName
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
 TRAINER_STATE = "trainer_state.json"
@@ -38,10 +39,13 @@ class StageSettings:
 
     The default is a quarter of an hour for a 135M model on two CPU cores; a quarter of it already helped (LOG.md).
 
+    `targets` names what is predicted; "none" leaves the stage out. With `recentre`, the mean embedding that the head reads
+    from is learnt anew when the stage begins, instead of that of the untrained backbone.
     `tokens_per_batch` bounds one forward pass; an optimiser step takes `accumulate` of them. The learning rate rises
     over the first `warmup` share of the steps and falls linearly to zero.
     """
 
+    targets: ConstructorName | Literal["none"] = "data_driven"
     learning_rate: float = 3e-4
     max_tokens: int | None = 500_000
     epochs: int = 1
@@ -51,6 +55,7 @@ class StageSettings:
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     temperature: float = 1.0
+    recentre: bool = False
     steps_per_checkpoint: int = 50
 
     def __post_init__(self) -> None:
@@ -258,17 +263,23 @@ class StageTrainer(SentenceTransformerTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().contiguous() for name, value in self._trainable()}
-        save_file(weights, folder / TRAINABLE_WEIGHTS)
+        save_file(trainable_weights(self.model), folder / TRAINABLE_WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / TRAINABLE_WEIGHTS)
-        with torch.no_grad():
-            for name, parameter in self._trainable():
-                parameter.copy_(saved[name])
+        load_trainable(self.model, load_file(Path(resume_from_checkpoint) / TRAINABLE_WEIGHTS))
 
-    def _trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
+
+def trainable_weights(embedder: nn.Module) -> dict[str, Tensor]:
+    """Return the weights that training changes, by name."""
+    return {name: value.detach().contiguous() for name, value in embedder.named_parameters() if value.requires_grad}
+
+
+def load_trainable(embedder: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put `weights`, from `trainable_weights`, into `embedder`, in place."""
+    with torch.no_grad():
+        for name, parameter in embedder.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
 
 
 class _TokenCounter(TrainerCallback):

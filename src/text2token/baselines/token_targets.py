@@ -5,11 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from text2token.adapters import LoraSettings
+from text2token.adapters import LoraSettings, blend_lora
 from text2token.backbone import embed, load_embedder, tokenizer_of
 from text2token.baselines.peer import Built, Peer, Settings, Workshop, finished
 from text2token.head import load_head
-from text2token.recipe import Recipe, train_on_targets, write_passage_targets
+from text2token.recipe import make_trainable, train_on_targets, write_targets_of
+from text2token.targets.constructors import Materials, TargetSettings
 from text2token.targets.store import open_targets, shuffle_targets
 from text2token.training import StageSettings
 from text2token.vocabulary import TargetVocabulary
@@ -20,19 +21,20 @@ def build(workshop: Workshop, settings: Settings, name: str, shuffled: bool = Fa
     stage = StageSettings(
         learning_rate=settings["learning_rate"], max_tokens=workshop.max_tokens, epochs=1000, tokens_per_batch=512
     )
-    lora = LoraSettings(blend=settings["blend"])
-    recipe = Recipe(workshop.backbone, lora=lora, stage=stage, seed=workshop.seed)
-    embedder = load_embedder(recipe.backbone)
-    head = load_head(embedder, recipe.backbone.name)
-    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
+    embedder = load_embedder(workshop.backbone)
+    head = load_head(embedder, workshop.backbone.name)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
     folder: Path = workshop.folder / "targets"
-    write_passage_targets(recipe, workshop.passages, embedder, vocabulary, folder)
+    materials = Materials(workshop.backbone, embedder, vocabulary, TargetSettings())
+    write_targets_of("data_driven", materials, workshop.passages, folder)
     targets = open_targets(folder, vocabulary, cache=workshop.folder / "cache")
     if shuffled:
         targets = shuffle_targets(targets, workshop.seed)
     centre = embed(embedder, workshop.sample()).mean(0)
+    make_trainable(embedder, LoraSettings(), workshop.seed)
     checkpoints = workshop.folder / "checkpoints"
-    result = train_on_targets(recipe, embedder, head, targets, centre, checkpoints, reporter=workshop.reporter)
+    result = train_on_targets(embedder, head, targets, centre, stage, workshop.seed, checkpoints, reporter=workshop.reporter)
+    blend_lora(embedder, settings["blend"])
     return finished(workshop, embedder, name, result.tokens)
 
 

@@ -106,6 +106,23 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     return expanded
 
 
+def source_state(sources: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return what shows that a source has changed: path, size and time of change; of folders, those of their files.
+
+    Standard input and Python's own library have no state.
+    """
+    state = []
+    for source in expand_sources(sources):
+        if source in (STDIN, STANDARD_LIBRARY):
+            state.append((source, 0, 0))
+            continue
+        path = Path(source)
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            status = file.stat()
+            state.append((str(file), status.st_size, status.st_mtime_ns))
+    return state
+
+
 def _read_file(path: Path, format: Format, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
     compression = path.suffix.lower() if path.suffix.lower() in {".gz", ".zst"} else ""
     bare = path.with_suffix("") if compression else path

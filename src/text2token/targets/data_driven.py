@@ -10,19 +10,21 @@ Weights: inverse document frequency learnt on the corpus, smoothed as in scikit-
 or smooth inverse frequency sif(v) = a / (a + p(v)) with p from the corpus, or by Zipf's law where none was seen, or one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
+from text2token.backbone import Progress
 from text2token.errors import RecipeError
-from text2token.targets.store import SCHEMA
+from text2token.targets.rows import Passages, distributions, heaviest, record_batch, text_batches
 from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, remember_more_words, tokenise
 
 TEXTS_PER_BATCH = 2048
@@ -42,12 +44,6 @@ class DataDrivenSettings:
             raise RecipeError(f"top_k is {self.top_k}; a target needs at least one token")
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(texts)
-    while batch := list(islice(remaining, TEXTS_PER_BATCH)):
-        yield batch
-
-
 class DataDrivenTargets:
     """Builds data-driven targets, in scikit-learn's manner: `fit` learns document frequencies, `transform` uses them.
 
@@ -56,6 +52,7 @@ class DataDrivenTargets:
     """
 
     name = "data_driven"
+    resumable = False
 
     def __init__(
         self,
@@ -74,30 +71,40 @@ class DataDrivenTargets:
         self.is_target[vocabulary.target_ids] = True
         remember_more_words(tokenizer)
 
-    def fit(self, texts: Iterable[str]) -> "DataDrivenTargets":
+    def fit(self, texts: Passages) -> "DataDrivenTargets":
         """Count in how many texts each target token occurs, and return self."""
         self._forget()
-        for batch in _batches(texts):
+        for batch in text_batches(texts, TEXTS_PER_BATCH):
             self._learn(self._candidates(batch))
         return self
 
-    def transform(self, texts: Iterable[str]) -> Iterator[pa.RecordBatch]:
+    def transform(self, texts: Passages, progress: Progress | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the targets of `texts` in their order, in batches of the store's schema.
 
         A text without a target token falls back to all its tokens that are not special; one without any is left out.
         """
         weights = self.token_weights() * self.vocabulary.form_shares
-        for batch in _batches(texts):
-            yield self._targets(pa.array(batch, pa.large_string()), self._candidates(batch), weights)
+        for batch in text_batches(texts, TEXTS_PER_BATCH):
+            yield record_batch(batch, self._rows(self._candidates(batch), weights))
+            if progress:
+                progress(len(batch))
 
-    def fit_transform(self, texts: Iterable[str], scratch: Path) -> Iterator[pa.RecordBatch]:
+    def rows(self, texts: Sequence[str]) -> csr_array:
+        """Return the targets of `texts` as a sparse matrix, shape (texts, vocabulary size), each row summing to 1."""
+        return distributions(self._rows(self._candidates(texts), self.token_weights() * self.vocabulary.form_shares))
+
+    def in_text(self, texts: Sequence[str]) -> csr_array:
+        """Return a matrix of ones where a target token is in a text, or what stands in for one; shape as of `rows`."""
+        return self._rows(self._candidates(texts), np.ones(self.vocabulary.size), top_k=self.vocabulary.size)
+
+    def fit_transform(self, texts: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
         """Do both while tokenising once: what a text's candidates are waits in the file `scratch` until all are counted.
 
         The fit is done when this returns; what it returns yields as `transform` does, and deletes `scratch` at its end.
         """
         self._forget()
         with pa.OSFile(str(scratch), "wb") as file, pa.ipc.new_stream(file, CANDIDATE_SCHEMA) as stream:
-            for batch in _batches(texts):
+            for batch in text_batches(texts, TEXTS_PER_BATCH):
                 candidates = self._candidates(batch)
                 self._learn(candidates)
                 lists = pa.ListArray.from_arrays(candidates.bounds, candidates.ids)
@@ -109,7 +116,8 @@ class DataDrivenTargets:
         with pa.memory_map(str(scratch)) as file:
             for batch in pa.ipc.open_stream(file):
                 lists = batch["token_ids"]
-                yield self._targets(batch["text"], _Candidates(lists.offsets.to_numpy(), lists.values.to_numpy()), weights)
+                candidates = _Candidates(lists.offsets.to_numpy(), lists.values.to_numpy())
+                yield record_batch(batch["text"], self._rows(candidates, weights))
         scratch.unlink()
 
     def token_weights(self) -> NDArray[np.float32]:
@@ -158,26 +166,10 @@ class DataDrivenTargets:
         bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         return _Candidates(bounds, (np.sort(keys) % self.vocabulary.size).astype(np.int32))
 
-    def _targets(self, texts: pa.Array, candidates: "_Candidates", weights: NDArray[np.float32]) -> pa.RecordBatch:
-        ids, counts = candidates.ids, np.diff(candidates.bounds)
-        shares = weights[ids].astype(np.float64)
-        if counts.max(initial=0) > self.settings.top_k:
-            rows = np.repeat(np.arange(len(counts)), counts)
-            heaviest_first = np.lexsort((ids, -shares, rows))
-            place = np.arange(len(ids)) - np.repeat(candidates.bounds[:-1], counts)
-            kept = np.sort(heaviest_first[place < self.settings.top_k])
-            ids, shares, counts = ids[kept], shares[kept], np.minimum(counts, self.settings.top_k)
-        present = counts > 0
-        counts = counts[present]
-        bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        if len(counts):
-            shares /= np.repeat(np.add.reduceat(shares, bounds[:-1]), counts)
-        columns = [
-            texts.filter(pa.array(present)),
-            pa.ListArray.from_arrays(bounds, ids),
-            pa.ListArray.from_arrays(bounds, shares.astype(np.float32)),
-        ]
-        return pa.record_batch(columns, schema=SCHEMA)
+    def _rows(self, candidates: "_Candidates", weights: NDArray[Any], top_k: int | None = None) -> csr_array:
+        shape = (len(candidates.bounds) - 1, self.vocabulary.size)
+        rows = csr_array((weights[candidates.ids].astype(np.float64), candidates.ids, candidates.bounds), shape=shape)
+        return heaviest(rows, top_k or self.settings.top_k)
 
 
 class _Candidates(NamedTuple):

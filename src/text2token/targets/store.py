@@ -10,8 +10,9 @@ the fingerprint before anything is trained, and every shard's checksum, because 
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from datasets import Dataset, concatenate_datasets
 from datasets import config as datasets_config
 
 from text2token.errors import TargetMismatch
-from text2token.files import atomic_folder, writing
+from text2token.files import atomic_file, atomic_folder, writing
 from text2token.vocabulary import TargetVocabulary
 
 FORMAT_VERSION = 1
@@ -72,27 +73,52 @@ def write_targets(
     `tokenizer` is its name for people, `texts_read` the number of texts that went in (the difference to the rows
     written is reported as dropped). An existing folder is replaced.
     """
-    shards: list[Shard] = []
+    card = TargetCard(
+        constructor, settings, tokenizer, vocabulary.size, vocabulary.fingerprint, asdict(vocabulary.settings), 0, 0
+    )
     with atomic_folder(folder) as unfinished:
-        for table in _shard_tables(batches):
-            path = unfinished / f"targets-{len(shards):05}.parquet"
-            pq.write_table(table, path, compression="zstd")
-            shards.append(Shard(path.name, table.num_rows, _sha256(path)))
-        rows = sum(shard.rows for shard in shards)
-        if not rows:
-            raise TargetMismatch("no text has a single usable token, so there are no targets to train on")
-        card = TargetCard(
-            constructor=constructor,
-            settings=settings,
-            tokenizer=tokenizer,
-            vocabulary_size=vocabulary.size,
-            vocabulary_fingerprint=vocabulary.fingerprint,
-            vocabulary_settings=asdict(vocabulary.settings),
-            texts=rows,
-            dropped=texts_read - rows,
-            shards=shards,
-        )
-        (unfinished / CARD).write_text(json.dumps(asdict(card), indent=2))
+        for number, table in enumerate(_shard_tables(batches)):
+            pq.write_table(table, unfinished / _shard_name(number), compression="zstd")
+        return _finish(unfinished, card, texts_read)
+
+
+def write_targets_in_parts(
+    folder: Path,
+    parts: Sequence[Callable[[], Iterable[pa.RecordBatch]]],
+    vocabulary: TargetVocabulary,
+    *,
+    constructor: str,
+    settings: dict[str, Any],
+    tokenizer: str,
+    texts_read: int,
+    texts_fingerprint: str,
+) -> TargetCard:
+    """Write the batches that each of `parts` returns as one shard, where a stopped run may go on, and return the card.
+
+    Finished shards wait in `folder`.unfinished, and the same call takes them from there: same texts (by
+    `texts_fingerprint`), same settings, same vocabulary. What else is found there is deleted.
+    """
+    card = TargetCard(
+        constructor, settings, tokenizer, vocabulary.size, vocabulary.fingerprint, asdict(vocabulary.settings), 0, 0
+    )
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    identity = json.dumps([asdict(card), len(parts), texts_fingerprint], sort_keys=True)
+    record = unfinished / "made-from.json"
+    if not record.exists() or record.read_text() != identity:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with atomic_file(record) as path:
+            path.write_text(identity)
+    for number, part in enumerate(parts):
+        if not (unfinished / _shard_name(number)).exists():
+            table = pa.Table.from_batches(part(), SCHEMA)
+            with atomic_file(unfinished / _shard_name(number)) as path:
+                pq.write_table(table, path, compression="zstd")
+    record.unlink()
+    with atomic_folder(folder) as complete:
+        for shard in unfinished.glob("targets-*.parquet"):
+            shard.rename(complete / shard.name)
+        card = _finish(complete, card, texts_read)
+    shutil.rmtree(unfinished)
     return card
 
 
@@ -150,6 +176,22 @@ def shuffle_targets(targets: Dataset, seed: int) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(targets))
     others = targets.select(order).remove_columns("text")
     return concatenate_datasets([targets.select_columns(["text"]), others], axis=1)
+
+
+def _finish(folder: Path, card: TargetCard, texts_read: int) -> TargetCard:
+    """Write into `folder` the card of the shards that are there, and return it."""
+    paths = sorted(folder.glob("targets-*.parquet"))
+    shards = [Shard(path.name, pq.read_metadata(path).num_rows, _sha256(path)) for path in paths]
+    rows = sum(shard.rows for shard in shards)
+    if not rows:
+        raise TargetMismatch("no text has a single usable token, so there are no targets to train on")
+    card = replace(card, texts=rows, dropped=texts_read - rows, shards=shards)
+    (folder / CARD).write_text(json.dumps(asdict(card), indent=2))
+    return card
+
+
+def _shard_name(number: int) -> str:
+    return f"targets-{number:05}.parquet"
 
 
 def _shard_tables(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.Table]:

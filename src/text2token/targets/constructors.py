@@ -1,0 +1,160 @@
+"""All ways to make targets, by name, interchangeable. A new one is a file beside these, its settings in `TargetSettings`
+and a line in `CONSTRUCTORS`.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from text2token.backbone import BackboneSettings, Progress, load_embedder, prompt_tokens, tokenizer_of
+from text2token.errors import BackboneError, TargetMismatch
+from text2token.files import writing
+from text2token.head import load_head
+from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
+from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
+from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
+from text2token.targets.rows import Passages, text_batches
+from text2token.targets.store import TargetCard, write_targets, write_targets_in_parts
+from text2token.vocabulary import TargetVocabulary, tokenizer_fingerprint
+
+ConstructorName = Literal["data_driven", "model_derived", "corpus_derived"]
+TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """The settings of every constructor; a stage names the one it uses."""
+
+    data_driven: DataDrivenSettings = field(default_factory=DataDrivenSettings)
+    model_derived: ModelDerivedSettings = field(default_factory=ModelDerivedSettings)
+    corpus_derived: CorpusDerivedSettings = field(default_factory=CorpusDerivedSettings)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What constructors are made from: the backbone, an embedder loaded from it (left as it is), rules and settings."""
+
+    backbone: BackboneSettings
+    embedder: SentenceTransformer
+    vocabulary: TargetVocabulary
+    settings: TargetSettings
+
+
+class Constructor(Protocol):
+    """Learns from a corpus and gives each text its target, in scikit-learn's manner.
+
+    `resumable`: whether, once fitted, a part of the texts can be transformed by itself, and is worth keeping.
+    """
+
+    name: str
+    resumable: bool
+
+    def fit(self, passages: Passages) -> Any:
+        """Learn what is needed of the whole corpus and return self."""
+
+    def transform(self, passages: Passages, progress: Progress | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of `passages` in their order, in batches of the store's schema."""
+
+    def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
+        """Do both; `scratch` is a file that may be written meanwhile. The fit is done when this returns."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings and what was learnt, for the card."""
+
+
+def data_driven(materials: Materials) -> DataDrivenTargets:
+    """Return the constructor of the text's own meaningful tokens."""
+    tokenizer = tokenizer_of(materials.embedder)
+    room = tokenizer.model_max_length - prompt_tokens(tokenizer)
+    return DataDrivenTargets(tokenizer, materials.vocabulary, materials.settings.data_driven, max_tokens=room)
+
+
+def corpus_derived(materials: Materials) -> CorpusDerivedTargets:
+    """Return the constructor of the tokens of passages nearby."""
+    return CorpusDerivedTargets(data_driven(materials), materials.settings.corpus_derived)
+
+
+def model_derived(materials: Materials) -> ModelDerivedTargets:
+    """Return the constructor of what the backbone says by itself, or another embedder of the same tokenizer."""
+    settings = materials.settings.model_derived
+    head = load_head(materials.embedder, materials.backbone.name)
+    if settings.teacher is None:
+        asked = replace(materials.backbone, pooling="last", attention="causal", layers=None)
+        teacher = load_embedder(asked)
+    else:
+        teacher = _loaded_teacher(settings.teacher)
+        if tokenizer_fingerprint(tokenizer_of(teacher)) != tokenizer_fingerprint(tokenizer_of(materials.embedder)):
+            raise TargetMismatch(f"{settings.teacher}: has another tokenizer than {materials.backbone.name}")
+        if (teacher.get_embedding_dimension() or 0) != head.weight.shape[1]:
+            raise TargetMismatch(f"{settings.teacher}: the head of {materials.backbone.name} does not fit its embeddings")
+    return ModelDerivedTargets(teacher, head, materials.vocabulary, settings, data_driven(materials))
+
+
+CONSTRUCTORS: dict[ConstructorName, Callable[[Materials], Constructor]] = {
+    "data_driven": data_driven,
+    "model_derived": model_derived,
+    "corpus_derived": corpus_derived,
+}
+
+
+def write_constructed(
+    constructor: Constructor,
+    passages: Dataset,
+    vocabulary: TargetVocabulary,
+    folder: Path,
+    tokenizer: str,
+    progress: Progress | None = None,
+) -> TargetCard:
+    """Fit `constructor` on `passages`, write their targets to `folder` and return the card.
+
+    Where the constructor is resumable, a killed run goes on after its last finished part.
+    """
+    if not constructor.resumable:
+        with tempfile.TemporaryDirectory(prefix="text2token-") as temporary, writing(Path(temporary)):
+            batches = constructor.fit_transform(passages, Path(temporary) / "scratch.arrow")
+            return write_targets(
+                folder,
+                batches,
+                vocabulary,
+                constructor=constructor.name,
+                settings=constructor.describe(),
+                tokenizer=tokenizer,
+                texts_read=len(passages),
+            )
+    constructor.fit(passages)
+
+    def part(start: int) -> Callable[[], Iterable[pa.RecordBatch]]:
+        rows = passages.select(range(start, min(start + TEXTS_PER_PART, len(passages))))
+        return lambda: constructor.transform(rows, progress)
+
+    return write_targets_in_parts(
+        folder,
+        [part(start) for start in range(0, len(passages), TEXTS_PER_PART)],
+        vocabulary,
+        constructor=constructor.name,
+        settings=constructor.describe(),
+        tokenizer=tokenizer,
+        texts_read=len(passages),
+        texts_fingerprint=_fingerprint(passages),
+    )
+
+
+def _loaded_teacher(name: str) -> SentenceTransformer:
+    try:
+        return SentenceTransformer(name).eval()
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{name}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
+
+
+def _fingerprint(passages: Dataset) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for batch in text_batches(passages, 4096):
+        digest.update("\0".join(batch).encode())
+    return digest.hexdigest()

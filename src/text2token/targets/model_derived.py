@@ -1,0 +1,203 @@
+"""Model-derived targets: what the language model itself would say of a text in one word, less what it always says.
+
+    s(v | x) = log p(v | prompt(x)) - alpha · mean over x' of log p(v | prompt(x'))
+    q(v | x) = softmax over the k largest of s(v | x) / temperature
+
+That the paper derives such targets from the model's own prior is confirmed; the one-word prompts, the subtraction of the
+prior (as in contextual calibration, Zhao et al. 2021), the cut and the temperature are inferred (METHOD: "I"), so each is a
+setting. v runs over words of the target vocabulary: p(v) adds up over the spellings of a word. Several prompts are averaged
+in log p (a geometric mean; MetaEOL averages embeddings, which is nearly the same before the softmax).
+
+The teacher may also be another embedder with the same tokenizer, whose pooled embedding is decoded through the same head:
+the paper's "advanced embedders".
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, vstack
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from text2token.backbone import DEFAULT_PROMPT, Progress, embed, prompt_tokens, set_prompt, tokenizer_of
+from text2token.errors import RecipeError
+from text2token.head import LanguageModelHead
+from text2token.targets.data_driven import DataDrivenTargets
+from text2token.targets.rows import Passages, mixed, record_batch, text_batches
+from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
+
+TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
+ROWS_OF_LOGITS = 64  # 64 × 49,152 probabilities are 12 MB
+
+
+@dataclass(frozen=True)
+class ModelDerivedSettings:
+    """How the model is asked. Every value is open in the paper.
+
+    `prompts` are averaged; none of them (`[]`) asks a teacher in its own way. `alpha`: the share of the prior that is
+    subtracted, learnt from `prior_texts` texts. `top_k` words are kept and weighed by a softmax at `temperature`.
+    `exclude_in_text`: only words beyond the text. `data_driven_share`: so much of the target is the data-driven one.
+    `teacher`: another embedder (folder, hub id) of the same tokenizer that is asked instead of the backbone.
+    """
+
+    prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
+    alpha: float = 0.7
+    top_k: int = 32
+    temperature: float = 1.0
+    exclude_in_text: bool = False
+    data_driven_share: float = 0.0
+    prior_texts: int = 1000
+    teacher: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1 or self.prior_texts < 1:
+            raise RecipeError(f"top_k is {self.top_k} and prior_texts {self.prior_texts}; both must be above zero")
+        if self.temperature <= 0:
+            raise RecipeError(f"temperature is {self.temperature}; it must be above zero")
+        if not 0 <= self.data_driven_share <= 1:
+            raise RecipeError(f"data_driven_share is {self.data_driven_share}; it must lie between 0 and 1")
+        if not self.prompts and not self.teacher:
+            raise RecipeError("prompts is empty; the backbone needs at least one")
+
+
+class ModelDerivedTargets:
+    """Builds model-derived targets: `fit` learns the prior from a sample, `transform` asks the model about every text.
+
+    `teacher` is `[Transformer, Pooling, …]` as it is to be asked; its prompt is changed in place where settings name
+    some. After `fit`, `prior_` has shape (words,): the mean log probability of each word.
+    """
+
+    name = "model_derived"
+    resumable = True
+
+    def __init__(
+        self,
+        teacher: SentenceTransformer,
+        head: LanguageModelHead,
+        vocabulary: TargetVocabulary,
+        settings: ModelDerivedSettings | None = None,
+        data_driven: DataDrivenTargets | None = None,
+    ) -> None:
+        self.settings = settings or ModelDerivedSettings()
+        self.teacher = SentenceTransformer(modules=list(teacher)[:2])  # nothing after the pooling: the head reads from there
+        self.head = head
+        self.vocabulary = vocabulary
+        self.words = _Words.of(vocabulary)
+        tokenizer = tokenizer_of(teacher)
+        room = tokenizer.model_max_length - prompt_tokens(tokenizer)
+        self.data_driven = data_driven or DataDrivenTargets(tokenizer, vocabulary, max_tokens=room)
+        self.fitted_on = 0
+        self.prior_: Tensor = torch.zeros(len(self.words.forms))
+
+    def fit(self, passages: Passages) -> "ModelDerivedTargets":
+        """Learn the prior from texts spread evenly over `passages` (and document frequencies from all), return self."""
+        if self.settings.data_driven_share:
+            self.data_driven.fit(passages)
+        rows = passages if isinstance(passages, Dataset) else Dataset.from_dict({"text": list(passages)})
+        chosen = np.unique(np.linspace(0, len(rows) - 1, min(self.settings.prior_texts, len(rows))).astype(int))
+        self.fitted_on = len(chosen)
+        total = torch.zeros(len(self.words.forms), dtype=torch.float64)
+        for batch in text_batches(rows.select(chosen), TEXTS_PER_BATCH):
+            for log_probabilities in self._log_probabilities(batch):
+                total += log_probabilities.double().sum(0)
+        self.prior_ = (total / max(1, self.fitted_on)).float()
+        return self
+
+    def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
+        """Do both; `scratch` is not needed."""
+        return self.fit(passages).transform(passages)
+
+    def transform(self, passages: Passages, progress: Progress | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of `passages` in their order, in batches of the store's schema; no text is left out."""
+        if not self.fitted_on:
+            raise RecipeError("the prior is not learnt yet: call fit first")
+        for texts in text_batches(passages, TEXTS_PER_BATCH):
+            rows = self.rows(texts)
+            if share := self.settings.data_driven_share:
+                rows = mixed(rows, self.data_driven.rows(texts), share)
+            yield record_batch(texts, rows)
+            if progress:
+                progress(len(texts))
+
+    def rows(self, texts: Sequence[str]) -> csr_array:
+        """Return the targets of `texts` before any mixing, shape (texts, vocabulary size), each row summing to 1."""
+        present = self.words.present(self.data_driven.in_text(texts)) if self.settings.exclude_in_text else None
+        parts: list[csr_array] = []
+        done = 0
+        for log_probabilities in self._log_probabilities(texts):
+            scores = log_probabilities - self.settings.alpha * self.prior_
+            if present is not None:
+                scores[torch.from_numpy(present[done : done + len(scores)].toarray())] = -torch.inf
+            best = torch.topk(scores, min(self.settings.top_k, scores.shape[1]))
+            weights = torch.softmax(best.values / self.settings.temperature, -1)
+            parts.append(self.words.as_tokens(best.indices.numpy(), weights.double().numpy()))
+            done += len(scores)
+        return csr_array(vstack(parts, format="csr"))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings and what was learnt, for the card."""
+        return {**asdict(self.settings), "fitted_on": self.fitted_on}
+
+    def _log_probabilities(self, texts: Sequence[str]) -> Iterator[Tensor]:
+        """Yield the mean over the prompts of log p(word), shape (at most `ROWS_OF_LOGITS`, words), on the CPU."""
+        embeddings = []
+        for prompt in self.settings.prompts or (None,):
+            if prompt is not None:
+                set_prompt(tokenizer_of(self.teacher), prompt)
+            embeddings.append(embed(self.teacher, texts))
+        device = next(self.head.buffers()).device
+        with torch.inference_mode():
+            for rows in zip(*(torch.split(part, ROWS_OF_LOGITS) for part in embeddings), strict=True):
+                logits = (self.head(part.to(device))[:, : self.vocabulary.size].cpu() for part in rows)
+                yield torch.stack([self.words.log_probabilities(part) for part in logits]).mean(0)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words of a target vocabulary: `forms`, shape (words, 2), the token ids that stand for each in targets.
+
+    `tokens` are all ids that spell some word, those of one word in a row; word i begins at `starts[i]`.
+    """
+
+    forms: NDArray[np.int32]
+    tokens: Tensor
+    starts: NDArray[np.int64]
+    of_token: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, vocabulary: TargetVocabulary) -> "_Words":
+        first = vocabulary.representatives[:, 0]
+        tokens = np.flatnonzero(first != NOT_A_TARGET)
+        tokens = tokens[np.argsort(first[tokens], kind="stable")]
+        heads, starts = np.unique(first[tokens], return_index=True)
+        of_token = np.full(vocabulary.size, NOT_A_TARGET, dtype=np.int64)
+        of_token[tokens] = np.repeat(np.arange(len(heads)), np.diff(np.append(starts, len(tokens))))
+        return cls(vocabulary.representatives[heads], torch.from_numpy(tokens), starts, of_token)
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Return log p of each word, shape (rows, words), from the logits of all tokens."""
+        probabilities = logits.float().softmax(-1)[:, self.tokens].numpy()
+        return torch.from_numpy(np.add.reduceat(probabilities, self.starts, axis=1)).clamp(min=1e-30).log()
+
+    def present(self, rows: csr_array) -> csr_array:
+        """Return which words `rows`, shape (texts, vocabulary size), name: booleans of shape (texts, words)."""
+        rows = rows.tocoo()
+        words = self.of_token[rows.col]
+        known = words != NOT_A_TARGET
+        shape = (rows.shape[0], len(self.forms))
+        return csr_array((np.ones(known.sum(), dtype=np.bool_), (rows.row[known], words[known])), shape=shape)
+
+    def as_tokens(self, words: NDArray[np.int64], weights: NDArray[np.float64]) -> csr_array:
+        """Return weights of words, both of shape (texts, k), as weights of the tokens that stand for them."""
+        forms = self.forms[words]  # (texts, k, 2)
+        named = forms != NOT_A_TARGET
+        shares = np.where(named, weights[..., None] / named.sum(-1, keepdims=True), 0)
+        text = np.broadcast_to(np.arange(len(words))[:, None, None], forms.shape)
+        return csr_array((shares[named], (text[named], forms[named])), shape=(len(words), len(self.of_token)))

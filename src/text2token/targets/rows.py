@@ -1,0 +1,74 @@
+"""Targets in the making: a sparse matrix with a row of token weights for each text.
+
+Every constructor ends here, so that all targets are cut, mixed and normalised alike.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from scipy.sparse import csr_array, diags_array
+
+from text2token.targets.store import SCHEMA
+
+Passages: TypeAlias = Iterable[str] | Dataset  # texts, or rows with `text` and perhaps the `document` that each was cut from
+
+
+def text_batches(passages: Passages, size: int) -> Iterator[list[str]]:
+    """Yield the texts of `passages` in their order, `size` at a time."""
+    if isinstance(passages, Dataset):
+        yield from (list(batch["text"]) for batch in passages.iter(size))
+        return
+    remaining: Iterator[str] = iter(passages)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def heaviest(rows: csr_array, k: int) -> csr_array:
+    """Return `rows` with at most the `k` largest weights of each; of equal ones the lower token id stays."""
+    counts = np.diff(rows.indptr)
+    if counts.max(initial=0) <= k:
+        return rows
+    of_row = np.repeat(np.arange(len(counts)), counts)
+    heaviest_first = np.lexsort((rows.indices, -rows.data, of_row))
+    place = np.arange(len(of_row)) - np.repeat(rows.indptr[:-1], counts)
+    kept = np.sort(heaviest_first[place < k])
+    bounds = np.concatenate([[0], np.cumsum(np.minimum(counts, k))])
+    return csr_array((rows.data[kept], rows.indices[kept], bounds), shape=rows.shape)
+
+
+def distributions(rows: csr_array) -> csr_array:
+    """Return `rows`, of weights not below zero, each scaled to sum to 1; rows without any weight stay empty."""
+    sums = rows.sum(axis=1)
+    return csr_array(diags_array(np.divide(1, sums, out=np.zeros_like(sums), where=sums > 0)) @ rows)
+
+
+def mixed(first: csr_array, second: csr_array, share: float) -> csr_array:
+    """Return (1 - share) `first` + share `second`, both distributions; where one has no tokens, the other alone."""
+    return distributions(csr_array((1 - share) * first + share * second))
+
+
+def without(rows: csr_array, others: csr_array) -> csr_array:
+    """Return `rows` less the tokens that the same row of `others` names."""
+    left = csr_array(rows - rows.multiply(others.astype(bool)))
+    left.eliminate_zeros()
+    return left
+
+
+def record_batch(texts: Sequence[str] | pa.Array, rows: csr_array) -> pa.RecordBatch:
+    """Return texts and their targets in the store's schema, ids ascending; a text without any token is left out."""
+    rows = distributions(rows)
+    rows.eliminate_zeros()
+    rows.sort_indices()
+    counts = np.diff(rows.indptr)
+    bounds = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int32)
+    texts = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
+    columns = [
+        texts.filter(pa.array(counts > 0)),
+        pa.ListArray.from_arrays(bounds, rows.indices.astype(np.int32)),
+        pa.ListArray.from_arrays(bounds, rows.data.astype(np.float32)),
+    ]
+    return pa.record_batch(columns, schema=SCHEMA)

@@ -1,0 +1,261 @@
+"""All target constructors: each says what its formula says, and any can take another's place."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import transformers
+from conftest import TEXTS, BackboneMaker
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from transformers import PreTrainedTokenizerFast
+
+from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.errors import RecipeError, TargetMismatch
+from text2token.targets import constructors
+from text2token.targets.constructors import CONSTRUCTORS, ConstructorName, Materials, TargetSettings, write_constructed
+from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
+from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
+from text2token.targets.rows import distributions, heaviest, mixed, record_batch, without
+from text2token.targets.store import SCHEMA, open_targets
+from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
+
+PROMPTS = ('"{text}" means "', "{text} In one word: ")
+
+
+def materials(backbone: BackboneSettings, **settings: Any) -> Materials:
+    embedder = load_embedder(backbone)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
+    return Materials(backbone, embedder, vocabulary, TargetSettings(**settings))
+
+
+def model_derived(backbone: BackboneSettings, **settings: Any) -> ModelDerivedTargets:
+    given = materials(backbone, model_derived=ModelDerivedSettings(**{"prompts": PROMPTS, "top_k": 5, **settings}))
+    constructor = CONSTRUCTORS["model_derived"](given)
+    assert isinstance(constructor, ModelDerivedTargets)
+    return constructor
+
+
+def as_dicts(batches: Iterable[pa.RecordBatch]) -> list[dict[int, float]]:
+    rows = pa.Table.from_batches(batches, schema=SCHEMA).to_pylist()
+    return [dict(zip(row["token_ids"], row["weights"], strict=True)) for row in rows]
+
+
+sparse_rows = st.lists(st.dictionaries(st.integers(0, 9), st.floats(0.1, 5), max_size=6), min_size=1, max_size=5).map(
+    lambda rows: csr_array(np.array([[row.get(column, 0.0) for column in range(10)] for row in rows]))
+)
+
+
+@given(sparse_rows, st.integers(1, 4))
+def test_the_heaviest_are_kept_and_the_rest_is_gone(rows: csr_array, k: int) -> None:
+    kept, dense = heaviest(rows, k).toarray(), rows.toarray()
+    for before, after in zip(dense, kept, strict=True):
+        chosen = np.argsort(-before, kind="stable")[:k]
+        expected = np.zeros(10)
+        expected[chosen] = before[chosen]
+        assert np.array_equal(after, expected)
+
+
+@given(sparse_rows, st.integers(0, 2**32 - 1), st.sampled_from([0, 0.3, 1]))
+def test_rows_mix_subtract_and_normalise(rows: csr_array, seed: int, share: float) -> None:
+    others = csr_array(np.random.default_rng(seed).permutation(rows.toarray().ravel()).reshape(rows.shape))
+    sums = distributions(rows).sum(axis=1)
+    assert np.allclose(sums, rows.sum(axis=1) > 0)
+    left = without(rows, others).toarray()
+    overlap = (rows.toarray() > 0) & (others.toarray() > 0)
+    assert np.array_equal(left, np.where(overlap, 0, rows.toarray()))
+    blend = mixed(distributions(rows), distributions(others), share).toarray()
+    both = (rows.sum(axis=1) > 0) & (others.sum(axis=1) > 0)
+    expected = (1 - share) * distributions(rows).toarray() + share * distributions(others).toarray()
+    assert np.allclose(blend[both], expected[both])
+    texts = [str(number) for number in range(rows.shape[0])]
+    stored = record_batch(texts, rows).to_pylist()
+    assert [row["text"] for row in stored] == [text for text, total in zip(texts, rows.sum(axis=1), strict=True) if total]
+    assert all(row["token_ids"] == sorted(row["token_ids"]) for row in stored)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "gemma2"])
+def test_model_derived_targets_are_the_formula(make_backbone: BackboneMaker, family: str) -> None:
+    """Against the causal model itself, text by text, in float64, without any of our code but the vocabulary."""
+    folder = make_backbone(family)
+    backbone = BackboneSettings(str(folder), dtype="float32", max_length=64)
+    constructor = model_derived(backbone, alpha=0.7, temperature=0.8)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    vocabulary = constructor.vocabulary
+
+    def words(text: str) -> torch.Tensor:
+        per_prompt = []
+        for prompt in PROMPTS:
+            before, after = prompt.split("{text}")
+            ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, text, after)]
+            with torch.inference_mode():
+                logits = model(torch.tensor([[*ids[0], *ids[1], *ids[2]]])).logits[0, -1, : vocabulary.size]
+            probabilities = logits.softmax(-1)
+            first = torch.from_numpy(vocabulary.representatives[:, 0]).long()
+            named = first != NOT_A_TARGET
+            per_prompt.append(torch.zeros(vocabulary.size).double().index_add(0, first[named], probabilities[named]).log())
+        return torch.stack(per_prompt).mean(0)
+
+    every = torch.stack([words(text) for text in TEXTS])
+    scores = every - 0.7 * every.mean(0)
+    scores[:, torch.isnan(scores).any(0) | torch.isinf(every).any(0)] = -torch.inf
+    found = as_dicts(constructor.fit(TEXTS).transform(TEXTS))
+    assert len(found) == len(TEXTS)
+    for target, row in zip(found, scores, strict=True):
+        best = torch.topk(row, 5)
+        expected: dict[int, float] = {}
+        for token, weight in zip(best.indices.tolist(), (best.values / 0.8).softmax(-1).tolist(), strict=True):
+            forms = [form for form in vocabulary.representatives[token].tolist() if form != NOT_A_TARGET]
+            expected |= {form: weight / len(forms) for form in forms}
+        assert target.keys() == expected.keys()
+        assert all(target[token] == pytest.approx(weight, abs=2e-4) for token, weight in expected.items())
+
+
+def test_beyond_the_text_means_no_token_of_the_text(tiny: BackboneSettings) -> None:
+    beyond = model_derived(tiny, exclude_in_text=True, top_k=20).fit(TEXTS)
+    inside = beyond.data_driven.in_text(TEXTS).toarray() > 0
+    plain = model_derived(tiny, top_k=20).fit(TEXTS).rows(TEXTS).toarray()
+    assert (plain[inside] > 0).any()
+    assert not beyond.rows(TEXTS).toarray()[inside].any()
+
+
+def test_a_share_of_the_target_can_be_data_driven(tiny: BackboneSettings) -> None:
+    pure, half = model_derived(tiny).fit(TEXTS), model_derived(tiny, data_driven_share=0.25).fit(TEXTS)
+    own = half.data_driven.rows(TEXTS).toarray()
+    expected = 0.75 * pure.rows(TEXTS).toarray() + 0.25 * own
+    for row, target in zip(expected, as_dicts(half.transform(TEXTS)), strict=True):
+        assert set(target) == set(np.flatnonzero(row))
+        assert all(target[token] == pytest.approx(row[token], abs=1e-5) for token in target)
+
+
+def test_asking_the_model_leaves_the_embedder_as_it_was(tiny: BackboneSettings) -> None:
+    given = materials(tiny)
+    before = tokenizer_of(given.embedder)("a girl")["input_ids"]
+    list(CONSTRUCTORS["model_derived"](given).fit(TEXTS).transform(TEXTS))
+    assert tokenizer_of(given.embedder)("a girl")["input_ids"] == before
+
+
+def test_a_teacher_must_speak_the_same_tokens(
+    tiny: BackboneSettings, make_backbone: BackboneMaker, wordpiece_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    embedder = load_embedder(replace(tiny, prompt="{text}", pooling="mean"))
+    embedder.save(str(tmp_path / "teacher"))
+    asked = model_derived(tiny, teacher=str(tmp_path / "teacher"), prompts=()).fit(TEXTS)
+    assert (asked.rows(TEXTS) != model_derived(tiny).fit(TEXTS).rows(TEXTS)).nnz  # another prompt, another answer
+    tokenizer_of(embedder).backend_tokenizer.add_tokens(["another"])
+    embedder.save(str(tmp_path / "other"))
+    with pytest.raises(TargetMismatch, match="has another tokenizer"):
+        model_derived(tiny, teacher=str(tmp_path / "other"))
+
+
+def corpus(documents: list[list[str]]) -> Dataset:
+    rows = [(text, number) for number, document in enumerate(documents) for text in document]
+    return Dataset.from_dict({"text": [text for text, _ in rows], "document": [number for _, number in rows]})
+
+
+def corpus_derived(backbone: BackboneSettings, **settings: Any) -> CorpusDerivedTargets:
+    constructor = CONSTRUCTORS["corpus_derived"](materials(backbone, corpus_derived=CorpusDerivedSettings(**settings)))
+    assert isinstance(constructor, CorpusDerivedTargets)
+    return constructor
+
+
+def test_the_next_passage_says_what_a_passage_is_about(tiny: BackboneSettings) -> None:
+    passages = corpus([[TEXTS[0], TEXTS[2], TEXTS[4]], [TEXTS[6]]])
+    constructor = corpus_derived(tiny, neighbours=0, data_driven_share=0).fit(passages)
+    own = as_dicts(constructor.data_driven.transform(passages))
+    assert as_dicts(constructor.transform(passages)) == [
+        pytest.approx(own[row], abs=1e-6)
+        for row in (1, 2, 1, 3)  # the last looks back, the lonely one at itself
+    ]
+
+
+def test_neighbours_are_the_texts_that_share_words(tiny: BackboneSettings) -> None:
+    pairs = [
+        "The girl brushes her curly hair.",
+        "A girl is styling curly hair.",
+        "Print a helpful message.",
+        "A helpful message.",
+    ]
+    texts = [*pairs, TEXTS[8], TEXTS[6]]
+    constructor = corpus_derived(tiny, neighbours=1, next_passage=False, data_driven_share=0).fit(texts)
+    own = as_dicts(constructor.data_driven.transform(texts))
+    found = as_dicts(constructor.transform(texts))
+    for row, neighbour in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        assert found[row] == pytest.approx(own[neighbour], abs=1e-6)
+    beyond = corpus_derived(tiny, neighbours=1, next_passage=False, data_driven_share=0, exclude_in_text=True).fit(texts)
+    added = as_dicts(beyond.transform(texts))
+    for row, neighbour in ((0, 1), (1, 0), (3, 2)):
+        assert set(added[row]) == set(own[neighbour]) - set(own[row])
+    assert added[2] == pytest.approx(own[2], abs=1e-6)  # its neighbour says nothing that it does not say itself
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_every_constructor_writes_distributions_that_open(
+    tiny: BackboneSettings, name: ConstructorName, tmp_path: Path
+) -> None:
+    given = materials(tiny)
+    passages = corpus([TEXTS[:4], TEXTS[4:7], TEXTS[7:]])
+    reported: list[int] = []
+    card = write_constructed(CONSTRUCTORS[name](given), passages, given.vocabulary, tmp_path / name, "tiny", reported.append)
+    assert (card.constructor, card.texts, card.dropped) == (name, len(TEXTS), 0)
+    rows = open_targets(tmp_path / name, given.vocabulary, cache=tmp_path / "cache")
+    assert rows["text"][:] == TEXTS
+    for ids, weights in zip(rows["token_ids"], rows["weights"], strict=True):
+        assert len(set(ids)) == len(ids)
+        assert min(weights) > 0
+        assert sum(weights) == pytest.approx(1, abs=1e-5)
+    one, two = CONSTRUCTORS[name](given), CONSTRUCTORS[name](given)
+    in_one = as_dicts(one.fit_transform(passages, tmp_path / "scratch"))
+    assert in_one == [pytest.approx(target, abs=1e-6) for target in as_dicts(two.fit(passages).transform(passages))]
+
+
+def test_a_killed_construction_goes_on_after_its_last_part(
+    tiny: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constructors, "TEXTS_PER_PART", 3)
+    given, passages = materials(tiny), corpus([TEXTS])
+
+    def write(folder: str, **changes: Any) -> list[int]:
+        done: list[int] = []
+
+        def progress(texts: int) -> None:
+            done.append(texts)
+            if len(done) == changes.get("stop_after"):
+                raise KeyboardInterrupt
+
+        asked = replace(given, settings=TargetSettings(model_derived=ModelDerivedSettings(alpha=changes.get("alpha", 0.7))))
+        constructor = CONSTRUCTORS["model_derived"](asked)
+        write_constructed(constructor, passages, given.vocabulary, tmp_path / folder, "tiny", progress)
+        return done
+
+    assert write("whole") == [3, 3, 3, 1]
+    with pytest.raises(KeyboardInterrupt):
+        write("killed", stop_after=3)
+    assert not (tmp_path / "killed").exists()
+    assert write("killed") == [3, 1]  # the third part was not finished
+    for name in ("targets-00000.parquet", "targets-00003.parquet", "card.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        write("changed", stop_after=3)
+    assert write("changed", alpha=0.5) == [3, 3, 3, 1]  # parts made by other settings are no good
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{"top_k": 0}, {"temperature": 0}, {"data_driven_share": 1.5}, {"prompts": ()}, {"prior_texts": 0}],
+    ids=str,
+)
+def test_impossible_settings_are_refused(mistake: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(mistake))):
+        ModelDerivedSettings(**mistake)
+    with pytest.raises(RecipeError, match="nothing to derive"):
+        CorpusDerivedSettings(neighbours=0, next_passage=False)
