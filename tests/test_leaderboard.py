@@ -23,6 +23,7 @@ from text2token.leaderboard import (
     cost_plot,
     leaderboard_csv,
     leaderboard_html,
+    leaderboard_markdown,
     task_panel,
     ticks,
     time_ticks,
@@ -344,3 +345,17 @@ def test_csv_gives_back_every_figure(rows: list[Row]) -> None:
 
 def test_the_template_travels_with_the_package() -> None:
     assert files("text2token").joinpath("leaderboard.html.jinja").is_file()
+
+
+def test_the_markdown_table_has_the_best_row_of_each_peer_and_the_tries() -> None:
+    ours = scored("text2token", 60.0, family="text2token", label_free=None)
+    rows = [FIRST, scored("LLM2Vec", 40.0, postprocessing="whiten"), ours, scored("a|b", 70.0, family="supervised")]
+    trials = [Trial("LLM2Vec", "rate 3e-4", 0, 52.25, True), Trial("LLM2Vec", "rate 1e-4", 0, 50.0, False)]
+    lines = leaderboard_markdown(replace(board(*rows), trials=trials)).splitlines()
+    table = [line for line in lines if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in table[2:5]] == ["| a\\|b (supervised)", "| **text2token**", "| LLM2Vec"]
+    assert table[4] == ("| LLM2Vec | none | 3 | 52.2 ± 0.2 | 52.4 ± 0.2 | 71.2 ± 0.5 | 33.5 ± 1.0 | 44.0 | 100,000 | 4.2 |")
+    assert table[-2:] == ["| LLM2Vec | rate 3e-4 | 52.2 | x |", "| LLM2Vec | rate 1e-4 | 50.0 |  |"]
+    assert len({line.replace("\\|", "").count("|") for line in table[:5]}) == 1
+    assert lines[0] == "- Budget: 100,000 tokens"
+    assert lines[-1] == "- One note."

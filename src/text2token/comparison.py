@@ -4,7 +4,7 @@
       comparison.toml        what is compared; a folder belongs to one comparison
       corpus/                the passages, and the held-out documents
       runs/PEER/C-S.json     settings C with seed S: scores under each post-processing, tokens, seconds
-      leaderboard.html, .csv rewritten after every run
+      leaderboard.html, .csv, .md   rewritten after every run
 
 First every peer tries all its candidate settings with seed 0; the best goes on with the other seeds. What was tried stays
 in the leaderboard. Embeddings are made once per run; the post-processings (none, centred, whitened) share them.
@@ -49,7 +49,16 @@ from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suit
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.files import atomic_file
 from text2token.isotropy import Isotropy, fit_isotropy
-from text2token.leaderboard import Family, Leaderboard, Row, Spread, Trial, leaderboard_csv, leaderboard_html
+from text2token.leaderboard import (
+    Family,
+    Leaderboard,
+    Row,
+    Spread,
+    Trial,
+    leaderboard_csv,
+    leaderboard_html,
+    leaderboard_markdown,
+)
 from text2token.reporter import Reporter, Silent
 from text2token.settings import difference, to_toml
 
@@ -207,8 +216,9 @@ class _Bench:
     def publish(self) -> Leaderboard:
         """Write the leaderboard of all runs so far and return it."""
         board = leaderboard_of(self.done, _facts(self.comparison, self.corpus, self.tasks))
-        for name, content in (("html", leaderboard_html(board)), ("csv", leaderboard_csv(board))):
-            with atomic_file(self.folder / f"leaderboard.{name}") as path:
+        written = {"html": leaderboard_html(board), "csv": leaderboard_csv(board), "md": leaderboard_markdown(board)}
+        for ending, content in written.items():
+            with atomic_file(self.folder / f"leaderboard.{ending}") as path:
                 path.write_text(content)
         return board
 

@@ -157,6 +157,31 @@ def leaderboard_csv(board: Leaderboard) -> str:
     return text.getvalue()
 
 
+def leaderboard_markdown(board: Leaderboard) -> str:
+    """Return facts, the best row of each peer, what was tried and notes as Markdown, for a page in a repository."""
+    best = best_rows(board.rows)
+    columns = score_columns(best)
+    head = ["", "afterwards", "seeds", *(column.heading for column in columns), "tokens", "minutes"]
+    lines = [f"- {name}: {value}" for name, value in board.facts.items()]
+    lines += ["", _table_line(head), _table_line(["---"] * len(head))]
+    for row in best:
+        name = f"**{row.peer}**" if row.family == "text2token" else row.peer
+        name += f" ({row.family})" if row.family in UNRANKED else ""
+        scores = [str(column.of(row) or "") for column in columns]
+        minutes = "" if row.seconds is None else f"{row.seconds / 60:.1f}"
+        tokens = "" if row.tokens is None else f"{row.tokens:,}"
+        lines.append(_table_line([name, row.postprocessing, str(row.seeds), *scores, tokens, minutes]))
+    if board.trials:
+        tried = [[trial.peer, trial.settings, f"{trial.mean_task_type:.1f}", "x" * trial.chosen] for trial in board.trials]
+        headings = ["tried", "settings", "Mean (TaskType), best post-processing", "chosen"]
+        lines += ["", *map(_table_line, [headings, ["---"] * 4, *tried])]
+    return "\n".join([*lines, "", *(f"- {note}" for note in board.notes), ""])
+
+
+def _table_line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
 def score_columns(rows: Iterable[Row], tasks: bool = False) -> list[Column]:
     """Return the scores that these rows have: the means, one per task type, the label-free one and, if asked, the tasks."""
     rows = list(rows)

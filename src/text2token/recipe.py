@@ -15,11 +15,12 @@ import importlib.resources
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pydantic
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -196,10 +197,11 @@ def run(
     goes_on = _check_folders(work, model_folder, resume, overwrite)
 
     corpus_from = _digest(recipe.corpus, source_state(recipe.sources))
-    targets_from = {
-        name: _digest(corpus_from, recipe.backbone, recipe.vocabulary, recipe.targets.data_driven, settings)
-        for name, settings in ((name, getattr(recipe.targets, name)) for name in recipe.constructors)
-    }
+    targets_from: dict[ConstructorName, str] = {}
+    for kind in recipe.constructors:
+        settings = [recipe.backbone, recipe.vocabulary, recipe.targets.data_driven, getattr(recipe.targets, kind)]
+        lengths = [(s.max_tokens, s.epochs, s.tokens_per_batch, s.accumulate) for s in _stages_on(recipe, kind)]
+        targets_from[kind] = _digest(corpus_from, *settings, lengths, recipe.seed)
     stages_from: dict[str, str] = {}
     for name, stage in recipe.stages.items():
         so_far = [recipe.lora, recipe.shuffled_targets, recipe.seed, *stages_from.values()]
@@ -223,13 +225,14 @@ def run(
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
     materials = Materials(recipe.backbone, embedder, vocabulary, recipe.targets)
     cards: dict[str, TargetCard] = {}
-    for name, made_from in targets_from.items():
-        if not work.done(f"targets/{name}", made_from):
-            with reporter.progress(f"Targets, {name.replace('_', '-')}", len(corpus.passages), "texts") as progress:
-                write_targets_of(name, materials, corpus.passages, work.targets / name, progress)
-            work.finished(f"targets/{name}", made_from)
-        cards[name] = read_card(work.targets / name)
-        reporter.note(f"Targets, {name.replace('_', '-')}: {cards[name].texts:,} texts.")
+    for kind, made_from in targets_from.items():
+        if not work.done(f"targets/{kind}", made_from):
+            write_targets_of(
+                kind, materials, corpus.passages, _stages_on(recipe, kind), recipe.seed, work.targets / kind, reporter
+            )
+            work.finished(f"targets/{kind}", made_from)
+        cards[kind] = read_card(work.targets / kind)
+        reporter.note(f"Targets, {kind.replace('_', '-')}: {cards[kind].texts:,} texts.")
 
     texts = EvaluationTexts.of(corpus.passages, corpus.held_out, recipe.seed)
     with reporter.progress("Embedding, untrained", texts.count, "texts") as progress:
@@ -309,16 +312,33 @@ def build_targets(
     with tempfile.TemporaryDirectory(prefix="text2token-") as temporary:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
         passages = prepare_corpus(documents, Path(temporary) / "corpus", settings, broken).passages
-        with (reporter or Silent()).progress("Targets", len(passages), "texts") as progress:
-            return write_targets_of(name, materials, passages, folder, progress)
+        return write_targets_of(name, materials, passages, [], recipe.seed, folder, reporter)
 
 
 def write_targets_of(
-    name: ConstructorName, materials: Materials, passages: Dataset, folder: Path, progress: Any = None
+    name: ConstructorName,
+    materials: Materials,
+    passages: Dataset,
+    stages: Sequence[StageSettings],
+    seed: int,
+    folder: Path,
+    reporter: Reporter | None = None,
 ) -> TargetCard:
-    """Write the targets of `passages` by the constructor `name` to `folder` and return their card."""
+    """Write the targets of `passages` by the constructor `name` to `folder` and return their card.
+
+    Where a target costs a forward pass, only passages that one of `stages` will see are asked about (none given: all).
+    """
     constructor = CONSTRUCTORS[name](materials)
-    return write_constructed(constructor, passages, materials.vocabulary, folder, materials.backbone.name, progress)
+    if constructor.expensive and stages:
+        lengths = text_lengths(materials.embedder, passages)
+        rows = [plan(lengths, stage, seed).rows_to_see for stage in stages]
+        passages = passages.select(np.unique(np.concatenate(rows)))
+    with (reporter or Silent()).progress(f"Targets, {name.replace('_', '-')}", len(passages), "texts") as progress:
+        return write_constructed(constructor, passages, materials.vocabulary, folder, materials.backbone.name, progress)
+
+
+def _stages_on(recipe: Recipe, name: ConstructorName) -> list[StageSettings]:
+    return [stage for stage in recipe.stages.values() if stage.targets == name]
 
 
 def _check_folders(work: RunFolder, model_folder: Path, resume: bool, overwrite: bool) -> bool:

@@ -116,6 +116,12 @@ class Schedule:
         """The number of tokens that all steps together process, padding left out."""
         return sum(int(self.batch_tokens[batches].sum()) for batches in islice(self.steps_in_order(), self.steps))
 
+    @property
+    def rows_to_see(self) -> NDArray[np.int64]:
+        """The numbers of the rows that all steps together process, ascending, each once."""
+        batches = {batch for step in islice(self.steps_in_order(), self.steps) for batch in step}
+        return np.unique(np.concatenate([self.batches[batch] for batch in sorted(batches)]))
+
 
 def plan(lengths: NDArray[np.int64], settings: StageSettings, seed: int, *, by_length: bool = True) -> Schedule:
     """Group rows of similar length into batches of at most `tokens_per_batch` tokens, and count the steps.

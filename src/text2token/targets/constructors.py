@@ -50,11 +50,12 @@ class Materials:
 class Constructor(Protocol):
     """Learns from a corpus and gives each text its target, in scikit-learn's manner.
 
-    `resumable`: whether, once fitted, a part of the texts can be transformed by itself, and is worth keeping.
+    `expensive`: it costs a model's forward pass for every text. So only texts that will be trained on are given to it, and
+    its work is kept in parts; once fitted, it can transform any part by itself.
     """
 
     name: str
-    resumable: bool
+    expensive: bool
 
     def fit(self, passages: Passages) -> Any:
         """Learn what is needed of the whole corpus and return self."""
@@ -114,9 +115,9 @@ def write_constructed(
 ) -> TargetCard:
     """Fit `constructor` on `passages`, write their targets to `folder` and return the card.
 
-    Where the constructor is resumable, a killed run goes on after its last finished part.
+    Where the constructor is expensive, a killed run goes on after its last finished part.
     """
-    if not constructor.resumable:
+    if not constructor.expensive:
         with tempfile.TemporaryDirectory(prefix="text2token-") as temporary, writing(Path(temporary)):
             batches = constructor.fit_transform(passages, Path(temporary) / "scratch.arrow")
             return write_targets(

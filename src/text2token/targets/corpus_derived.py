@@ -64,7 +64,7 @@ class CorpusDerivedTargets:
     """
 
     name = "corpus_derived"
-    resumable = False
+    expensive = False
 
     def __init__(self, data_driven: DataDrivenTargets, settings: CorpusDerivedSettings | None = None) -> None:
         self.data_driven = data_driven

@@ -52,7 +52,7 @@ class DataDrivenTargets:
     """
 
     name = "data_driven"
-    resumable = False
+    expensive = False
 
     def __init__(
         self,

@@ -75,7 +75,7 @@ class ModelDerivedTargets:
     """
 
     name = "model_derived"
-    resumable = True
+    expensive = True
 
     def __init__(
         self,
