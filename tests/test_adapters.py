@@ -1,5 +1,6 @@
 """The fused adapters are peft's to the last digit that float32 has, and all that cannot be fused is peft's own."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -110,3 +111,18 @@ def test_dropout_blending_and_merging_are_as_in_peft(tiny: BackboneSettings) -> 
     assert (half - whole).abs().max() > 0.01
     merge_lora(embedder)
     assert (embed(embedder, TEXTS) - half).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gemma3", "gpt2", "gpt_neox", "opt", "phi"])
+def test_adapters_on_the_last_layer_only_leave_the_others_alone(make_backbone: Callable[[str], object], family: str) -> None:
+    settings = BackboneSettings(str(make_backbone(family)), dtype="float32", max_length=64)
+    embedder = load_embedder(settings)
+    add_lora(embedder, LoraSettings(rank=4, last_layers=1), seed=0)
+    trained = [name for name, value in embedder.named_parameters() if value.requires_grad]
+    assert trained
+    assert all(re.search(r"\.1\.", name) for name in trained)  # of layers 0 and 1
+    gradients = []
+    first = next(module for module in embedder.modules() if isinstance(module, torch.nn.ModuleList))[0]
+    first.register_full_backward_hook(lambda *_: gradients.append(1))
+    embedder.train()(embedder.preprocess(TEXTS))["sentence_embedding"].float().square().sum().backward()
+    assert not gradients  # nothing is computed backward through what is not trained
