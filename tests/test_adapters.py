@@ -34,7 +34,7 @@ def gradients(embedder: SentenceTransformer) -> tuple[Tensor, dict[str, Tensor]]
     return vectors.detach(), {name: value.grad for name, value in embedder.named_parameters() if value.grad is not None}
 
 
-@pytest.mark.parametrize("family", ["llama_tied", "qwen3", "gemma3", "phi", "opt", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama_tied", "qwen3", "gemma3", "phi", "phi3", "olmo2", "opt", "gpt_neox"])
 def test_outputs_and_gradients_are_those_of_peft(
     make_backbone: Callable[[str], object], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import TEXTS, BackboneMaker
+from conftest import TEXTS, BackboneMaker, family_configs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -32,7 +32,7 @@ def hidden_states(embedder: SentenceTransformer, ids: list[int]) -> torch.Tensor
         return transformer_of(embedder).model(input_ids=torch.tensor([ids])).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("family", ["llama_tied", "qwen3", "mistral", "gemma3", "gpt2", "opt"])
+@pytest.mark.parametrize("family", sorted(family_configs(10)))
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_last_token_reaches_the_first_only_when_bidirectional(
     make_backbone: BackboneMaker, family: str, attention: str
@@ -128,7 +128,7 @@ def test_progress_counts_every_text(tiny: BackboneSettings) -> None:
     assert sum(done) == 9 * len(TEXTS)
 
 
-@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "gemma3", "opt"])
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "gemma3", "opt", "phi3", "olmo2"])
 def test_first_layers_are_kept(make_backbone: BackboneMaker, family: str, tmp_path: Path) -> None:
     embedder = load_embedder(BackboneSettings(str(make_backbone(family)), layers=1, dtype="float32"))
     expected = embed(embedder, TEXTS)

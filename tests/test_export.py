@@ -36,7 +36,24 @@ def exported(settings: BackboneSettings, folder: Path) -> tuple[SentenceTransfor
     return SentenceTransformer(str(folder)), torch.nn.functional.normalize(whitening(raw))
 
 
-@pytest.mark.parametrize("family", ["llama_tied", "llama", "qwen3", "gemma3", "gpt2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama_tied",
+        "llama",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "olmo2",
+        "granite",
+        "gpt2",
+        "gpt_neox",
+        "opt",
+    ],
+)
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_merged_export_reloads_in_plain_sentence_transformers(
     make_backbone: BackboneMaker, tmp_path: Path, family: str, attention: str
