@@ -129,6 +129,14 @@ def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, tex
     assert changed_by(recipe) == set(done)
 
 
+def test_what_finishes_the_vectors_does_not_change_the_training(recipe: Recipe, tmp_path: Path) -> None:
+    losses = [
+        run_here(recipe.with_settings([f"isotropy={kind}"]), tmp_path / kind)["stages"]["stage1"]["last_loss"]
+        for kind in ("none", "whiten")
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_a_recipe_is_read_from_toml_and_comes_back(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     assert read_recipe(str(tmp_path / "recipe.toml")) == recipe

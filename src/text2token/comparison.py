@@ -148,16 +148,18 @@ def compare_peers(
     documents: Iterable[Document],
     folder: Path,
     *,
+    peers: Sequence[Peer] | None = None,
     overwrite: bool = False,
     broken: BrokenLines | None = None,
     reporter: Reporter | None = None,
 ) -> Leaderboard:
     """Run the whole grid in `folder`, or what of it is missing there, and return the leaderboard.
 
-    Raises `OutputError` when the folder belongs to another comparison.
+    `peers` are others than `comparison` names, such as variants of one. Raises `OutputError` when the folder belongs to
+    another comparison.
     """
     reporter = reporter or Silent()
-    peers = comparison.chosen_peers()
+    peers = comparison.chosen_peers() if peers is None else peers
     tasks = _tasks(comparison)
     record = folder / "comparison.toml"
     described = to_toml(comparison)
@@ -178,11 +180,10 @@ def compare_peers(
     bench = _Bench(comparison, corpus, tasks, folder, reporter)
     tried = {peer.name: [bench.run(peer, number, 0) for number in range(len(peer.candidates))] for peer in peers}
     chosen = {name: max(runs, key=lambda run: run.merit) for name, runs in tried.items()}
-    final = {name: [run] for name, run in chosen.items()}
     for seed in range(1, comparison.seeds):
         for peer in peers:
             if peer.seeded:
-                final[peer.name].append(bench.run(peer, chosen[peer.name].candidate, seed))
+                bench.run(peer, chosen[peer.name].candidate, seed)
     return bench.publish()
 
 
@@ -202,9 +203,10 @@ class _Bench:
     def run(self, peer: Peer, candidate: int, seed: int) -> Run:
         """Return the run from its file, or do it and write the file."""
         path = self.folder / "runs" / _slug(peer.name) / f"{candidate}-{seed}.json"
-        if path.exists():
-            run = _read_run(path)
-        else:
+        run = _read_run(path) if path.exists() else None
+        if run is None or dict(run.settings) != json.loads(
+            json.dumps(peer.candidates[candidate])
+        ):  # they were changed since
             self.reporter.note(f"{peer.name}, settings {candidate + 1} of {len(peer.candidates)}, seed {seed}")
             run = self._do(peer, candidate, seed)
             with atomic_file(path) as unfinished:

