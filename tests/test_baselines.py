@@ -224,4 +224,3 @@ def test_model2vec_distils_the_real_backbone(real_backbone: str, tmp_path: Path)
     assert isinstance(encoder, TextEncoder)
     one, two, three = torch.nn.functional.normalize(encoder(["a cat sat", "the cat sits", "stock markets fell"]))
     assert one @ two > one @ three
-    assert transformers.__version__

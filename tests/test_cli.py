@@ -26,7 +26,7 @@ def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload,no-any-return]
 
 
-@pytest.mark.parametrize("command", ["", "train", "quickstart", "targets", "search", "embed", "evaluate", "compare"])
+@pytest.mark.parametrize("command", ["", "train", "run", "quickstart", "targets", "search", "embed", "evaluate", "compare"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     run_help = f"from text2token.cli import app; app({[*command.split(), '--help']!r}, standalone_mode=False)"
     script = f"import sys; {run_help}; print('modules:', *sys.modules)"
@@ -49,6 +49,27 @@ def test_train_then_search(make_backbone: BackboneMaker, text_file: Path, tmp_pa
         assert len(json.loads(found.stdout)) == 2
         assert found.stderr == ""
     assert call("train", text_file, "--backbone", "x", "--output", model).returncode == 6
+
+
+def test_a_recipe_file_runs_and_runs_no_more_when_nothing_has_changed(
+    make_backbone: BackboneMaker, text_file: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(f"[backbone]\nname = {str(make_backbone('llama_tied'))!r}\n[stage2]\ntargets = 'corpus_derived'\n")
+    nameless = call("run", recipe, "--output", tmp_path / "model", *FAST)
+    assert nameless.returncode == 2
+    assert "names no text" in nameless.stderr
+    recipe.write_text(f"sources = [{str(text_file)!r}]\n{recipe.read_text()}")
+    first = call("run", recipe, "--output", tmp_path / "model", "--json", *FAST)
+    assert first.returncode == 0, first.stderr
+    assert list(json.loads(first.stdout)["stages"]) == ["stage1", "stage2"]
+    again = call("run", recipe, "--output", tmp_path / "model", "--json", *FAST)
+    assert again.stdout == first.stdout
+    assert "Nothing has changed" in again.stderr
+    assert "Training" not in again.stderr
+    unknown = call("run", "two_stag", text_file, "--output", tmp_path / "other")
+    assert unknown.returncode == 2
+    assert "those that come along are data_driven, llm_7b, quickstart, two_stage" in unknown.stderr
 
 
 def test_targets_to_look_at(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
