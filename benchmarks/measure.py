@@ -28,7 +28,12 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def ratio(
-    work: str, other: str, ours: Callable[[], object], theirs: Callable[[], object], reach: float, repeats: int = REPEATS
+    work: str,
+    other: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    reach: float | None,
+    repeats: int = REPEATS,
 ) -> Line:
     """Return how many times as fast ours is: the median over `repeats` pairs, each measured one after the other.
 
@@ -43,6 +48,7 @@ def ratio(
         "seconds_other": round(statistics.median(b for _, b in pairs), 3),
         "ratios": [round(b / a, 3) for a, b in pairs],
     }
-    line = Line(work, other, f"{value:.2f} ×", f"≥ {reach:g} ×", value >= reach, details)
-    print(f"{work}: {line.figure} {other} (reach {line.reach})", flush=True)
+    wanted, reached = ("", None) if reach is None else (f"≥ {reach:g} ×", value >= reach)
+    line = Line(work, other, f"{value:.2f} ×", wanted, reached, details)
+    print(f"{work}: {line.figure} {other} {wanted and f'(reach {wanted})'}", flush=True)
     return line

@@ -3,7 +3,8 @@
     python benchmarks/run.py [SECTION …] [--suite DIR] [--llm2vec-python PATH] [--write]
 
 Sections: roofline, targets, training, peers, encoding, memory, start; all without a name. Prints a table and keeps all
-figures in `runs/bench.json`; `--write` puts the table into docs/performance.md. Let nothing else run meanwhile.
+figures in `runs/bench.json`, where those of other sections stay if they are of the same machine and versions; `--write` puts
+the table into docs/performance.md. Let nothing else run meanwhile.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def main() -> None:
     quiet_libraries()
     sections: dict[str, Callable[[], list[Line]]] = {
         "roofline": speed.roofline,
-        "targets": speed.targets,
+        "targets": lambda: [*speed.targets(), *speed.model_derived_targets()],
         "training": speed.training,
         "peers": lambda: speed.peers(chosen.llm2vec_python),
         "encoding": lambda: speed.encoding(chosen.suite),
@@ -48,20 +49,33 @@ def main() -> None:
     }
     if unknown := set(chosen.sections) - set(sections):
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(sections)}")
-    lines = [line for name in chosen.sections or sections for line in sections[name]()]
     machine = f"{_processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
-    versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}"
-    REPORT.parent.mkdir(exist_ok=True)
-    report = {"machine": machine, "versions": versions, "lines": [asdict(line) for line in lines]}
-    REPORT.write_text(json.dumps(report, indent=2, ensure_ascii=False))
-    table = _table(lines, f"{machine}; {versions}.")
+    machine += f"; Python {sys.version.split()[0]}, torch {torch.__version__}"
+    measured = _measured_before(machine)
+    for name in chosen.sections or sections:
+        measured[name] = sections[name]()
+        REPORT.parent.mkdir(exist_ok=True)
+        kept = {name: [asdict(line) for line in lines] for name, lines in measured.items()}
+        REPORT.write_text(json.dumps({"machine": machine, "sections": kept}, indent=2, ensure_ascii=False))
+    table = _table([line for name in sections for line in measured.get(name, [])], f"{machine}.")
     print(f"\n{table}\nAll figures: {REPORT}")
     if chosen.write:
         page = PAGE.read_text()
         before, after = page.partition(BEGIN)[0], page.partition(END)[2]
         PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+
+
+def _measured_before(machine: str) -> dict[str, list[Line]]:
+    """Return what earlier runs measured on this machine with these versions, by section."""
+    try:
+        report = json.loads(REPORT.read_text())
+    except (OSError, ValueError):
+        return {}
+    if report.get("machine") != machine:
+        return {}
+    return {name: [Line(**line) for line in lines] for name, lines in report["sections"].items()}
 
 
 def _table(lines: list[Line], machine: str) -> str:

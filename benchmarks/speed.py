@@ -20,24 +20,33 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from text2token.adapters import LoraSettings, add_lora
-from text2token.backbone import embed, load_embedder, tokenizer_of, transformer_of
+from text2token.backbone import (
+    TOKENS_PER_BATCH_CPU,
+    batches_of,
+    embed,
+    load_embedder,
+    tokenizer_of,
+    transformer_of,
+)
 from text2token.corpus.readers import read_documents
 from text2token.encoder import open_encoder
 from text2token.evaluation.labelled import score_suite
-from text2token.evaluation.suite import read_suite
+from text2token.evaluation.suite import read_suite, sample_suite
 from text2token.export import export_embedder
 from text2token.head import load_head
 from text2token.isotropy import fit_isotropy
 from text2token.loss import TokenTargetLoss
 from text2token.recipe import read_recipe
+from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.training import Schedule, StageSettings, TargetCollator, plan, text_lengths, train_stage
 from text2token.vocabulary import TargetVocabulary, tokenise
 
 TOKENS_PER_BATCH = 1024
-TRAINING_TOKENS = 10_000
+TRAINING_TOKENS = 6_000
 SETTINGS = read_recipe("quickstart").backbone
 LONG_REPEATS = 3
+STS_TOKENS = 60_000  # of the development tasks, to see what faster encoding costs in points
 
 
 def documents() -> list[str]:
@@ -92,10 +101,37 @@ def targets() -> list[Line]:
     ]
 
 
+def model_derived_targets() -> list[Line]:
+    """Return model-derived targets against nothing but forward passes over the same tokens, in documents a second."""
+    embedder = load_embedder(SETTINGS)
+    tokenizer, backbone = tokenizer_of(embedder), transformer_of(embedder).model
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
+    texts = [text[:220] for text in documents()][::20]
+    constructor = CONSTRUCTORS["model_derived"](Materials(SETTINGS, embedder, vocabulary, TargetSettings())).fit(texts[:50])
+    ids = tokenise(tokenizer, texts, prompt=True)
+    lengths = np.minimum([len(tokens) for tokens in ids], SETTINGS.max_length)
+    batches = [
+        torch.tensor([(ids[row] + [0] * SETTINGS.max_length)[: lengths[rows].max()] for row in rows])
+        for rows in batches_of(np.argsort(lengths, kind="stable"), lengths, TOKENS_PER_BATCH_CPU)
+    ]
+
+    def ours() -> None:
+        for _ in constructor.transform(texts):
+            pass
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                backbone(input_ids=batch)
+
+    name = f"model-derived targets, {len(texts):,} documents"
+    return [ratio(name, "bare forward passes", ours, bare, 0.9, LONG_REPEATS)]
+
+
 class _Stage:
     """One stage of our training on short texts, and the batches it sees."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, lora: LoraSettings | None = None) -> None:
         self.embedder = load_embedder(SETTINGS)
         self.tokenizer = tokenizer_of(self.embedder)
         vocabulary = TargetVocabulary.from_tokenizer(self.tokenizer)
@@ -109,7 +145,7 @@ class _Stage:
         self.texts = [text for step in steps for text in self.rows[step]["text"]]
         self.batches = [collate([{**self.rows[int(row)], "row": int(row)} for row in step]) for step in steps]
         self.loss = TokenTargetLoss(self.embedder, load_head(self.embedder, SETTINGS.name))
-        add_lora(self.embedder, LoraSettings(), seed=0)
+        add_lora(self.embedder, lora or LoraSettings(), seed=0)
 
     def run(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +171,10 @@ def training() -> list[Line]:
     taken = line.details["seconds_ours"]
     assert isinstance(taken, float)
     line.details["tokens_per_second"] = round(tokens / taken)
-    return [line]
+    layers = transformer_of(stage.embedder).model.config.num_hidden_layers // 2
+    half = _Stage(TRAINING_TOKENS, LoraSettings(last_layers=layers))
+    name = f"the same, adapters on the last {layers} layers"
+    return [line, ratio(name, "the bare backbone, forward and backward", half.run, bare, None, LONG_REPEATS)]
 
 
 def peers(llm2vec_python: str | None) -> list[Line]:
@@ -195,7 +234,7 @@ def _llm2vec(python: str, stage: _Stage) -> list[float]:
 
 def encoding(suite: Path | None) -> list[Line]:
     """Return our encoder against `SentenceTransformer.encode` with the same weights in float32, and the points it costs."""
-    texts = [text[:220] for text in documents()][::8]
+    texts = [text[:220] for text in documents()][::16]
     with tempfile.TemporaryDirectory() as folder:
         embedder = load_embedder(SETTINGS)
         export_embedder(embedder, fit_isotropy(embed(embedder, texts[:200])), Path(folder) / "model", "")
@@ -210,7 +249,7 @@ def encoding(suite: Path | None) -> list[Line]:
         line = ratio(name, other, ours, _quietly(plain, texts), 3, LONG_REPEATS)
         lines = [line]
         if suite:
-            tasks = [task for task in read_suite(suite) if task.type == "sts"]
+            tasks = sample_suite([task for task in read_suite(suite) if task.type == "sts"], STS_TOKENS)
             exact = open_encoder(str(Path(folder) / "model"))
             scores = [score_suite(encoder, tasks, Path(folder) / "cache").mean_task for encoder in (exact, fast)]
             figure = f"{scores[0]:.2f} → {scores[1]:.2f} points"

@@ -113,7 +113,7 @@ class DataDrivenTargets:
 
     def _waiting(self, scratch: Path) -> Iterator[pa.RecordBatch]:
         weights = self.token_weights() * self.vocabulary.form_shares
-        with pa.memory_map(str(scratch)) as file:
+        with pa.OSFile(str(scratch)) as file:  # a memory map would count, and in the end be, as large as the corpus
             for batch in pa.ipc.open_stream(file):
                 lists = batch["token_ids"]
                 candidates = _Candidates(lists.offsets.to_numpy(), lists.values.to_numpy())

@@ -27,7 +27,7 @@ from text2token.files import atomic_file, atomic_folder, writing
 from text2token.vocabulary import TargetVocabulary
 
 FORMAT_VERSION = 1
-ROWS_PER_SHARD = 100_000
+ROWS_PER_SHARD = 25_000
 CARD = "card.json"
 # for each text its token ids and their weights, positive and summing to 1
 SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32()))])
