@@ -117,6 +117,10 @@ def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, tex
         return changed
 
     assert changed_by(recipe) == set()
+    other = tmp_path / "other"
+    run(recipe, read_documents(recipe.sources), tmp_path / "run", other, resume=True)  # into another folder: exported again
+    assert (other / "model.safetensors").exists()
+    run_here(recipe, tmp_path, resume=True)
     assert run_here(recipe, tmp_path, resume=True, reporter=Interrupting(2)) == first  # one note and nothing else
     assert changed_by(recipe.with_settings(["isotropy=centre"])) == {"result"}
     assert changed_by(recipe.with_settings(["stage2.learning_rate=0.001"])) == {"stage2", "result"}

@@ -202,8 +202,10 @@ def run(
 
     steps = made_from(recipe, source_state(recipe.sources))
     if goes_on and work.done("result", steps["result"]) and model_folder.exists():
-        reporter.note("Nothing has changed since this run was finished.")
-        return pydantic.TypeAdapter(RunResult).validate_json(work.results.read_text())
+        finished = pydantic.TypeAdapter(RunResult).validate_json(work.results.read_text())
+        if finished.model == str(model_folder):
+            reporter.note("Nothing has changed since this run was finished.")
+            return finished
 
     embedder = load_embedder(recipe.backbone)
     if not (goes_on and work.done("corpus", steps["corpus"])):

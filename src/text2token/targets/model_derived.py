@@ -3,10 +3,10 @@
     s(v | x) = log p(v | prompt(x)) - alpha · mean over x' of log p(v | prompt(x'))
     q(v | x) = softmax over the k largest of s(v | x) / temperature
 
-That the paper derives such targets from the model's own prior is confirmed; the one-word prompts, the subtraction of the
-prior (as in contextual calibration, Zhao et al. 2021), the cut and the temperature are inferred (METHOD: "I"), so each is a
-setting. v runs over words of the target vocabulary: p(v) adds up over the spellings of a word. Several prompts are averaged
-in log p (a geometric mean; MetaEOL averages embeddings, which is nearly the same before the softmax).
+That the paper derives such targets from the model's own prior is confirmed. The one-word prompts, the subtraction of the
+prior (as in contextual calibration, Zhao et al. 2021), the cut and the temperature are inferred from related work, so
+each is a setting. v runs over words of the target vocabulary: p(v) adds up over the spellings of a word. Several prompts
+are averaged in log p, a geometric mean; with a linear head that is MetaEOL's mean of embeddings but for a constant.
 
 The teacher may also be another embedder with the same tokenizer, whose pooled embedding is decoded through the same head:
 the paper's "advanced embedders".
