@@ -34,7 +34,7 @@ bench-llm2vec: $(LLM2VEC)/installed ## an environment for the authors' LLM2Vec, 
 $(LLM2VEC)/installed:
 	$(PYTHON) -m venv $(LLM2VEC)
 	$(LLM2VEC)/bin/python -m pip install --quiet $(TORCH)
-	$(LLM2VEC)/bin/python -m pip install --quiet llm2vec==0.2.3 transformers==4.44.2 "numpy<2"
+	$(LLM2VEC)/bin/python -m pip install --quiet llm2vec==0.2.3 transformers==4.44.2 peft==0.14.0 "numpy<2"
 	@touch $@
 
 install: $(VENV)/installed

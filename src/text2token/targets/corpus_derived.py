@@ -77,9 +77,8 @@ class CorpusDerivedTargets:
         if self.settings.neighbours:
             components = max(1, min(COMPONENTS, min(self.targets_.shape) - 1))
             self.space_ = make_pipeline(TruncatedSVD(components, random_state=self.settings.seed), Normalizer())
-            self.space_.fit(
-                self.targets_
-            )  # fit_transform gives other vectors than transform, and none would be its own nearest
+            # fit_transform would give other vectors than transform, and no text would be its own nearest
+            self.space_.fit(self.targets_)
             self.index_ = NearestNeighbors(metric="cosine", algorithm="brute").fit(self.space_.transform(self.targets_))
         return self
 
