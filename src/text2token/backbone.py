@@ -264,6 +264,18 @@ def batches_of(order: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int
     return batches
 
 
+def open_embedder(name: str) -> SentenceTransformer:
+    """Load a finished sentence-transformers model, ours or any other, by folder, hub id or `pypi:PACKAGE` that holds one.
+
+    Raises `BackboneError` when there is none.
+    """
+    place = str(package_file(name.removeprefix(PYPI), "modules.json").parent) if name.startswith(PYPI) else name
+    try:
+        return SentenceTransformer(place)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{name}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
+
+
 def package_file(package: str, ending: str) -> Path:
     """Return the one file of an installed Python package whose name ends so, or raise `BackboneError`."""
     try:

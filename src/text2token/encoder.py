@@ -14,8 +14,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.backbone import PYPI, Progress, embed, package_file, resolve_dtype, tokenizer_of, transformer_of
-from text2token.errors import BackboneError
+from text2token.backbone import Progress, embed, open_embedder, resolve_dtype, tokenizer_of, transformer_of
 from text2token.isotropy import Whitening
 
 Embed = Callable[[Sequence[str], Progress | None], Tensor]
@@ -66,10 +65,7 @@ def open_encoder(name: str, dtype: str = "float32") -> TextEncoder:
     With another `dtype` than float32 only the transformer computes in it; what follows the pooling stays in float32,
     because subtracting a mean is where bfloat16 would lose the small differences. Raises `BackboneError`.
     """
-    try:
-        model = SentenceTransformer(_place(name))
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{name}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
+    model = open_embedder(name)
     if resolve_dtype(dtype) == torch.float32:
         return encoder_of(model, name)
     pooled, rest = in_two_parts(model, resolve_dtype(dtype))
@@ -107,10 +103,6 @@ def model_fingerprint(model: SentenceTransformer) -> str:
             digest.update(tokenizer.backend_tokenizer.to_str().encode())
             digest.update(str(tokenizer.model_max_length).encode())
     return digest.hexdigest()[:16]
-
-
-def _place(name: str) -> str:
-    return str(package_file(name.removeprefix(PYPI), "modules.json").parent) if name.startswith(PYPI) else name
 
 
 def _digest(*parts: str) -> str:

@@ -13,8 +13,8 @@ import pyarrow as pa
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from text2token.backbone import BackboneSettings, Progress, load_embedder, prompt_tokens, tokenizer_of
-from text2token.errors import BackboneError, TargetMismatch
+from text2token.backbone import BackboneSettings, Progress, load_embedder, open_embedder, prompt_tokens, tokenizer_of
+from text2token.errors import TargetMismatch
 from text2token.files import writing
 from text2token.head import load_head
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
@@ -90,7 +90,7 @@ def model_derived(materials: Materials) -> ModelDerivedTargets:
         asked = replace(materials.backbone, pooling="last", attention="causal", layers=None)
         teacher = load_embedder(asked)
     else:
-        teacher = _loaded_teacher(settings.teacher)
+        teacher = open_embedder(settings.teacher).eval()
         if tokenizer_fingerprint(tokenizer_of(teacher)) != tokenizer_fingerprint(tokenizer_of(materials.embedder)):
             raise TargetMismatch(f"{settings.teacher}: has another tokenizer than {materials.backbone.name}")
         if (teacher.get_embedding_dimension() or 0) != head.weight.shape[1]:
@@ -145,13 +145,6 @@ def write_constructed(
         texts_read=len(passages),
         texts_fingerprint=_fingerprint(passages),
     )
-
-
-def _loaded_teacher(name: str) -> SentenceTransformer:
-    try:
-        return SentenceTransformer(name).eval()
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{name}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
 
 
 def _fingerprint(passages: Dataset) -> str:

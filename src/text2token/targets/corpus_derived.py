@@ -83,7 +83,7 @@ class CorpusDerivedTargets:
         return self
 
     def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
-        """Do both, and count tokens once; `scratch` is not needed."""
+        """Do both, with the targets that `fit` made of the texts; `scratch` is not needed."""
         self.fit(passages)
         return self._derived(passages, self.targets_)
 

@@ -73,9 +73,7 @@ def write_targets(
     `tokenizer` is its name for people, `texts_read` the number of texts that went in (the difference to the rows
     written is reported as dropped). An existing folder is replaced.
     """
-    card = TargetCard(
-        constructor, settings, tokenizer, vocabulary.size, vocabulary.fingerprint, asdict(vocabulary.settings), 0, 0
-    )
+    card = _empty_card(constructor, settings, tokenizer, vocabulary)
     with atomic_folder(folder) as unfinished:
         for number, table in enumerate(_shard_tables(batches)):
             pq.write_table(table, unfinished / _shard_name(number), compression="zstd")
@@ -98,9 +96,7 @@ def write_targets_in_parts(
     Finished shards wait in `folder`.unfinished, and the same call takes them from there: same texts (by
     `texts_fingerprint`), same settings, same vocabulary. What else is found there is deleted.
     """
-    card = TargetCard(
-        constructor, settings, tokenizer, vocabulary.size, vocabulary.fingerprint, asdict(vocabulary.settings), 0, 0
-    )
+    card = _empty_card(constructor, settings, tokenizer, vocabulary)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     identity = json.dumps([asdict(card), len(parts), texts_fingerprint], sort_keys=True)
     record = unfinished / "made-from.json"
@@ -176,6 +172,11 @@ def shuffle_targets(targets: Dataset, seed: int) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(targets))
     others = targets.select(order).remove_columns("text")
     return concatenate_datasets([targets.select_columns(["text"]), others], axis=1)
+
+
+def _empty_card(constructor: str, settings: dict[str, Any], tokenizer: str, vocabulary: TargetVocabulary) -> TargetCard:
+    rules = asdict(vocabulary.settings)
+    return TargetCard(constructor, settings, tokenizer, vocabulary.size, vocabulary.fingerprint, rules, texts=0, dropped=0)
 
 
 def _finish(folder: Path, card: TargetCard, texts_read: int) -> TargetCard:
