@@ -108,10 +108,10 @@ def main() -> None:
         suite=str(chosen.suite),
         suite_tokens=chosen.suite_tokens,
         max_tokens=chosen.max_tokens,
-        seeds=chosen.seeds,
     )
     documents = read_documents([chosen.corpus])
-    show_leaderboard(compare_peers(comparison, documents, chosen.output, peers=peers, reporter=TerminalReporter()))
+    board = compare_peers(comparison, documents, chosen.output, peers, seeds=chosen.seeds, reporter=TerminalReporter())
+    show_leaderboard(board)
 
 
 if __name__ == "__main__":

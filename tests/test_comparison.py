@@ -2,6 +2,8 @@
 
 import csv
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from test_suite import write_suite
 from text2token import comparison as bench
 from text2token.backbone import BackboneSettings
 from text2token.baselines.peer import Built, Peer, Settings, Workshop
-from text2token.comparison import Comparison, compare_peers
+from text2token.comparison import Comparison, choose_peers, compare_peers
 from text2token.corpus.prepare import CorpusSettings
 from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError, RecipeError
@@ -26,17 +28,16 @@ def comparison(tiny: BackboneSettings, text_file: Path, tmp_path: Path) -> Compa
         suite=str(write_suite(tmp_path / "suite", size=16)),
         corpus=CorpusSettings(passage_characters=80, held_out=10),
         max_tokens=3000,
-        seeds=2,
-        peers=("mean", "simcse", "bm25"),
     )
 
 
-def run(comparison: Comparison, folder: Path, **options: bool) -> Leaderboard:
-    return compare_peers(comparison, read_documents(comparison.sources), folder, **options)
+def run(comparison: Comparison, folder: Path, *peers: Peer | str, **options: bool) -> Leaderboard:
+    chosen = [peer if isinstance(peer, Peer) else choose_peers([peer])[0] for peer in peers]
+    return compare_peers(comparison, read_documents(comparison.sources), folder, chosen, seeds=2, **options)
 
 
 def test_a_comparison_leaves_runs_and_a_leaderboard(comparison: Comparison, tmp_path: Path) -> None:
-    board = run(comparison, tmp_path / "out")
+    board = run(comparison, tmp_path / "out", "mean", "simcse", "bm25")
     made = {str(path.relative_to(tmp_path / "out" / "runs")) for path in (tmp_path / "out" / "runs").rglob("*.json")}
     chosen = next(number for number in range(3) if f"simcse/{number}-1.json" in made)
     assert made == {"mean/0-0.json", "bm25/0-0.json", *(f"simcse/{n}-0.json" for n in range(3)), f"simcse/{chosen}-1.json"}
@@ -63,7 +64,7 @@ def test_a_comparison_leaves_runs_and_a_leaderboard(comparison: Comparison, tmp_
 
 
 def test_the_best_candidate_goes_on_and_all_are_shown(comparison: Comparison, tmp_path: Path) -> None:
-    board = run(comparison, tmp_path / "out")
+    board = run(comparison, tmp_path / "out", "simcse")
     runs = [json.loads(path.read_text()) for path in (tmp_path / "out" / "runs" / "simcse").glob("*-0.json")]
     merits = {
         tuple(run["settings"].items()): bench._read_run(path).merit
@@ -94,32 +95,50 @@ class Counting:
         return Peer("counting", "untrained", self, candidates, seeded=True)
 
 
-def test_what_is_finished_is_not_done_again(comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_not_done_again(comparison: Comparison, tmp_path: Path) -> None:
     counting = Counting(fail_at=2)
-    monkeypatch.setattr(bench, "PEERS", (counting.peer(),))
-    comparison = replace(comparison, peers=())
     with pytest.raises(KeyboardInterrupt):
-        run(comparison, tmp_path / "out")
+        run(comparison, tmp_path / "out", counting.peer())
     assert (tmp_path / "out" / "leaderboard.html").exists()  # what is known so far
-    board = run(comparison, tmp_path / "out")
+    board = run(comparison, tmp_path / "out", counting.peer())
     assert counting.built == 2 + 2  # one finished, one interrupted; then the second candidate and the second seed
-    again = run(comparison, tmp_path / "out")
+    again = run(comparison, tmp_path / "out", counting.peer())
     assert counting.built == 4
     assert again == board
 
 
+def test_processes_share_a_folder_and_no_run_is_done_twice(
+    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "WAIT_FOR_OTHERS", 0.05)
+    comparison = replace(comparison, suite=None)
+    counting = Counting()
+    run(comparison, tmp_path / "out", "mean")
+    lock = bench._lock(tmp_path / "out", "counting-0-0")
+    with ThreadPoolExecutor() as pool:
+        with lock:  # as a process holds it that does this run
+            board = pool.submit(run, comparison, tmp_path / "out", counting.peer())
+            while counting.built < 1:  # the other settings do not wait
+                time.sleep(0.01)
+            assert not board.done()
+            assert not (tmp_path / "out" / "runs" / "counting" / "0-0.json").exists()
+        rows = board.result(timeout=60).rows
+    assert counting.built == 3  # both settings, and the second seed of the better
+    assert {row.peer for row in rows} == {"mean", "counting"}  # the board is of all that the folder holds
+
+
 def test_a_folder_belongs_to_one_comparison(comparison: Comparison, tmp_path: Path) -> None:
-    comparison = replace(comparison, peers=("mean",), suite=None)
-    board = run(comparison, tmp_path / "out")
+    comparison = replace(comparison, suite=None)
+    board = run(comparison, tmp_path / "out", "mean")
     assert board.rows[0].mean_task is None  # without a suite, the label-free figure decides
     assert board.rows[0].label_free is not None
     with pytest.raises(OutputError, match="holds another comparison"):
-        run(replace(comparison, max_tokens=5), tmp_path / "out")
-    run(replace(comparison, max_tokens=5), tmp_path / "out", overwrite=True)
+        run(replace(comparison, max_tokens=5), tmp_path / "out", "mean")
+    run(replace(comparison, max_tokens=5), tmp_path / "out", "mean", overwrite=True)
 
 
-def test_unknown_peers_are_named() -> None:
+def test_unknown_peers_are_named(comparison: Comparison, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no peer 'simsce'; there are text2token-data-driven"):
-        Comparison(BackboneSettings("x"), peers=("simsce",)).chosen_peers()
+        choose_peers(["simsce"])
     with pytest.raises(RecipeError, match="above zero"):
-        Comparison(BackboneSettings("x"), seeds=0)
+        compare_peers(comparison, [], tmp_path, [], seeds=0)

@@ -340,18 +340,15 @@ def compare(
         suite=str(suite) if suite else None,
         suite_tokens=suite_tokens or None,
         max_tokens=max_tokens,
-        seeds=seeds,
-        peers=tuple(name for name in peers.split(",") if name.strip()),
-        reference=reference,
     )
     settings = with_assignments(settings, set_ or [])
-    settings.chosen_peers()
+    chosen = comparison.choose_peers([name for name in peers.split(",") if name.strip()], reference)
     broken = _broken_lines(on_error)
     documents = _documents(settings.sources, text_field, format, broken)
     if background:
         return _go_on_in_background(output)
     board = comparison.compare_peers(
-        settings, documents, output, overwrite=overwrite, broken=broken, reporter=_reporter(quiet)
+        settings, documents, output, chosen, seeds=seeds, overwrite=overwrite, broken=broken, reporter=_reporter(quiet)
     )
     _warn(broken)
     if not quiet:

