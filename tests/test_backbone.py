@@ -17,12 +17,14 @@ from transformers import PreTrainedTokenizerFast
 from text2token.adapters import LoraSettings, add_lora, blend_lora, merge_lora
 from text2token.backbone import (
     BackboneSettings,
+    cut_last_layers,
     embed,
     load_embedder,
     prompt_tokens,
     set_prompt,
     tokenizer_of,
     transformer_of,
+    without_last_layers,
 )
 from text2token.errors import BackboneError
 
@@ -137,6 +139,22 @@ def test_first_layers_are_kept(make_backbone: BackboneMaker, family: str, tmp_pa
     )
     embedder.save(str(tmp_path / "saved"))
     assert torch.allclose(expected, embed(SentenceTransformer(str(tmp_path / "saved")), TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "gemma3"])
+def test_the_last_layers_can_be_left_out_for_a_while_or_for_good(make_backbone: BackboneMaker, family: str) -> None:
+    settings = BackboneSettings(str(make_backbone(family)), dtype="float32")
+    expected = embed(load_embedder(replace(settings, layers=1)), TEXTS)
+    embedder = load_embedder(settings)
+    whole = embed(embedder, TEXTS)
+    add_lora(embedder, LoraSettings(rank=4), seed=0)  # fresh adapters change nothing, and stand around the layers
+    with without_last_layers(embedder, 1):
+        assert torch.allclose(embed(embedder, TEXTS), expected, atol=1e-6)
+    assert torch.allclose(embed(embedder, TEXTS), whole, atol=1e-6)
+    cut_last_layers(embedder, 1)
+    assert torch.allclose(embed(embedder, TEXTS), expected, atol=1e-6)
+    with pytest.raises(BackboneError, match="cut_layers is 1, and the model has 1 layers"):
+        cut_last_layers(embedder, 1)
 
 
 def test_merging_adapters_changes_nothing_but_their_absence(tiny: BackboneSettings) -> None:

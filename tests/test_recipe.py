@@ -15,9 +15,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from text2token.backbone import BackboneSettings, Progress
-from text2token.corpus.prepare import CorpusSettings
+from text2token.corpus.prepare import Corpus, CorpusSettings
 from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError, RecipeError
+from text2token.evaluation.label_free import dense_scores
 from text2token.recipe import Recipe, build_targets, read_recipe, recipe_names, run
 from text2token.reporter import Silent
 from text2token.targets.store import read_card
@@ -139,6 +140,21 @@ def test_what_finishes_the_vectors_does_not_change_the_training(recipe: Recipe, 
         for kind in ("none", "whiten")
     ]
     assert losses[0] == losses[1]
+
+
+def test_layers_that_are_cut_are_trained_with_and_not_in_the_model(recipe: Recipe, tmp_path: Path) -> None:
+    whole, cut = (run_here(recipe.with_settings([f"cut_layers={n}"]), tmp_path / str(n)) for n in (0, 1))
+    for same in ("first_loss", "last_loss"):
+        assert cut["stages"]["stage1"][same] == whole["stages"]["stage1"][same]
+    for same in ("key_tokens_untrained", "key_tokens_trained"):  # the head reads after the last layer
+        assert cut["evaluation"][same] == whole["evaluation"][same]
+    assert cut["evaluation"]["trained"] != whole["evaluation"]["trained"]
+    for layers, folder in ((2, "0"), (1, "1")):
+        assert json.loads((tmp_path / folder / "model" / "config.json").read_text())["num_hidden_layers"] == layers
+    held_out = Corpus.open(tmp_path / "1" / "run" / "corpus").held_out
+    model = SentenceTransformer(str(tmp_path / "1" / "model"))
+    queries, passages = (model.encode(list(held_out[name]), convert_to_tensor=True) for name in ("query", "passage"))
+    assert asdict(dense_scores(queries, passages)) == cut["evaluation"]["trained"]  # what is reported is what is exported
 
 
 def test_a_recipe_is_read_from_toml_and_comes_back(recipe: Recipe, tmp_path: Path) -> None:

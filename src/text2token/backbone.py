@@ -204,16 +204,46 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
     present = model.config.num_hidden_layers
     if layers > present:
         raise BackboneError(f"layers is {layers}, but the model has {present}")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == present:
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module[:layers])
-            break
-    else:
-        raise BackboneError(f"cannot find the {present} layers of {model.config.model_type}")
+    parent, name = _place_of_layers(model)
+    setattr(parent, name, getattr(parent, name)[:layers])
     model.config.num_hidden_layers = layers
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = model.config.layer_types[:layers]
+
+
+def cut_last_layers(embedder: SentenceTransformer, count: int) -> None:
+    """Leave out the last `count` blocks of the decoder for good, in place; the final norm stays."""
+    model = transformer_of(embedder).model
+    present = model.config.num_hidden_layers
+    if not 0 <= count < present:
+        raise BackboneError(f"cut_layers is {count}, and the model has {present} layers; at least one must be left")
+    keep_first_layers(model, present - count)
+
+
+@contextmanager
+def without_last_layers(embedder: SentenceTransformer, count: int) -> Iterator[None]:
+    """Let `embedder` be without its last `count` blocks as long as the block lasts."""
+    model = transformer_of(embedder).model
+    parent, name = _place_of_layers(model)
+    layers, types = getattr(parent, name), getattr(model.config, "layer_types", None)
+    try:
+        cut_last_layers(embedder, count)
+        yield
+    finally:
+        setattr(parent, name, layers)
+        model.config.num_hidden_layers = len(layers)
+        if types:
+            model.config.layer_types = types
+
+
+def _place_of_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """Return the module that holds the list of decoder blocks, and the list's name there."""
+    present = model.config.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == present:
+            parent, _, own = name.rpartition(".")
+            return model.get_submodule(parent), own
+    raise BackboneError(f"cannot find the {present} layers of {model.config.model_type}")
 
 
 def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progress | None = None) -> Tensor:

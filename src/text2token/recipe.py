@@ -1,7 +1,7 @@
 """The whole method on one page: unlabelled text in, a sentence-transformers embedder out.
 
     text → corpus → token targets → LoRA training with KL through the head, in one or two stages
-         → half way back to the untrained weights → whitening → export
+         → half way back to the untrained weights → the last layer left out → whitening → export
 
 The paper's two stages are data-driven targets, then model-derived ones (confirmed; the order is inferred). Every step
 leaves a file in the run folder that can be looked at, and is taken from there as long as what it was made from has not
@@ -28,12 +28,12 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from text2token.adapters import LoraSettings, add_lora, blend_lora
-from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.backbone import BackboneSettings, cut_last_layers, load_embedder, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
 from text2token.corpus.readers import BrokenLines, source_state
 from text2token.errors import OutputError, RecipeError
-from text2token.evaluation.before_after import Evaluation, EvaluationTexts, compare
+from text2token.evaluation.before_after import Evaluation, EvaluationTexts, centre_for_head, compare
 from text2token.export import check_output, export_embedder
 from text2token.files import atomic_file
 from text2token.head import LanguageModelHead, load_head
@@ -60,8 +60,10 @@ from text2token.vocabulary import TargetVocabulary, VocabularySettings
 class Recipe:
     """Every setting of a run. `sources` is what was read, for the record and to notice when it changes.
 
-    `stage2` does not take place as long as its `targets` are "none". `shuffled_targets` gives every text another text's
-    target: the control that must not learn what a text says.
+    `stage2` does not take place as long as its `targets` are "none". `cut_layers` of the last layers are trained with and
+    then left out of the embedder: they turn what a text means into the next token, and the layer before them compares
+    texts better (LOG.md; Bordes et al. 2022 call it guillotine regularisation). `shuffled_targets` gives every text
+    another text's target: the control that must not learn what a text says.
     """
 
     backbone: BackboneSettings
@@ -72,6 +74,7 @@ class Recipe:
     lora: LoraSettings = field(default_factory=LoraSettings)
     stage1: StageSettings = field(default_factory=StageSettings)
     stage2: StageSettings = field(default_factory=lambda: StageSettings(targets="none"))
+    cut_layers: int = 1
     isotropy: Isotropy = "whiten"
     shuffled_targets: bool = False
     seed: int = 0
@@ -221,17 +224,18 @@ def run(
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
     texts = EvaluationTexts.of(corpus.passages, corpus.held_out, recipe.seed)
     with reporter.progress("Embedding, untrained", texts.count, "texts") as progress:
-        untrained = texts.embedded(embedder, recipe.isotropy, progress)
+        untrained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
 
     cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter)
-    results = train(recipe, embedder, head, vocabulary, texts.sample, untrained.mean, work, steps, reporter)
+    results = train(recipe, embedder, head, vocabulary, texts.sample, untrained.head_centre, work, steps, reporter)
 
     with reporter.progress("Embedding, trained", texts.count, "texts") as progress:
-        trained = texts.embedded(embedder, recipe.isotropy, progress)
+        trained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
     evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary)
 
     result = RunResult(str(model_folder), asdict(corpus.summary), cards, results, evaluation)
     readme = model_card(recipe.to_toml(), asdict(result))
+    cut_last_layers(embedder, recipe.cut_layers)
     export_embedder(embedder, trained.whitening, model_folder, readme, overwrite or resume)
     with atomic_file(work.results) as path:
         path.write_text(json.dumps(asdict(result), indent=2))
@@ -250,7 +254,7 @@ def made_from(recipe: Recipe, corpus: Any) -> dict[str, str]:
     for name, stage in recipe.stages.items():
         steps[name] = _digest(steps[f"targets/{stage.targets}"], stage, *before)
         before = [steps[name]]
-    steps["result"] = _digest(*before, recipe.lora, recipe.isotropy)
+    steps["result"] = _digest(*before, recipe.lora, recipe.cut_layers, recipe.isotropy)
     return steps
 
 
@@ -293,7 +297,7 @@ def train(
     head: LanguageModelHead,
     vocabulary: TargetVocabulary,
     sample: Sequence[str],
-    untrained_mean: Tensor,
+    untrained_centre: Tensor,
     work: RunFolder,
     steps: dict[str, str],
     reporter: Reporter,
@@ -301,7 +305,7 @@ def train(
     """Train `embedder` through all stages, in place, on the targets in `work`, and go back as far as `blend` says.
 
     Finished stages are taken from `work`, and a broken-off one goes on from its last checkpoint. The head reads from the
-    mean embedding of `sample`: that of the untrained backbone, or as it is when the stage begins.
+    mean embedding of `sample`: that of the untrained backbone, `untrained_centre`, or as it is when the stage begins.
     """
     if recipe.lora.rank:
         add_lora(embedder, recipe.lora, recipe.seed)
@@ -317,7 +321,7 @@ def train(
         targets = open_targets(work.targets / str(stage.targets), vocabulary, cache=work.cache)
         if recipe.shuffled_targets:
             targets = shuffle_targets(targets, recipe.seed)
-        centre = embed(embedder, sample).mean(0) if stage.recentre else untrained_mean
+        centre = centre_for_head(embedder, sample) if stage.recentre else untrained_centre
         loss = TokenTargetLoss(embedder, head, centre, temperature=stage.temperature)
         schedule = plan(text_lengths(embedder, targets), stage, recipe.seed)
         checkpoints = made / f"checkpoints-{steps[name]}"  # those of other settings are no good here

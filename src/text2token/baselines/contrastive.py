@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch import Tensor
 
 from text2token.adapters import LoraSettings, add_lora, blend_lora
-from text2token.backbone import DEFAULT_PROMPT, load_embedder
+from text2token.backbone import DEFAULT_PROMPT, cut_last_layers, load_embedder
 from text2token.baselines.peer import Workshop
 from text2token.training import StageResult, StageSettings, plan, text_lengths, train_stage
 
@@ -24,7 +24,8 @@ class ContrastiveSettings:
     """Settings of one contrastive training; `temperature` divides the cosine.
 
     A budget of few tokens wants small batches: about 25 pairs of short passages, so that there are steps to learn in.
-    Two kinds of noise: `dropout` in the adapters, `attention_dropout` in the backbone's attention weights.
+    Two kinds of noise: `dropout` in the adapters, `attention_dropout` in the backbone's attention weights. `cut_layers`
+    are trained with and then left out, as in our own recipe.
     """
 
     learning_rate: float = 3e-4
@@ -35,6 +36,7 @@ class ContrastiveSettings:
     attention_dropout: float = 0.0
     temperature: float = 0.05
     blend: float = 1.0
+    cut_layers: int = 0
     tokens_per_batch: int = 2048
 
     def as_settings(self) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def train_contrastive(
             progress=progress,
         )
     blend_lora(embedder, settings.blend)
+    cut_last_layers(embedder, settings.cut_layers)
     return embedder, result
 
 

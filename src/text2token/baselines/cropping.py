@@ -15,7 +15,7 @@ NAME = "Independent cropping"
 CANDIDATES = (
     ContrastiveSettings(learning_rate=5e-5, dropout=0.0, prompt="{text}", pooling="mean", tokens_per_batch=4096),
     ContrastiveSettings(learning_rate=3e-4, dropout=0.0),
-    ContrastiveSettings(learning_rate=3e-4, dropout=0.0, blend=0.5),
+    ContrastiveSettings(learning_rate=3e-4, dropout=0.0, cut_layers=1),
 )
 
 

@@ -10,7 +10,7 @@ NAME = "Neighbouring passages (CCP)"
 CANDIDATES = (
     ContrastiveSettings(learning_rate=3e-5, dropout=0.0, tokens_per_batch=4096),
     ContrastiveSettings(learning_rate=3e-4, dropout=0.0),
-    ContrastiveSettings(learning_rate=3e-4, dropout=0.0, blend=0.5),
+    ContrastiveSettings(learning_rate=3e-4, dropout=0.0, cut_layers=1),
 )
 
 

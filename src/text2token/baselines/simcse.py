@@ -9,7 +9,7 @@ from text2token.baselines.peer import Built, Peer, Settings, Workshop, finished
 CANDIDATES = (
     ContrastiveSettings(learning_rate=3e-5, tokens_per_batch=4096),
     ContrastiveSettings(learning_rate=3e-4),
-    ContrastiveSettings(learning_rate=3e-4, blend=0.5),
+    ContrastiveSettings(learning_rate=3e-4, cut_layers=1),
 )
 
 

@@ -2,8 +2,9 @@
 
 from functools import partial
 
-from text2token.backbone import embed, load_embedder, tokenizer_of
+from text2token.backbone import cut_last_layers, load_embedder, tokenizer_of
 from text2token.baselines.peer import Built, Peer, Settings, Workshop, finished
+from text2token.evaluation.before_after import centre_for_head
 from text2token.head import load_head
 from text2token.leaderboard import Family
 from text2token.recipe import Recipe, RunFolder, made_from, train, write_targets_of
@@ -28,8 +29,9 @@ def build(workshop: Workshop, settings: Settings, name: str) -> Built:
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
     work, steps, sample = RunFolder(workshop.folder / "run"), made_from(recipe, None), workshop.sample()
     write_targets_of(recipe, embedder, vocabulary, workshop.passages, work, steps, workshop.reporter)
-    mean = embed(embedder, sample).mean(0)
-    results = train(recipe, embedder, head, vocabulary, sample, mean, work, steps, workshop.reporter)
+    centre = centre_for_head(embedder, sample)
+    results = train(recipe, embedder, head, vocabulary, sample, centre, work, steps, workshop.reporter)
+    cut_last_layers(embedder, recipe.cut_layers)
     return finished(workshop, embedder, name, sum(result.tokens for result in results.values()))
 
 
@@ -38,24 +40,31 @@ def variant(name: str, *candidates: Settings, family: Family = "text2token") -> 
     return Peer(name, family, partial(build, name=name), candidates, seeded=True)
 
 
-_SLOW = {"stage1.learning_rate": 1e-4, "lora.blend": 1.0}
-_SECOND = {**_SLOW, "stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.3}
+_WHOLE = {"stage1.learning_rate": 1e-4, "lora.blend": 1.0}  # small steps, of which all is kept
+_SECOND = {**_WHOLE, "cut_layers": 0, "stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.3}
 PEERS = (
     variant(
         "text2token, data-driven",
-        {"stage1.learning_rate": 3e-4, "lora.blend": 0.5},
-        {"stage1.learning_rate": 3e-4, "lora.blend": 1.0},
-        _SLOW,
+        {"stage1.learning_rate": 3e-4, "lora.blend": 0.5, "cut_layers": 0},
+        {**_WHOLE, "cut_layers": 0},
+        {**_WHOLE, "cut_layers": 1},
     ),
+    variant("text2token, corpus-derived", {**_WHOLE, "stage1.targets": "corpus_derived", "cut_layers": 1}),
     variant(
         "text2token, two stages",
         {**_SECOND, "stage2.targets": "model_derived"},
         {**_SECOND, "stage2.targets": "model_derived", "targets.model_derived.data_driven_share": 0.5},
-        {**_SECOND, "stage2.targets": "corpus_derived"},
+        {
+            **_SECOND,
+            "cut_layers": 1,
+            "stage1.targets": "corpus_derived",
+            "stage2.targets": "model_derived",
+            "targets.model_derived.data_driven_share": 0.5,
+        },
     ),
     variant(
         "shuffled targets",
-        {"stage1.learning_rate": 3e-4, "lora.blend": 0.5, "shuffled_targets": True},
+        {**_WHOLE, "cut_layers": 1, "shuffled_targets": True},
         family="control",
     ),
 )

@@ -5,14 +5,18 @@ The prompt is PromptEOL (Jiang et al. 2023, "Scaling Sentence Embeddings with La
 
 from functools import partial
 
-from text2token.backbone import DEFAULT_PROMPT, load_embedder
+from text2token.backbone import DEFAULT_PROMPT, cut_last_layers, load_embedder
 from text2token.baselines.peer import Built, Peer, Settings, Workshop, finished
 
+CUT_LAYERS = "cut_layers"
 PROMPT_EOL = 'This sentence : "{text}" means in one word:"'
 
 
 def _build(workshop: Workshop, settings: Settings, name: str) -> Built:
-    return finished(workshop, load_embedder(workshop.backbone_with(**settings)), name)
+    reading = {key: value for key, value in settings.items() if key != CUT_LAYERS}
+    embedder = load_embedder(workshop.backbone_with(**reading))
+    cut_last_layers(embedder, settings.get(CUT_LAYERS, 0))
+    return finished(workshop, embedder, name)
 
 
 def _peer(name: str, *candidates: Settings) -> Peer:
@@ -23,5 +27,10 @@ PEERS = (
     _peer("mean", {"prompt": "{text}", "pooling": "mean"}),
     _peer("weighted mean", {"prompt": "{text}", "pooling": "weighted_mean"}),
     _peer("last token", {"prompt": "{text}", "pooling": "last"}),
-    _peer("PromptEOL", {"prompt": PROMPT_EOL, "pooling": "last"}, {"prompt": DEFAULT_PROMPT, "pooling": "last"}),
+    _peer(
+        "PromptEOL",
+        {"prompt": PROMPT_EOL, "pooling": "last"},
+        {"prompt": DEFAULT_PROMPT, "pooling": "last"},
+        {"prompt": DEFAULT_PROMPT, "pooling": "last", CUT_LAYERS: 1},
+    ),
 )

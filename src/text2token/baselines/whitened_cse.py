@@ -18,7 +18,7 @@ EPSILON = 1e-3  # theirs has none; a batch of few texts would make it blow up
 CANDIDATES = (
     ContrastiveSettings(learning_rate=1e-5, tokens_per_batch=4096),
     ContrastiveSettings(learning_rate=3e-4),
-    ContrastiveSettings(learning_rate=3e-4, blend=0.5),
+    ContrastiveSettings(learning_rate=3e-4, cut_layers=1),
 )
 
 

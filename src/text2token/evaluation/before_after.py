@@ -7,7 +7,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.backbone import Progress, embed
+from text2token.backbone import Progress, embed, without_last_layers
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.head import LanguageModelHead
 from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts
@@ -15,6 +15,7 @@ from text2token.lens import KeyToken, key_tokens
 from text2token.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
+CENTRE_TEXTS = 256  # for the mean alone, where whitening wants more: its error is a sixteenth of the texts' own spread
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,12 @@ class Evaluation:
 class Embedded:
     """Pooled embeddings of the held-out texts, shape (documents, dimension), and the map that finishes them.
 
-    `mean` is that of the sample, shape (dimension,): what the head reads from, whatever finishes the vectors.
+    What the head reads is apart, because it reads after the last layer: `head_centre`, shape (dimension,), and `shown`,
+    the embeddings of the first `SHOWN_TEXTS` passages there.
     """
 
-    mean: Tensor
+    head_centre: Tensor
+    shown: Tensor
     whitening: Whitening
     queries: Tensor
     passages: Tensor
@@ -60,13 +63,18 @@ class EvaluationTexts:
         """The number of texts to embed."""
         return len(self.sample) + len(self.queries) + len(self.passages)
 
-    def embedded(self, embedder: SentenceTransformer, isotropy: Isotropy, progress: Progress) -> Embedded:
-        """Embed all texts with the embedder as it is now, and learn its map from the sample."""
-        sample = embed(embedder, self.sample, progress)
-        whitening = fit_isotropy(sample, isotropy)
-        return Embedded(
-            sample.mean(0), whitening, embed(embedder, self.queries, progress), embed(embedder, self.passages, progress)
-        )
+    def embedded(self, embedder: SentenceTransformer, isotropy: Isotropy, cut_layers: int, progress: Progress) -> Embedded:
+        """Embed all texts without the last `cut_layers` layers, with the embedder as it is now, and learn its map."""
+        head_centre, shown = centre_for_head(embedder, self.sample), embed(embedder, self.passages[:SHOWN_TEXTS])
+        with without_last_layers(embedder, cut_layers):
+            sample = embed(embedder, self.sample, progress)
+            queries, passages = embed(embedder, self.queries, progress), embed(embedder, self.passages, progress)
+        return Embedded(head_centre, shown, fit_isotropy(sample, isotropy), queries, passages)
+
+
+def centre_for_head(embedder: SentenceTransformer, sample: Sequence[str]) -> Tensor:
+    """Return the mean embedding of the first `CENTRE_TEXTS` of a sample, shape (dimension,): what the head reads from."""
+    return embed(embedder, sample[:CENTRE_TEXTS]).mean(0)
 
 
 def compare(
@@ -85,7 +93,7 @@ def compare(
         return dense_scores(embedded.whitening(embedded.queries), embedded.whitening(embedded.passages))
 
     def says(embedded: Embedded) -> list[Sequence[KeyToken]]:
-        return key_tokens(embedded.passages[:SHOWN_TEXTS], head, vocabulary, embedded.mean)
+        return key_tokens(embedded.shown, head, vocabulary, embedded.head_centre)
 
     fitted_on = passages.select(range(min(len(passages), TFIDF_SAMPLE)))
     return Evaluation(
