@@ -103,3 +103,11 @@ def test_an_existing_model_is_kept_unless_told_otherwise(tiny: BackboneSettings,
         exported(tiny, tmp_path / "file")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"model", "file"}
+
+
+def test_vectors_can_be_cut_by_sentence_transformers(tiny: BackboneSettings, tmp_path: Path) -> None:
+    _, whole = exported(tiny, tmp_path / "model")
+    cut = SentenceTransformer(str(tmp_path / "model"), truncate_dim=4)
+    found = cut.encode(MORE_TEXTS, convert_to_tensor=True, normalize_embeddings=True)
+    assert torch.allclose(found, torch.nn.functional.normalize(whole[:, :4]), atol=1e-5)
+    assert whole[:, :4].square().sum() > whole[:, 4:8].square().sum()  # what says most comes first

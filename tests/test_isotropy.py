@@ -29,6 +29,23 @@ def test_shrinkage_lies_between_whitening_and_centring() -> None:
     assert spread(0) < spread(1) < spread(1e6)
 
 
+@pytest.mark.parametrize("kind", ["centre", "whiten"])
+def test_the_first_dimensions_say_most_and_cosines_are_those_of_the_unrotated(kind: Isotropy) -> None:
+    embeddings = sample() @ torch.linalg.qr(torch.randn(8, 8)).Q  # so that no axis is a principal one
+    finished = fit_isotropy(embeddings, kind)(embeddings)
+    covariance = torch.cov(finished.T)
+    assert torch.allclose(covariance, covariance.diagonal().diag(), atol=1e-3 * float(covariance.max()))
+    assert (covariance.diagonal().diff() <= 0).all()
+    centred = embeddings - embeddings.mean(0)
+    if kind == "whiten":  # the symmetric map of the same shrinkage, without a rotation
+        covariance = torch.cov(embeddings.T)
+        values, vectors = torch.linalg.eigh(covariance + covariance.diagonal().mean() * torch.eye(8))
+        centred = centred @ (vectors * values**-0.5) @ vectors.T
+    expected = torch.nn.functional.normalize(centred[:50]) @ torch.nn.functional.normalize(centred[:50]).T
+    found = torch.nn.functional.normalize(finished[:50]) @ torch.nn.functional.normalize(finished[:50]).T
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["none", "centre", "whiten"])
 def test_module_and_map_agree(kind: Isotropy) -> None:
     embeddings = sample(50)

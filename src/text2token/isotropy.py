@@ -3,12 +3,14 @@
 Hidden states of a decoder share a large mean (the prior of function words) and a few directions of large variance, so
 the cosine between any two texts is mostly about what all texts have in common. Two remedies, each one `Dense` module:
 
-    centre     y = h - m
-    whiten     y = (C + s c I)^(-1/2) (h - m),   c = mean eigenvalue of C
+    centre     y = R'(h - m)
+    whiten     y = S R'(h - m),   S² = (λ + s c)^-1 up to a constant,   c the mean of the λ
 
-with m the mean and C the covariance of the sample. Full whitening (s = 0) would blow up the directions that the sample
-says least about; the shrinkage s keeps them small, as in soft ZCA whitening (Diera et al. 2024). Both are measured in
-LOG.md. The head reads `h - m`: it knows nothing of whitening.
+with m the mean of the sample, R the eigenvectors of its covariance and λ their eigenvalues, largest first. Full whitening
+(s = 0) would blow up the directions that the sample says least about; the shrinkage s keeps them small, as in soft ZCA
+whitening (Diera et al. 2024). The rotation R changes no cosine, and it orders the dimensions: the first so many of them are
+the best so many for the sample, so vectors can be cut (`truncate_dim` of sentence-transformers) without having been trained
+for it. All measured in LOG.md. The head reads `h - m`: it knows nothing of this.
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ SHRINKAGE = 1.0  # 0.3 … 2 measured alike
 
 @dataclass(frozen=True)
 class Whitening:
-    """`centre` has shape (dimension,), `transform` (dimension, dimension), symmetric; both float32."""
+    """`centre` has shape (dimension,), `transform` (dimension in, dimension out); both float32."""
 
     centre: Tensor
     transform: Tensor
@@ -44,8 +46,8 @@ class Whitening:
             dimension,
             dimension,
             activation_function=nn.Identity(),
-            init_weight=self.transform.clone(),
-            init_bias=-self.transform @ self.centre,
+            init_weight=self.transform.T.contiguous(),
+            init_bias=-self.centre @ self.transform,
         )
 
 
@@ -64,9 +66,15 @@ def fit_isotropy(embeddings: Tensor, kind: Isotropy = "whiten", shrinkage: float
     if kind == "none":
         return Whitening(torch.zeros(dimension), torch.eye(dimension))
     centre = embeddings.double().mean(0)
-    if kind == "centre" or len(embeddings) < 2:
+    if len(embeddings) < 2:
         return Whitening(centre.float(), torch.eye(dimension))
     eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov((embeddings.double() - centre).T))
+    eigenvalues, eigenvectors = eigenvalues.flip(0).clamp(min=0), eigenvectors.flip(1)
+    eigenvectors *= eigenvectors.sum(
+        0
+    ).sign()  # an eigenvector's sign is arbitrary: choose one, for the same file every time
+    if kind == "centre":
+        return Whitening(centre.float(), eigenvectors.float())
     mean = eigenvalues.mean()
-    scales = ((eigenvalues.clamp(min=0) + shrinkage * mean) / ((1 + shrinkage) * mean)) ** -0.5  # average direction: 1
-    return Whitening(centre.float(), (eigenvectors * scales @ eigenvectors.T).float())
+    scales = ((eigenvalues + shrinkage * mean) / ((1 + shrinkage) * mean)) ** -0.5  # average direction: 1
+    return Whitening(centre.float(), (eigenvectors * scales).float())
