@@ -72,14 +72,14 @@ class CorpusDerivedTargets:
 
     def fit(self, passages: Passages) -> "CorpusDerivedTargets":
         """Learn document frequencies, the targets of all texts and where they lie, and return self."""
-        self.data_driven.fit(passages)
-        self.targets_ = self._own(passages)
+        self.targets_ = self.data_driven.fit_rows(passages)
         if self.settings.neighbours:
             components = max(1, min(COMPONENTS, min(self.targets_.shape) - 1))
             self.space_ = make_pipeline(TruncatedSVD(components, random_state=self.settings.seed), Normalizer())
             # fit_transform would give other vectors than transform, and no text would be its own nearest
             self.space_.fit(self.targets_)
-            self.index_ = NearestNeighbors(metric="cosine", algorithm="brute").fit(self.space_.transform(self.targets_))
+            # by the distance of unit vectors, which scikit-learn searches ten times as fast as by their cosine
+            self.index_ = NearestNeighbors(metric="euclidean", algorithm="brute").fit(self._places(self.targets_))
         return self
 
     def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
@@ -120,13 +120,17 @@ class CorpusDerivedTargets:
         batches = [self.data_driven.rows(texts) for texts in text_batches(passages, TEXTS_PER_BATCH)]
         return csr_array(vstack(batches, format="csr"))
 
+    def _places(self, targets: csr_array) -> NDArray[np.float32]:
+        places: NDArray[np.float32] = self.space_.transform(targets).astype(np.float32)
+        return places
+
     def _neighbourhood(self, own: csr_array) -> csr_array:
         """Return the mean target of each text's neighbours, weighed by their cosine, itself left out."""
         count = min(self.settings.neighbours + 1, self.targets_.shape[0])
-        distances, found = self.index_.kneighbors(self.space_.transform(own), count)
+        distances, found = self.index_.kneighbors(self._places(own), count)
         text = np.repeat(np.arange(len(found)), count)
         itself = abs(self.targets_[found.ravel()] - own[text]).sum(axis=1) < SAME  # distance 0 may be another text
-        weights = np.clip(1 - distances, 0, None) * ~itself.reshape(found.shape)
+        weights = np.clip(1 - distances**2 / 2, 0, None) * ~itself.reshape(found.shape)
         nearest = csr_array((weights.ravel(), (text, found.ravel())), shape=(len(found), self.targets_.shape[0]))
         return distributions(csr_array(nearest @ self.targets_))
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 from transformers import PreTrainedTokenizerBase
 
 from text2token.backbone import Progress
@@ -92,6 +92,15 @@ class DataDrivenTargets:
     def rows(self, texts: Sequence[str]) -> csr_array:
         """Return the targets of `texts` as a sparse matrix, shape (texts, vocabulary size), each row summing to 1."""
         return distributions(self._rows(self._candidates(texts), self.token_weights() * self.vocabulary.form_shares))
+
+    def fit_rows(self, texts: Passages) -> csr_array:
+        """Do `fit`, and `rows` of all the texts, while tokenising once; the targets of the whole corpus are in memory."""
+        self._forget()
+        batches = [self._candidates(batch) for batch in text_batches(texts, TEXTS_PER_BATCH)]
+        for candidates in batches:
+            self._learn(candidates)
+        weights = self.token_weights() * self.vocabulary.form_shares
+        return distributions(csr_array(vstack([self._rows(candidates, weights) for candidates in batches], format="csr")))
 
     def in_text(self, texts: Sequence[str]) -> csr_array:
         """Return a matrix of ones where a target token is in a text, or what stands in for one; shape as of `rows`."""
