@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
 from text2token.errors import RecipeError, TargetMismatch
 from text2token.targets import constructors
+from text2token.targets import corpus_derived as corpus_derived_room
 from text2token.targets.constructors import CONSTRUCTORS, ConstructorName, Materials, TargetSettings, write_constructed
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
 from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
@@ -195,6 +196,19 @@ def test_neighbours_are_the_texts_that_share_words(tiny: BackboneSettings) -> No
     for row, neighbour in ((0, 1), (1, 0), (3, 2)):
         assert set(added[row]) == set(own[neighbour]) - set(own[row])
     assert added[2] == pytest.approx(own[2], abs=1e-6)  # its neighbour says nothing that it does not say itself
+
+
+def test_of_a_large_corpus_an_even_sample_gives_the_neighbours(
+    tiny: BackboneSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_derived_room, "INDEXED_TEXTS", 3)
+    words = ["guitar", "music", "thread", "file", "moon", "socket", "coffee"]
+    texts = [f"A girl is styling her curly hair. Print a helpful message about the {word}." for word in words]
+    constructor = corpus_derived(tiny, neighbours=1, next_passage=False, data_driven_share=0).fit(texts)
+    assert constructor.indexed_.shape[0] == 3
+    own = as_dicts(constructor.data_driven.transform(texts))
+    for row, found in enumerate(as_dicts(constructor.transform(texts))):
+        assert any(found == pytest.approx(own[other], abs=1e-6) for other in {0, 3, 6} - {row})
 
 
 @pytest.mark.parametrize("name", CONSTRUCTORS)

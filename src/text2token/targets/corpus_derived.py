@@ -4,8 +4,8 @@
 
 Companions are the next passage of the same document (for the last one, the one before; after LLARA, Li et al. 2024) and the
 nearest neighbours in the corpus: cosine of the data-driven targets, reduced to their leading components (latent semantic
-analysis), by scikit-learn. The targets of the whole corpus are held in memory, about 200 bytes a text, and neighbours are
-found exactly, by comparing all with all: meant for up to some hundred thousand texts.
+analysis), by scikit-learn. The targets of the whole corpus are held in memory, about 200 bytes a text. Neighbours are found
+exactly, by comparing every text with up to `INDEXED_TEXTS`: of a larger corpus an even sample stands for all.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
 from text2token.targets.rows import Passages, distributions, heaviest, mixed, record_batch, text_batches, without
 
 COMPONENTS = 128
+INDEXED_TEXTS = 100_000
 SAME = 1e-6  # two targets that differ by less are one
 
 
@@ -74,12 +75,14 @@ class CorpusDerivedTargets:
         """Learn document frequencies, the targets of all texts and where they lie, and return self."""
         self.targets_ = self.data_driven.fit_rows(passages)
         if self.settings.neighbours:
-            components = max(1, min(COMPONENTS, min(self.targets_.shape) - 1))
+            texts = self.targets_.shape[0]
+            self.indexed_ = self.targets_[np.unique(np.linspace(0, texts - 1, min(INDEXED_TEXTS, texts)).astype(int))]
+            components = max(1, min(COMPONENTS, min(self.indexed_.shape) - 1))
             self.space_ = make_pipeline(TruncatedSVD(components, random_state=self.settings.seed), Normalizer())
             # fit_transform would give other vectors than transform, and no text would be its own nearest
-            self.space_.fit(self.targets_)
+            self.space_.fit(self.indexed_)
             # by the distance of unit vectors, which scikit-learn searches ten times as fast as by their cosine
-            self.index_ = NearestNeighbors(metric="euclidean", algorithm="brute").fit(self._places(self.targets_))
+            self.index_ = NearestNeighbors(metric="euclidean", algorithm="brute").fit(self._places(self.indexed_))
         return self
 
     def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
@@ -126,13 +129,15 @@ class CorpusDerivedTargets:
 
     def _neighbourhood(self, own: csr_array) -> csr_array:
         """Return the mean target of each text's neighbours, weighed by their cosine, itself left out."""
-        count = min(self.settings.neighbours + 1, self.targets_.shape[0])
+        count = min(self.settings.neighbours + 1, self.indexed_.shape[0])
         distances, found = self.index_.kneighbors(self._places(own), count)
         text = np.repeat(np.arange(len(found)), count)
-        itself = abs(self.targets_[found.ravel()] - own[text]).sum(axis=1) < SAME  # distance 0 may be another text
-        weights = np.clip(1 - distances**2 / 2, 0, None) * ~itself.reshape(found.shape)
-        nearest = csr_array((weights.ravel(), (text, found.ravel())), shape=(len(found), self.targets_.shape[0]))
-        return distributions(csr_array(nearest @ self.targets_))
+        itself = abs(self.indexed_[found.ravel()] - own[text]).sum(axis=1) < SAME  # distance 0 may be another text
+        left_out = itself.reshape(found.shape)
+        left_out[:, -1] |= ~left_out.any(axis=1)  # a text that is not in the sample has found one more than was asked for
+        weights = np.clip(1 - distances**2 / 2, 0, None) * ~left_out
+        nearest = csr_array((weights.ravel(), (text, found.ravel())), shape=(len(found), self.indexed_.shape[0]))
+        return distributions(csr_array(nearest @ self.indexed_))
 
 
 def _next_passages(passages: Dataset) -> NDArray[np.int64]:
