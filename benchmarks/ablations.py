@@ -29,7 +29,16 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "stages": {
         "model-derived only": {"stage1.targets": "model_derived"},
-        "corpus-derived only": {"stage1.targets": "corpus_derived"},
+        "half corpus-derived, one stage": {"stage1.targets": "corpus_derived"},
+        "corpus-derived only": {"stage1.targets": "corpus_derived", "targets.corpus_derived.data_driven_share": 0.0},
+        "half corpus-derived, neighbours only": {
+            "stage1.targets": "corpus_derived",
+            "targets.corpus_derived.next_passage": False,
+        },
+        "half corpus-derived, next passage only": {
+            "stage1.targets": "corpus_derived",
+            "targets.corpus_derived.neighbours": 0,
+        },
         "half model-derived, one stage": {"stage1.targets": "model_derived", **MIXED},
         "data-driven, then model-derived": {"stage2.targets": "model_derived", **SECOND},
         "data-driven, then half model-derived": {"stage2.targets": "model_derived", **SECOND, **MIXED},
@@ -61,7 +70,8 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "temperature 2": {"stage1.temperature": 2.0},
     },
     "training": {
-        "rate 3e-5": {"stage1.learning_rate": 3e-5},
+        "rate 5e-5": {"stage1.learning_rate": 5e-5},
+        "rate 2e-4": {"stage1.learning_rate": 2e-4},
         "rate 3e-4": {"stage1.learning_rate": 3e-4},
         "rate 3e-4, half of the update": {"stage1.learning_rate": 3e-4, "lora.blend": 0.5},
         "rank 4": {"lora.rank": 4, "lora.alpha": 8},
@@ -78,7 +88,10 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "last token, both ways": {"backbone.attention": "bidirectional"},
         "shorter prompt": {"backbone.prompt": '"{text}" means in one word: "'},
+        "no layer left out": {"cut_layers": 0},
+        "two layers left out": {"cut_layers": 2},
     },
+    "students": {f"first {layers} layers": {"backbone.layers": layers} for layers in (20, 12, 8, 4)},
 }
 
 

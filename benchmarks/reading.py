@@ -9,6 +9,7 @@ The corpus' held-out documents give label-free MRR@10; with a suite, Mean(TaskTy
 import argparse
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -22,14 +23,13 @@ from text2token.backbone import (
     transformer_of,
     without_last_layers,
 )
-from text2token.comparison import POSTPROCESSINGS
 from text2token.corpus.prepare import CorpusSettings, prepare_corpus
 from text2token.corpus.readers import read_documents
 from text2token.encoder import TextEncoder, encoder_of
 from text2token.evaluation.label_free import dense_scores
 from text2token.evaluation.labelled import score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
-from text2token.isotropy import Whitening, fit_isotropy, sample_texts
+from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts
 from text2token.terminal import TerminalReporter, quiet_libraries
 
 
@@ -43,10 +43,10 @@ def load(name: str) -> SentenceTransformer:
 
 
 def finishes(encoder: TextEncoder, sample: list[str], dimensions: list[int]) -> list[tuple[str, TextEncoder]]:
-    """Return the encoder under every finish, and the most even one cut to so many dimensions."""
-    maps = {str(kind): fit_isotropy(encoder(sample), kind) for kind in POSTPROCESSINGS}
-    whole = maps["whiten"]
-    maps |= {f"whiten, {m} dimensions": Whitening(whole.centre, whole.transform[:, :m]) for m in dimensions}
+    """Return the encoder under every finish, and the half-whitened one cut to so many dimensions."""
+    maps = {str(kind): fit_isotropy(encoder(sample), kind) for kind in get_args(Isotropy)}
+    whole = maps["half_whiten"]
+    maps |= {f"half_whiten, {m} dimensions": Whitening(whole.centre, whole.transform[:, :m]) for m in dimensions}
     return [(name, encoder.finished_by(finish, f"{encoder.name}, {name}")) for name, finish in maps.items()]
 
 

@@ -1,5 +1,7 @@
 """Whitening evens out the directions of a sample and exports as one stock module."""
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -29,6 +31,16 @@ def test_shrinkage_lies_between_whitening_and_centring() -> None:
     assert spread(0) < spread(1) < spread(1e6)
 
 
+def test_half_whitening_lies_between_centring_and_whitening() -> None:
+    embeddings = sample()
+    spreads = []
+    for kind in ("centre", "half_whiten", "whiten"):
+        eigenvalues = torch.linalg.eigvalsh(torch.cov(fit_isotropy(embeddings, kind)(embeddings).T))  # type: ignore[arg-type]
+        spreads.append(float(eigenvalues.max() / eigenvalues.mean()))
+    assert spreads == sorted(spreads, reverse=True)
+    assert len(set(spreads)) == 3
+
+
 @pytest.mark.parametrize("kind", ["centre", "whiten"])
 def test_the_first_dimensions_say_most_and_cosines_are_those_of_the_unrotated(kind: Isotropy) -> None:
     embeddings = sample() @ torch.linalg.qr(torch.randn(8, 8)).Q  # so that no axis is a principal one
@@ -46,7 +58,7 @@ def test_the_first_dimensions_say_most_and_cosines_are_those_of_the_unrotated(ki
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["none", "centre", "whiten"])
+@pytest.mark.parametrize("kind", get_args(Isotropy))
 def test_module_and_map_agree(kind: Isotropy) -> None:
     embeddings = sample(50)
     whitening = fit_isotropy(embeddings, kind)

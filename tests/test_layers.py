@@ -27,7 +27,7 @@ LAYERS = [
     ["encoder", "export"],
     ["lens", "evaluation.label_free", "evaluation.suite", "model_card", "reporter", "leaderboard"],
     ["evaluation.before_after", "evaluation.labelled"],
-    ["search", "recipe", "evaluation.report", "vectors"],
+    ["search", "recipe", "static", "evaluation.report", "vectors"],
     ["baselines.peer"],
     ["baselines.contrastive", "baselines.token_targets", "baselines.untrained", "baselines.echo"],
     ["baselines.embed_filter", "baselines.lexical", "baselines.static", "baselines.simcse"],

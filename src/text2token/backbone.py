@@ -261,7 +261,7 @@ def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progres
             texts = [text or " " for text in texts]
         lengths = token_lengths(tokenizer, (texts[start : start + 2048] for start in range(0, len(texts), 2048)))
     else:
-        lengths = np.array([len(text) for text in texts])  # a table of vectors, where length costs nothing
+        lengths = np.ones(len(texts), dtype=np.int64)  # a table of vectors: nothing is padded
     budget = TOKENS_PER_BATCH_GPU if torch.cuda.is_available() else TOKENS_PER_BATCH_CPU
     for rows in batches_of(np.argsort(lengths, kind="stable"), lengths, budget):
         batch = [texts[row] for row in rows]

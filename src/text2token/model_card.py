@@ -8,6 +8,34 @@ from typing import Any
 LIBRARIES = ("text2token", "sentence-transformers", "transformers", "torch", "peft")
 
 
+FRONT = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, sentence-similarity, feature-extraction, text2token]
+---
+"""
+
+
+def static_card(backbone: str, documents: int) -> str:
+    """Return the card of a static embedder made from `backbone` and so many documents."""
+    return f"""{FRONT}
+# A static text embedder made without labels
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+embeddings = model.encode(["a text", "another text"])   # unit length; compare by dot product
+```
+
+One vector per token, from the language-model head of {backbone}, weighted by inverse document frequency in {documents:,}
+documents and whitened; the vector of a text is their mean. It knows words, not their order. The first dimensions say
+most, so vectors can be cut (`truncate_dim`).
+
+- Versions: {_versions()}.
+"""
+
+
 def model_card(recipe: str, result: dict[str, Any]) -> str:
     """Return the card as Markdown with the hub's metadata block; `recipe` is TOML, `result` a `RunResult` as dict."""
     kept = ("constructor", "settings", "texts", "dropped", "vocabulary_fingerprint")
@@ -18,7 +46,6 @@ def model_card(recipe: str, result: dict[str, Any]) -> str:
         f"{stage['seconds']:,} s; loss {stage['first_loss']} → {stage['last_loss']} nats."
         for name, stage in result["stages"].items()
     )
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     scores = ""
     if evaluation:
         rows = "\n".join(
@@ -39,12 +66,7 @@ second half among all of them. This measures matching parts of a document on thi
 |---|---|---|---|
 {rows}
 """
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, sentence-similarity, feature-extraction, text2token]
----
-
+    return f"""{FRONT}
 # A text embedder trained without labels
 
 ```python
@@ -60,13 +82,14 @@ The prompt is part of the tokenizer: give plain text. Plain sentence-transformer
 
 text2token: the embedding of a text, decoded through the backbone's own language-model head, was trained to predict the
 text's key tokens (KL divergence), without labels, pairs or negatives. Afterwards the mean embedding of the corpus was
-subtracted (the `Dense` module) and vectors are scaled to unit length.
+subtracted (the `Dense` module) and vectors are scaled to unit length. Unless the settings say `isotropy = "none"`, the first
+dimensions say most, so vectors can be cut (`truncate_dim`).
 
 - Corpus: {corpus["documents"]:,} documents, of which {corpus["broken"]:,} broken, {corpus["empty"]:,} empty and
   {corpus["duplicates"]:,} duplicate ones were left out and {corpus["held_out"]:,} held out;
   {corpus["passages"]:,} passages.
 {training}
-- Versions: {versions}, Python {platform.python_version()}.
+- Versions: {_versions()}.
 {scores}
 ## Settings
 
@@ -80,3 +103,8 @@ subtracted (the `Dense` module) and vectors are scaled to unit length.
 {targets}
 ```
 """
+
+
+def _versions() -> str:
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]
+    return ", ".join([*versions, f"Python {platform.python_version()}"])

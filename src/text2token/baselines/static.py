@@ -1,4 +1,7 @@
-"""Model2Vec: one vector per token, distilled from the same backbone; the speed limit that everybody is compared with."""
+"""One vector per token, no layers: the speed limit that everybody is compared with.
+
+Model2Vec sends every token through the backbone once; ours takes the rows of its head (`text2token.static`).
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,7 +14,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from text2token.backbone import Progress, resolve_backbone
 from text2token.baselines.peer import Built, Peer, Settings, Workshop
-from text2token.encoder import TextEncoder
+from text2token.encoder import TextEncoder, encoder_of
+from text2token.static import static_embedder
 
 
 def build(workshop: Workshop, settings: Settings) -> Built:
@@ -31,6 +35,14 @@ def build(workshop: Workshop, settings: Settings) -> Built:
     return Built(TextEncoder("Model2Vec", fingerprint, embed))
 
 
+def build_ours(workshop: Workshop, settings: Settings) -> Built:
+    """Return the table made of the head and the passages' words, whitened already."""
+    return Built(encoder_of(static_embedder(workshop.backbone, workshop.passages), "text2token, static"))
+
+
 # A token is embedded alone, so mean and last pooling are one; it stands at the first place, which decoders use to park
 # attention, and its vector says little (LOG.md).
-PEERS = (Peer("Model2Vec", "static", build, ({"pca_dims": 256}, {"pca_dims": 512})),)
+PEERS = (
+    Peer("Model2Vec", "static", build, ({"pca_dims": 256}, {"pca_dims": 512})),
+    Peer("text2token, static", "static", build_ours),
+)

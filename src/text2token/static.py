@@ -1,0 +1,94 @@
+"""The limit of no layers at all: word vectors taken from the language-model head, where speed is everything.
+
+    e(token) = idf(word) · mean of the unit vectors of the word's spellings, each a row of the head less the mean row
+    text     = mean of e over its tokens, whitened, scaled to unit length
+
+No training and no forward pass: the head already knows which words are alike, and the corpus says which matter. Tokens that
+are no words (function words, punctuation, fragments) keep a small weight. Whitening is linear, so it is folded into the
+table, and the result is one stock module. Ours; how it compares with the layers on top of it is in docs/results.md.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import embedding_bag, normalize
+
+from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.corpus.documents import Document
+from text2token.corpus.prepare import CorpusSettings, prepare_corpus
+from text2token.corpus.readers import BrokenLines
+from text2token.errors import RecipeError
+from text2token.export import check_output, export_static
+from text2token.head import LanguageModelHead, load_head
+from text2token.isotropy import fit_isotropy, sample_texts
+from text2token.model_card import static_card
+from text2token.reporter import Reporter, Silent
+from text2token.targets.data_driven import DataDrivenTargets
+from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, tokenise
+
+NO_WORD = 0.3  # weight of a token that is no word, as a share of the mean idf; 0, 0.1 and 0.3 measured alike (LOG.md)
+WHOLE_TEXTS = 1_000_000  # tokens of a text that are counted
+
+
+def static_embedder(backbone: BackboneSettings, passages: Dataset, dimensions: int | None = None) -> SentenceTransformer:
+    """Return `[StaticEmbedding, Normalize]` made of the backbone's head and the words of `passages` (column `text`).
+
+    Its vectors have the head's dimension, or the first `dimensions` principal ones. Raises `BackboneError` when the backbone
+    has no head, `RecipeError` when it has fewer dimensions than asked for.
+    """
+    embedder = load_embedder(replace(backbone, prompt="{text}"))
+    tokenizer, head = tokenizer_of(embedder), load_head(embedder, backbone.name)
+    width = head.weight.shape[1]
+    if dimensions is not None and not 0 < dimensions <= width:
+        raise RecipeError(f"dimensions is {dimensions}; {backbone.name} has {width}")
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
+    words = DataDrivenTargets(tokenizer, vocabulary, max_tokens=WHOLE_TEXTS).fit(passages)
+    table = word_table(head, vocabulary, torch.from_numpy(words.token_weights()))
+    sample = [torch.tensor(ids, dtype=torch.long) for ids in tokenise(tokenizer, sample_texts(passages, seed=0)) if ids]
+    starts = torch.tensor([0, *map(len, sample[:-1])]).cumsum(0)
+    whitening = fit_isotropy(embedding_bag(torch.cat(sample), table, starts, mode="mean"))
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    vectors = whitening(table)[:, :dimensions].contiguous()
+    return SentenceTransformer(modules=[StaticEmbedding(backend, embedding_weights=vectors), Normalize()])
+
+
+def word_table(head: LanguageModelHead, vocabulary: TargetVocabulary, idf: Tensor) -> Tensor:
+    """Return e(token) of every token, shape (vocabulary size, dimension); `idf` has shape (vocabulary size,)."""
+    rows = head.weight[: vocabulary.size].float().cpu()
+    rows = normalize(rows - rows.mean(0))
+    word = torch.from_numpy(vocabulary.representatives[:, 0]).long()
+    is_word = word != NOT_A_TARGET
+    summed = torch.zeros_like(rows).index_add_(0, word[is_word], rows[is_word])
+    table = rows * NO_WORD * idf[word[is_word]].mean()
+    table[is_word] = normalize(summed[word[is_word]]) * idf[word[is_word], None]
+    return table
+
+
+def build_static(
+    backbone: BackboneSettings,
+    documents: Iterable[Document],
+    folder: Path,
+    *,
+    dimensions: int | None = None,
+    overwrite: bool = False,
+    broken: BrokenLines | None = None,
+    reporter: Reporter | None = None,
+) -> SentenceTransformer:
+    """Make the static embedder of `documents`, write it to `folder` and return it; `OutputError` when that is taken."""
+    check_output(folder, overwrite)
+    with TemporaryDirectory(prefix="text2token-") as temporary:
+        corpus = prepare_corpus(documents, Path(temporary) / "corpus", CorpusSettings(held_out=0), broken)
+        (reporter or Silent()).note(f"Corpus: {corpus.summary.sentence()}.")
+        model = static_embedder(backbone, corpus.passages, dimensions)
+        export_static(model, folder, static_card(backbone.name, corpus.summary.documents), overwrite)
+    return model

@@ -1,0 +1,82 @@
+"""A static embedder is what its formula says, in one stock module."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXTS
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
+
+from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.corpus.readers import read_documents
+from text2token.encoder import encoder_of, model_fingerprint, open_encoder
+from text2token.errors import OutputError, RecipeError
+from text2token.head import load_head
+from text2token.isotropy import fit_isotropy
+from text2token.search import search
+from text2token.static import NO_WORD, build_static, static_embedder, word_table
+from text2token.targets.data_driven import DataDrivenTargets
+from text2token.vocabulary import TargetVocabulary
+
+PASSAGES = Dataset.from_dict({"text": TEXTS})
+
+
+def test_spellings_of_a_word_share_a_vector_and_function_words_weigh_little(tiny: BackboneSettings) -> None:
+    embedder = load_embedder(tiny)
+    tokenizer, head = tokenizer_of(embedder), load_head(embedder, tiny.name)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
+    idf = torch.from_numpy(DataDrivenTargets(tokenizer, vocabulary).fit(TEXTS).token_weights())
+    table = word_table(head, vocabulary, idf)
+    (girl,), (capital,), (the,) = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" girl", " Girl", " the")
+    )
+    assert torch.equal(table[girl], table[capital])
+    word = vocabulary.representatives[girl, 0]
+    assert float(table[girl].norm()) == pytest.approx(float(idf[word]), rel=1e-5)
+    words = vocabulary.representatives[:, 0]
+    mean_idf = idf[words[words >= 0]].mean()
+    assert float(table[the].norm()) == pytest.approx(NO_WORD * float(mean_idf), rel=1e-5)
+
+
+def test_a_text_is_the_whitened_mean_of_its_tokens(tiny: BackboneSettings) -> None:
+    embedder = load_embedder(tiny)
+    tokenizer, head = tokenizer_of(embedder), load_head(embedder, tiny.name)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
+    idf = torch.from_numpy(DataDrivenTargets(tokenizer, vocabulary).fit(TEXTS).token_weights())
+    table = word_table(head, vocabulary, idf)
+    means = torch.stack([table[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(0) for text in TEXTS])
+    expected = normalize(fit_isotropy(means)(means))
+    model = static_embedder(tiny, PASSAGES)
+    assert torch.allclose(model.encode(TEXTS, convert_to_tensor=True), expected, atol=1e-5)
+    cut = static_embedder(tiny, PASSAGES, dimensions=4).encode(TEXTS, convert_to_tensor=True)
+    assert torch.allclose(cut, normalize(expected[:, :4]), atol=1e-4)
+    with pytest.raises(RecipeError, match=r"dimensions is 99; .* has 32"):
+        static_embedder(tiny, PASSAGES, dimensions=99)
+
+
+def test_a_static_embedder_is_written_reloaded_and_searched(tiny: BackboneSettings, text_file: Path, tmp_path: Path) -> None:
+    documents = list(read_documents([str(text_file)]))
+    model = build_static(tiny, documents, tmp_path / "model")
+    expected = model.encode(TEXTS, convert_to_tensor=True)
+    assert torch.allclose(SentenceTransformer(str(tmp_path / "model")).encode(TEXTS, convert_to_tensor=True), expected)
+    assert torch.allclose(open_encoder(str(tmp_path / "model"), "auto")(TEXTS), expected)
+    assert torch.allclose(embed(model, TEXTS), expected)
+    hits = search(str(tmp_path / "model"), documents, documents[3].text)
+    assert hits[0].text == documents[3].text
+    assert hits[0].score == pytest.approx(1, abs=1e-3)
+    with pytest.raises(OutputError, match="exists"):
+        build_static(tiny, documents, tmp_path / "model")
+
+
+def test_a_text_of_no_tokens_is_no_error(tiny: BackboneSettings) -> None:
+    vectors = encoder_of(static_embedder(tiny, PASSAGES), "static")(["", "girl"])
+    assert torch.isfinite(vectors).all()
+
+
+def test_the_fingerprint_of_a_static_embedder_covers_its_tokenizer(tiny: BackboneSettings) -> None:
+    one, other = static_embedder(tiny, PASSAGES), static_embedder(tiny, PASSAGES)
+    assert model_fingerprint(one) == model_fingerprint(other)
+    other[0].tokenizer.enable_truncation(3)
+    assert model_fingerprint(one) != model_fingerprint(other)
