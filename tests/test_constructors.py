@@ -202,13 +202,18 @@ def test_of_a_large_corpus_an_even_sample_gives_the_neighbours(
     tiny: BackboneSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus_derived_room, "INDEXED_TEXTS", 3)
-    words = ["guitar", "music", "thread", "file", "moon", "socket", "coffee"]
-    texts = [f"A girl is styling her curly hair. Print a helpful message about the {word}." for word in words]
+    girl, error = (
+        "A girl is styling her curly hair; the {} hair.",
+        "Parse the command line; print a helpful error about the {}.",
+    )
+    kinds = [(girl, "girl"), (girl, "guitar"), (girl, "music"), (error, "thread"), (error, "file"), (error, "socket")]
+    texts = [kind.format(word) for kind, word in [*kinds, (girl, "moon")]]
     constructor = corpus_derived(tiny, neighbours=1, next_passage=False, data_driven_share=0).fit(texts)
-    assert constructor.indexed_.shape[0] == 3
+    assert constructor.indexed_.shape[0] == 3  # texts 0, 3 and 6
     own = as_dicts(constructor.data_driven.transform(texts))
-    for row, found in enumerate(as_dicts(constructor.transform(texts))):
-        assert any(found == pytest.approx(own[other], abs=1e-6) for other in {0, 3, 6} - {row})
+    found = as_dicts(constructor.transform(texts))
+    for row, others in ((0, (6,)), (1, (0, 6)), (2, (0, 6)), (4, (3,)), (5, (3,)), (6, (0,))):
+        assert any(found[row] == pytest.approx(own[other], abs=1e-6) for other in others), row
 
 
 @pytest.mark.parametrize("name", CONSTRUCTORS)

@@ -13,10 +13,10 @@ from text2token.backbone import BackboneSettings, embed, load_embedder, tokenize
 from text2token.corpus.readers import read_documents
 from text2token.encoder import encoder_of, model_fingerprint, open_encoder
 from text2token.errors import OutputError, RecipeError
-from text2token.head import load_head
+from text2token.head import NO_WORD, load_head, word_table
 from text2token.isotropy import fit_isotropy
 from text2token.search import search
-from text2token.static import NO_WORD, build_static, static_embedder, word_table
+from text2token.static import build_static, static_embedder
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.vocabulary import TargetVocabulary
 

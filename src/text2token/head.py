@@ -15,6 +15,9 @@ from transformers import PretrainedConfig
 
 from text2token.backbone import resolve_backbone, transformer_of
 from text2token.errors import BackboneError
+from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
+
+NO_WORD = 0.3  # 0, 0.1 and 0.3 measured alike (LOG.md)
 
 
 class LanguageModelHead(nn.Module):
@@ -63,6 +66,24 @@ def load_head(embedder: SentenceTransformer, backbone: str) -> LanguageModelHead
     if layer is None:
         raise BackboneError(f"{backbone}: has no language-model head")
     return LanguageModelHead(layer.weight, getattr(layer, "bias", None), scale=scale, soft_cap=soft_cap)
+
+
+def word_table(head: LanguageModelHead, vocabulary: TargetVocabulary, idf: Tensor) -> Tensor:
+    """Return a vector for every token, shape (vocabulary size, dimension), in which like words are alike.
+
+        idf(word) · unit vector of the sum over the word's spellings of the unit vector of (row of the head - mean row)
+
+    `idf` has shape (vocabulary size,). Tokens that are no words (function words, punctuation, fragments) are by themselves
+    and keep `NO_WORD` of the mean idf.
+    """
+    rows = head.weight[: vocabulary.size].float().cpu()
+    rows = nn.functional.normalize(rows - rows.mean(0))
+    word = torch.from_numpy(vocabulary.representatives[:, 0]).long()
+    is_word = word != NOT_A_TARGET
+    summed = torch.zeros_like(rows).index_add_(0, word[is_word], rows[is_word])
+    table = rows * NO_WORD * idf[word[is_word]].mean()
+    table[is_word] = nn.functional.normalize(summed[word[is_word]]) * idf[word[is_word], None]
+    return table
 
 
 def logit_transform(config: PretrainedConfig) -> tuple[float, float | None]:

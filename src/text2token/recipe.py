@@ -75,7 +75,7 @@ class Recipe:
     stage1: StageSettings = field(default_factory=StageSettings)
     stage2: StageSettings = field(default_factory=lambda: StageSettings(targets="none"))
     cut_layers: int = 1
-    isotropy: Isotropy = "whiten"
+    isotropy: Isotropy = "half_whiten"
     shuffled_targets: bool = False
     seed: int = 0
 

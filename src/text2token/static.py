@@ -1,11 +1,10 @@
 """The limit of no layers at all: word vectors taken from the language-model head, where speed is everything.
 
-    e(token) = idf(word) · mean of the unit vectors of the word's spellings, each a row of the head less the mean row
-    text     = mean of e over its tokens, whitened, scaled to unit length
+    text = mean over its tokens of idf(word) · vector(word), whitened, scaled to unit length
 
-No training and no forward pass: the head already knows which words are alike, and the corpus says which matter. Tokens that
-are no words (function words, punctuation, fragments) keep a small weight. Whitening is linear, so it is folded into the
-table, and the result is one stock module. Ours; how it compares with the layers on top of it is in docs/results.md.
+with the vectors of `head.word_table`. No training and no forward pass: the head already knows which words are alike, and the
+corpus says which matter. Whitening is linear, so it is folded into the table, and the result is one stock module. Ours; how
+it compares with the layers on top of it is in docs/results.md.
 """
 
 from collections.abc import Iterable
@@ -19,8 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn.functional import embedding_bag, normalize
+from torch.nn.functional import embedding_bag
 
 from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
 from text2token.corpus.documents import Document
@@ -28,14 +26,13 @@ from text2token.corpus.prepare import CorpusSettings, prepare_corpus
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import RecipeError
 from text2token.export import check_output, export_static
-from text2token.head import LanguageModelHead, load_head
+from text2token.head import load_head, word_table
 from text2token.isotropy import fit_isotropy, sample_texts
 from text2token.model_card import static_card
 from text2token.reporter import Reporter, Silent
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, tokenise
+from text2token.vocabulary import TargetVocabulary, tokenise
 
-NO_WORD = 0.3  # weight of a token that is no word, as a share of the mean idf; 0, 0.1 and 0.3 measured alike (LOG.md)
 WHOLE_TEXTS = 1_000_000  # tokens of a text that are counted
 
 
@@ -60,18 +57,6 @@ def static_embedder(backbone: BackboneSettings, passages: Dataset, dimensions: i
     backend.no_truncation()
     vectors = whitening(table)[:, :dimensions].contiguous()
     return SentenceTransformer(modules=[StaticEmbedding(backend, embedding_weights=vectors), Normalize()])
-
-
-def word_table(head: LanguageModelHead, vocabulary: TargetVocabulary, idf: Tensor) -> Tensor:
-    """Return e(token) of every token, shape (vocabulary size, dimension); `idf` has shape (vocabulary size,)."""
-    rows = head.weight[: vocabulary.size].float().cpu()
-    rows = normalize(rows - rows.mean(0))
-    word = torch.from_numpy(vocabulary.representatives[:, 0]).long()
-    is_word = word != NOT_A_TARGET
-    summed = torch.zeros_like(rows).index_add_(0, word[is_word], rows[is_word])
-    table = rows * NO_WORD * idf[word[is_word]].mean()
-    table[is_word] = normalize(summed[word[is_word]]) * idf[word[is_word], None]
-    return table
 
 
 def build_static(

@@ -79,7 +79,8 @@ def data_driven(materials: Materials) -> DataDrivenTargets:
 
 def corpus_derived(materials: Materials) -> CorpusDerivedTargets:
     """Return the constructor of the tokens of passages nearby."""
-    return CorpusDerivedTargets(data_driven(materials), materials.settings.corpus_derived)
+    head = load_head(materials.embedder, materials.backbone.name)
+    return CorpusDerivedTargets(data_driven(materials), head, materials.settings.corpus_derived)
 
 
 def model_derived(materials: Materials) -> ModelDerivedTargets:

@@ -3,9 +3,10 @@
     q(v | x) = mean of the data-driven targets of x's companions
 
 Companions are the next passage of the same document (for the last one, the one before; after LLARA, Li et al. 2024) and the
-nearest neighbours in the corpus: cosine of the data-driven targets, reduced to their leading components (latent semantic
-analysis), by scikit-learn. The targets of the whole corpus are held in memory, about 200 bytes a text. Neighbours are found
-exactly, by comparing every text with up to `INDEXED_TEXTS`: of a larger corpus an even sample stands for all.
+nearest neighbours in the corpus: by the words of their data-driven targets, as vectors of the language-model head
+(`head.word_table`), whitened and cut to their leading dimensions, which finds a text's other half far more often than latent
+semantic analysis does (LOG.md). The targets of the whole corpus are held in memory, about 200 bytes a text. Neighbours are
+found exactly, by comparing every text with up to `INDEXED_TEXTS`: of a larger corpus an even sample stands for all.
 """
 
 from collections.abc import Iterator
@@ -15,21 +16,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
-from sklearn.decomposition import TruncatedSVD
 from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer
+from torch import Tensor
 
 from text2token.backbone import Progress
 from text2token.errors import RecipeError
+from text2token.head import LanguageModelHead, word_table
+from text2token.isotropy import fit_isotropy
 from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
 from text2token.targets.rows import Passages, distributions, heaviest, mixed, record_batch, text_batches, without
 
-COMPONENTS = 128
+DIMENSIONS = 128
 INDEXED_TEXTS = 100_000
+WHITENED_ON = 10_000  # texts
 SAME = 1e-6  # two targets that differ by less are one
 
 
@@ -46,7 +49,6 @@ class CorpusDerivedSettings:
     top_k: int = 64
     exclude_in_text: bool = False
     data_driven_share: float = 0.5
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.neighbours < 0 or self.top_k < 1:
@@ -67,20 +69,22 @@ class CorpusDerivedTargets:
     name = "corpus_derived"
     expensive = False
 
-    def __init__(self, data_driven: DataDrivenTargets, settings: CorpusDerivedSettings | None = None) -> None:
+    def __init__(
+        self, data_driven: DataDrivenTargets, head: LanguageModelHead, settings: CorpusDerivedSettings | None = None
+    ) -> None:
         self.data_driven = data_driven
         self.settings = settings or CorpusDerivedSettings()
+        vocabulary = data_driven.vocabulary
+        self.words = word_table(head, vocabulary, torch.ones(vocabulary.size)).numpy()  # targets have the idf in them
 
     def fit(self, passages: Passages) -> "CorpusDerivedTargets":
         """Learn document frequencies, the targets of all texts and where they lie, and return self."""
         self.targets_ = self.data_driven.fit_rows(passages)
         if self.settings.neighbours:
-            texts = self.targets_.shape[0]
-            self.indexed_ = self.targets_[np.unique(np.linspace(0, texts - 1, min(INDEXED_TEXTS, texts)).astype(int))]
-            components = max(1, min(COMPONENTS, min(self.indexed_.shape) - 1))
-            self.space_ = make_pipeline(TruncatedSVD(components, random_state=self.settings.seed), Normalizer())
-            # fit_transform would give other vectors than transform, and no text would be its own nearest
-            self.space_.fit(self.indexed_)
+            self.indexed_ = _even_sample(self.targets_, INDEXED_TEXTS)
+            sample = self._vectors(_even_sample(self.indexed_, WHITENED_ON))
+            # of few texts every direction looks alike, and whitened they would all be equally far from each other
+            self.whitening_ = fit_isotropy(sample, "whiten" if len(sample) > sample.shape[1] else "centre")
             # by the distance of unit vectors, which scikit-learn searches ten times as fast as by their cosine
             self.index_ = NearestNeighbors(metric="euclidean", algorithm="brute").fit(self._places(self.indexed_))
         return self
@@ -123,8 +127,13 @@ class CorpusDerivedTargets:
         batches = [self.data_driven.rows(texts) for texts in text_batches(passages, TEXTS_PER_BATCH)]
         return csr_array(vstack(batches, format="csr"))
 
+    def _vectors(self, targets: csr_array) -> Tensor:
+        return torch.from_numpy(targets @ self.words).float()
+
     def _places(self, targets: csr_array) -> NDArray[np.float32]:
-        places: NDArray[np.float32] = self.space_.transform(targets).astype(np.float32)
+        batches = (targets[start : start + TEXTS_PER_BATCH] for start in range(0, targets.shape[0], TEXTS_PER_BATCH))
+        vectors = [self.whitening_(self._vectors(batch))[:, :DIMENSIONS] for batch in batches]
+        places: NDArray[np.float32] = torch.nn.functional.normalize(torch.cat(vectors)).numpy()
         return places
 
     def _neighbourhood(self, own: csr_array) -> csr_array:
@@ -138,6 +147,10 @@ class CorpusDerivedTargets:
         weights = np.clip(1 - distances**2 / 2, 0, None) * ~left_out
         nearest = csr_array((weights.ravel(), (text, found.ravel())), shape=(len(found), self.indexed_.shape[0]))
         return distributions(csr_array(nearest @ self.indexed_))
+
+
+def _even_sample(rows: csr_array, count: int) -> csr_array:
+    return rows[np.unique(np.linspace(0, rows.shape[0] - 1, min(count, rows.shape[0])).astype(int))]
 
 
 def _next_passages(passages: Dataset) -> NDArray[np.int64]:
