@@ -26,7 +26,9 @@ def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload,no-any-return]
 
 
-@pytest.mark.parametrize("command", ["", "train", "run", "quickstart", "targets", "search", "embed", "evaluate", "compare"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "run", "quickstart", "targets", "static", "search", "embed", "evaluate", "compare"]
+)
 def test_help_imports_nothing_heavy(command: str) -> None:
     run_help = f"from text2token.cli import app; app({[*command.split(), '--help']!r}, standalone_mode=False)"
     script = f"import sys; {run_help}; print('modules:', *sys.modules)"
@@ -49,6 +51,19 @@ def test_train_then_search(make_backbone: BackboneMaker, text_file: Path, tmp_pa
         assert len(json.loads(found.stdout)) == 2
         assert found.stderr == ""
     assert call("train", text_file, "--backbone", "x", "--output", model).returncode == 6
+
+
+def test_static_then_search(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
+    wanted = ("static", text_file, "--backbone", make_backbone("llama"), "--output", tmp_path / "table")
+    made = call(*wanted, "--dimensions", "8")
+    assert made.returncode == 0, made.stderr
+    assert "Corpus:" in made.stderr
+    found = call("search", tmp_path / "table", text_file, TEXTS[1], "-k", "1", "--json", "--quiet")
+    assert "guitar" in json.loads(found.stdout)[0]["text"]
+    assert call(*wanted).returncode == 6  # the folder is taken
+    mistaken = call(*wanted, "--overwrite", "--dimensions", "99")
+    assert mistaken.returncode == 2
+    assert mistaken.stderr.strip().splitlines()[-1].endswith("has 32")
 
 
 def test_a_recipe_file_runs_and_runs_no_more_when_nothing_has_changed(

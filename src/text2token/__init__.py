@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from text2token.lens import key_tokens
     from text2token.loss import TokenTargetLoss, sparse_kl
     from text2token.recipe import Recipe, RunResult, run
+    from text2token.static import static_embedder
     from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
     from text2token.targets.store import open_targets, write_targets
     from text2token.training import StageSettings, train_stage
@@ -46,6 +47,7 @@ _HOMES = {
     "read_documents": "corpus.readers",
     "run": "recipe",
     "sparse_kl": "loss",
+    "static_embedder": "static",
     "train_stage": "training",
     "write_targets": "targets.store",
 }
@@ -74,6 +76,7 @@ __all__ = [
     "read_documents",
     "run",
     "sparse_kl",
+    "static_embedder",
     "train_stage",
     "write_targets",
 ]
