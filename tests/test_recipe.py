@@ -27,7 +27,13 @@ from text2token.targets.store import read_card
 @pytest.fixture
 def recipe(tiny: BackboneSettings, text_file: Path) -> Recipe:
     return Recipe(tiny, sources=(str(text_file),), corpus=CorpusSettings(held_out=10)).with_settings(
-        ["stage1.tokens_per_batch=512", "stage1.learning_rate=0.01", "stage1.steps_per_checkpoint=3", "lora.rank=4"]
+        [
+            "stage1.targets=data_driven",
+            "stage1.tokens_per_batch=512",
+            "stage1.learning_rate=0.01",
+            "stage1.steps_per_checkpoint=3",
+            "lora.rank=4",
+        ]
     )
 
 

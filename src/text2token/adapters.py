@@ -33,8 +33,8 @@ class LoraSettings:
     """Low-rank adapters on the linear layers of the backbone; `rank` 0 trains all weights instead.
 
     `blend` is the share of the learnt update that is kept at the end: the weights of the embedder lie so far on the way
-    from the untrained backbone (0) to the trained one (1). Half way measured better than either end, at home and abroad
-    (LOG.md; the effect is known for fine-tuning from Wortsman et al. 2022, "WiSE-FT"). It applies to adapters only.
+    from the untrained backbone (0) to the trained one (1). After steps that are too large, half way is better than either
+    end (LOG.md; the effect is known for fine-tuning from Wortsman et al. 2022, "WiSE-FT"). It applies to adapters only.
 
     `last_layers` adapts only so many (None: all). The layers below keep their weights, and no gradient is computed through
     them, which saves up to half of the time.
@@ -43,7 +43,7 @@ class LoraSettings:
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
-    blend: float = 0.5
+    blend: float = 1.0
     last_layers: int | None = None
 
     def __post_init__(self) -> None:

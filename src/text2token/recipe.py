@@ -1,11 +1,12 @@
 """The whole method on one page: unlabelled text in, a sentence-transformers embedder out.
 
     text → corpus → token targets → LoRA training with KL through the head, in one or two stages
-         → half way back to the untrained weights → the last layer left out → whitening → export
+         → the last layer left out → half whitening → export
 
-The paper's two stages are data-driven targets, then model-derived ones (confirmed; the order is inferred). Every step
-leaves a file in the run folder that can be looked at, and is taken from there as long as what it was made from has not
-changed: an interrupted run goes on, and a changed setting costs only the steps after it.
+The paper's two stages are data-driven targets, then model-derived ones (confirmed; the order is inferred). By default there
+is one, on corpus-derived targets, which measured best (LOG.md). Every step leaves a file in the run folder that can be
+looked at, and is taken from there as long as what it was made from has not changed: an interrupted run goes on, a changed
+setting costs only the steps after it.
 """
 
 import contextlib
@@ -278,13 +279,13 @@ def write_targets_of(
         name, folder, step = kind.replace("_", "-"), work.targets / kind, f"targets/{kind}"
         if not work.done(step, steps[step]):
             constructor = CONSTRUCTORS[kind](materials)
-            rows = passages
+            rows = None
             if constructor.expensive:
                 lengths = text_lengths(embedder, passages)
                 seen = [plan(lengths, stage, recipe.seed).rows_to_see for stage in recipe.stages_on(kind)]
-                rows = passages.select(np.unique(np.concatenate(seen)))
-            with reporter.progress(f"Targets, {name}", len(rows), "texts") as progress:
-                write_constructed(constructor, rows, vocabulary, folder, recipe.backbone.name, progress)
+                rows = np.unique(np.concatenate(seen))
+            with reporter.progress(f"Targets, {name}", len(passages if rows is None else rows), "texts") as progress:
+                write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress, rows)
             work.finished(step, steps[step])
         cards[kind] = read_card(folder)
         reporter.note(f"Targets, {name}: {cards[kind].texts:,} texts over {len(vocabulary.target_ids):,} target tokens.")

@@ -45,8 +45,8 @@ class StageSettings:
     over the first `warmup` share of the steps and falls linearly to zero.
     """
 
-    targets: ConstructorName | Literal["none"] = "data_driven"
-    learning_rate: float = 3e-4
+    targets: ConstructorName | Literal["none"] = "corpus_derived"
+    learning_rate: float = 1e-4
     max_tokens: int | None = 500_000
     epochs: int = 1
     tokens_per_batch: int = 1024

@@ -40,12 +40,12 @@ def variant(name: str, *candidates: Settings, family: Family = "text2token") -> 
     return Peer(name, family, partial(build, name=name), candidates, seeded=True)
 
 
-_WHOLE = {"stage1.learning_rate": 1e-4, "lora.blend": 1.0}  # small steps, of which all is kept
+_WHOLE = {"stage1.targets": "data_driven", "stage1.learning_rate": 1e-4, "lora.blend": 1.0}  # small steps, all of them kept
 _SECOND = {**_WHOLE, "cut_layers": 0, "stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.3}
 PEERS = (
     variant(
         "text2token, data-driven",
-        {"stage1.learning_rate": 3e-4, "lora.blend": 0.5, "cut_layers": 0},
+        {**_WHOLE, "stage1.learning_rate": 3e-4, "lora.blend": 0.5, "cut_layers": 0},
         {**_WHOLE, "cut_layers": 0},
         {**_WHOLE, "cut_layers": 1},
     ),

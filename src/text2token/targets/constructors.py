@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from text2token.backbone import BackboneSettings, Progress, load_embedder, open_embedder, prompt_tokens, tokenizer_of
@@ -50,8 +52,8 @@ class Materials:
 class Constructor(Protocol):
     """Learns from a corpus and gives each text its target, in scikit-learn's manner.
 
-    `expensive`: it costs a model's forward pass for every text. So only texts that will be trained on are given to it, and
-    its work is kept in parts; once fitted, it can transform any part by itself.
+    `expensive`: a target costs a model's forward pass, or a comparison with all other texts. So only those rows are
+    transformed that will be trained on, and they are kept in parts.
     """
 
     name: str
@@ -60,8 +62,10 @@ class Constructor(Protocol):
     def fit(self, passages: Passages) -> Any:
         """Learn what is needed of the whole corpus and return self."""
 
-    def transform(self, passages: Passages, progress: Progress | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the targets of `passages` in their order, in batches of the store's schema."""
+    def transform(
+        self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of `passages`, or of those `rows` of them, in batches of the store's schema."""
 
     def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
         """Do both; `scratch` is a file that may be written meanwhile. The fit is done when this returns."""
@@ -113,38 +117,32 @@ def write_constructed(
     folder: Path,
     tokenizer: str,
     progress: Progress | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> TargetCard:
-    """Fit `constructor` on `passages`, write their targets to `folder` and return the card.
+    """Fit `constructor` on `passages`, write their targets, or those of `rows`, to `folder` and return the card.
 
     Where the constructor is expensive, a killed run goes on after its last finished part.
     """
+    described = {"constructor": constructor.name, "tokenizer": tokenizer}
     if not constructor.expensive:
         with tempfile.TemporaryDirectory(prefix="text2token-") as temporary, writing(Path(temporary)):
             batches = constructor.fit_transform(passages, Path(temporary) / "scratch.arrow")
-            return write_targets(
-                folder,
-                batches,
-                vocabulary,
-                constructor=constructor.name,
-                settings=constructor.describe(),
-                tokenizer=tokenizer,
-                texts_read=len(passages),
-            )
+            read = len(passages)
+            return write_targets(folder, batches, vocabulary, settings=constructor.describe(), texts_read=read, **described)
     constructor.fit(passages)
+    asked = np.arange(len(passages)) if rows is None else rows
 
     def part(start: int) -> Callable[[], Iterable[pa.RecordBatch]]:
-        rows = passages.select(range(start, min(start + TEXTS_PER_PART, len(passages))))
-        return lambda: constructor.transform(rows, progress)
+        return lambda: constructor.transform(passages, progress, asked[start : start + TEXTS_PER_PART])
 
     return write_targets_in_parts(
         folder,
-        [part(start) for start in range(0, len(passages), TEXTS_PER_PART)],
+        [part(start) for start in range(0, len(asked), TEXTS_PER_PART)],
         vocabulary,
-        constructor=constructor.name,
         settings=constructor.describe(),
-        tokenizer=tokenizer,
-        texts_read=len(passages),
-        texts_fingerprint=_fingerprint(passages),
+        texts_read=len(asked),
+        texts_fingerprint=_fingerprint(passages.select(asked)),
+        **described,
     )
 
 

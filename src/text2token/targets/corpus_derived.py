@@ -5,8 +5,8 @@
 Companions are the next passage of the same document (for the last one, the one before; after LLARA, Li et al. 2024) and the
 nearest neighbours in the corpus: by the words of their data-driven targets, as vectors of the language-model head
 (`head.word_table`), whitened and cut to their leading dimensions, which finds a text's other half far more often than latent
-semantic analysis does (LOG.md). The targets of the whole corpus are held in memory, about 200 bytes a text. Neighbours are
-found exactly, by comparing every text with up to `INDEXED_TEXTS`: of a larger corpus an even sample stands for all.
+semantic analysis does (LOG.md). Neighbours are found exactly, by comparing a text with up to `INDEXED_TEXTS`: of a larger
+corpus an even sample stands for all, so that memory does not grow.
 """
 
 from collections.abc import Iterator
@@ -28,11 +28,22 @@ from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead, word_table
 from text2token.isotropy import fit_isotropy
 from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
-from text2token.targets.rows import Passages, distributions, heaviest, mixed, record_batch, text_batches, without
+from text2token.targets.rows import (
+    Passages,
+    as_dataset,
+    distributions,
+    evenly,
+    heaviest,
+    mixed,
+    record_batch,
+    text_batches,
+    without,
+)
 
 DIMENSIONS = 128
 INDEXED_TEXTS = 100_000
 WHITENED_ON = 10_000  # texts
+ALONE = -1  # in place of the row of the next passage
 SAME = 1e-6  # two targets that differ by less are one
 
 
@@ -67,7 +78,7 @@ class CorpusDerivedTargets:
     """
 
     name = "corpus_derived"
-    expensive = False
+    expensive = True
 
     def __init__(
         self, data_driven: DataDrivenTargets, head: LanguageModelHead, settings: CorpusDerivedSettings | None = None
@@ -78,11 +89,13 @@ class CorpusDerivedTargets:
         self.words = word_table(head, vocabulary, torch.ones(vocabulary.size)).numpy()  # targets have the idf in them
 
     def fit(self, passages: Passages) -> "CorpusDerivedTargets":
-        """Learn document frequencies, the targets of all texts and where they lie, and return self."""
-        self.targets_ = self.data_driven.fit_rows(passages)
+        """Learn document frequencies, and where an even sample of the texts lies; return self."""
+        passages = as_dataset(passages)
+        self.data_driven.fit(passages)
         if self.settings.neighbours:
-            self.indexed_ = _even_sample(self.targets_, INDEXED_TEXTS)
-            sample = self._vectors(_even_sample(self.indexed_, WHITENED_ON))
+            indexed = passages.select(evenly(len(passages), INDEXED_TEXTS))
+            self.indexed_ = csr_array(vstack([*map(self.data_driven.rows, text_batches(indexed, TEXTS_PER_BATCH))]))
+            sample = self._vectors(self.indexed_[evenly(len(indexed), WHITENED_ON)])
             # of few texts every direction looks alike, and whitened they would all be equally far from each other
             self.whitening_ = fit_isotropy(sample, "whiten" if len(sample) > sample.shape[1] else "centre")
             # by the distance of unit vectors, which scikit-learn searches ten times as fast as by their cosine
@@ -90,42 +103,37 @@ class CorpusDerivedTargets:
         return self
 
     def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
-        """Do both, with the targets that `fit` made of the texts; `scratch` is not needed."""
-        self.fit(passages)
-        return self._derived(passages, self.targets_)
+        """Do both; `scratch` is not needed."""
+        return self.fit(passages).transform(passages)
 
-    def transform(self, passages: Passages, progress: Progress | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the targets of `passages` in their order, in batches of the store's schema."""
-        return self._derived(passages, self._own(passages), progress)
-
-    def _derived(self, passages: Passages, own: csr_array, progress: Progress | None = None) -> Iterator[pa.RecordBatch]:
-        following = _next_passages(passages) if self.settings.next_passage and isinstance(passages, Dataset) else None
-        start = 0
-        for texts in text_batches(passages, TEXTS_PER_BATCH):
-            rows = slice(start, start + len(texts))
-            start += len(texts)
-            companions = csr_array((len(texts), own.shape[1]))
-            if following is not None:
-                there = following[rows] >= 0
-                companions = csr_array(companions + own[np.maximum(following[rows], 0)].multiply(there[:, None]))
+    def transform(
+        self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of `passages`, or of those `rows` of them, in batches of the store's schema."""
+        passages = as_dataset(passages)
+        following = _next_passages(passages) if self.settings.next_passage else np.full(len(passages), ALONE)
+        rows = np.arange(len(passages)) if rows is None else rows
+        for start in range(0, len(rows), TEXTS_PER_BATCH):
+            chosen = rows[start : start + TEXTS_PER_BATCH]
+            texts = list(passages.select(chosen)["text"])
+            own = self.data_driven.rows(texts)
+            after = following[chosen]
+            next_ones = self.data_driven.rows(list(passages.select(np.maximum(after, 0))["text"]))
+            companions = csr_array(next_ones.multiply((after != ALONE)[:, None]))
             if self.settings.neighbours:
-                companions = csr_array(companions + self._neighbourhood(own[rows]))
+                companions = csr_array(companions + self._neighbourhood(own))
             if self.settings.exclude_in_text:
                 companions = without(companions, self.data_driven.in_text(texts))
             derived = distributions(heaviest(distributions(companions), self.settings.top_k))
             alone = np.diff(derived.indptr) == 0
-            derived = csr_array(derived + own[rows].multiply(alone[:, None]))
-            yield record_batch(texts, mixed(derived, own[rows], self.settings.data_driven_share))
+            derived = csr_array(derived + own.multiply(alone[:, None]))
+            yield record_batch(texts, mixed(derived, own, self.settings.data_driven_share))
             if progress:
                 progress(len(texts))
 
     def describe(self) -> dict[str, Any]:
         """Return the settings and what was learnt, for the card."""
         return {**asdict(self.settings), "data_driven": self.data_driven.describe()}
-
-    def _own(self, passages: Passages) -> csr_array:
-        batches = [self.data_driven.rows(texts) for texts in text_batches(passages, TEXTS_PER_BATCH)]
-        return csr_array(vstack(batches, format="csr"))
 
     def _vectors(self, targets: csr_array) -> Tensor:
         return torch.from_numpy(targets @ self.words).float()
@@ -149,17 +157,11 @@ class CorpusDerivedTargets:
         return distributions(csr_array(nearest @ self.indexed_))
 
 
-def _even_sample(rows: csr_array, count: int) -> csr_array:
-    return rows[np.unique(np.linspace(0, rows.shape[0] - 1, min(count, rows.shape[0])).astype(int))]
-
-
 def _next_passages(passages: Dataset) -> NDArray[np.int64]:
-    """Return for each row the row of the next passage of its document, for the last one that before, -1 where alone."""
+    """Return for each row the row of the next passage of its document, for the last one that before, or `ALONE`."""
+    rows = np.arange(len(passages))
     if "document" not in passages.column_names:
-        return np.full(len(passages), -1)
+        return np.full(len(passages), ALONE)
     document = np.array(passages["document"])
     same = document[1:] == document[:-1]
-    rows = np.arange(len(document))
-    after = np.append(same, False)
-    before = np.insert(same, 0, False)
-    return np.where(after, rows + 1, np.where(before, rows - 1, -1))
+    return np.where(np.append(same, False), rows + 1, np.where(np.insert(same, 0, False), rows - 1, ALONE))

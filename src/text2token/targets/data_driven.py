@@ -19,12 +19,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
 from text2token.backbone import Progress
 from text2token.errors import RecipeError
-from text2token.targets.rows import Passages, distributions, heaviest, record_batch, text_batches
+from text2token.targets.rows import Passages, chosen, distributions, heaviest, record_batch, text_batches
 from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, remember_more_words, tokenise
 
 TEXTS_PER_BATCH = 2048
@@ -78,13 +78,15 @@ class DataDrivenTargets:
             self._learn(self._candidates(batch))
         return self
 
-    def transform(self, texts: Passages, progress: Progress | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the targets of `texts` in their order, in batches of the store's schema.
+    def transform(
+        self, texts: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of `texts`, or of those `rows` of them, in batches of the store's schema.
 
         A text without a target token falls back to all its tokens that are not special; one without any is left out.
         """
         weights = self.token_weights() * self.vocabulary.form_shares
-        for batch in text_batches(texts, TEXTS_PER_BATCH):
+        for batch in text_batches(chosen(texts, rows), TEXTS_PER_BATCH):
             yield record_batch(batch, self._rows(self._candidates(batch), weights))
             if progress:
                 progress(len(batch))
@@ -92,15 +94,6 @@ class DataDrivenTargets:
     def rows(self, texts: Sequence[str]) -> csr_array:
         """Return the targets of `texts` as a sparse matrix, shape (texts, vocabulary size), each row summing to 1."""
         return distributions(self._rows(self._candidates(texts), self.token_weights() * self.vocabulary.form_shares))
-
-    def fit_rows(self, texts: Passages) -> csr_array:
-        """Do `fit`, and `rows` of all the texts, while tokenising once; the targets of the whole corpus are in memory."""
-        self._forget()
-        batches = [self._candidates(batch) for batch in text_batches(texts, TEXTS_PER_BATCH)]
-        for candidates in batches:
-            self._learn(candidates)
-        weights = self.token_weights() * self.vocabulary.form_shares
-        return distributions(csr_array(vstack([self._rows(candidates, weights) for candidates in batches], format="csr")))
 
     def in_text(self, texts: Sequence[str]) -> csr_array:
         """Return a matrix of ones where a target token is in a text, or what stands in for one; shape as of `rows`."""

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from sentence_transformers import SentenceTransformer
@@ -30,7 +29,7 @@ from text2token.backbone import DEFAULT_PROMPT, Progress, embed, prompt_tokens, 
 from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.targets.rows import Passages, mixed, record_batch, text_batches
+from text2token.targets.rows import Passages, as_dataset, chosen, evenly, mixed, record_batch, text_batches
 from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
@@ -100,11 +99,11 @@ class ModelDerivedTargets:
         """Learn the prior from texts spread evenly over `passages` (and document frequencies from all), return self."""
         if self.settings.data_driven_share:
             self.data_driven.fit(passages)
-        rows = passages if isinstance(passages, Dataset) else Dataset.from_dict({"text": list(passages)})
-        chosen = np.unique(np.linspace(0, len(rows) - 1, min(self.settings.prior_texts, len(rows))).astype(int))
-        self.fitted_on = len(chosen)
+        texts = as_dataset(passages)
+        sample = evenly(len(texts), self.settings.prior_texts)
+        self.fitted_on = len(sample)
         total = torch.zeros(len(self.words.forms), dtype=torch.float64)
-        for batch in text_batches(rows.select(chosen), TEXTS_PER_BATCH):
+        for batch in text_batches(texts.select(sample), TEXTS_PER_BATCH):
             for log_probabilities in self._log_probabilities(batch):
                 total += log_probabilities.double().sum(0)
         self.prior_ = (total / max(1, self.fitted_on)).float()
@@ -114,15 +113,17 @@ class ModelDerivedTargets:
         """Do both; `scratch` is not needed."""
         return self.fit(passages).transform(passages)
 
-    def transform(self, passages: Passages, progress: Progress | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the targets of `passages` in their order, in batches of the store's schema; no text is left out."""
+    def transform(
+        self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of `passages`, or of those `rows` of them, in batches of the store's schema; all have one."""
         if not self.fitted_on:
             raise RecipeError("the prior is not learnt yet: call fit first")
-        for texts in text_batches(passages, TEXTS_PER_BATCH):
-            rows = self.rows(texts)
+        for texts in text_batches(chosen(passages, rows), TEXTS_PER_BATCH):
+            targets = self.rows(texts)
             if share := self.settings.data_driven_share:
-                rows = mixed(rows, self.data_driven.rows(texts), share)
-            yield record_batch(texts, rows)
+                targets = mixed(targets, self.data_driven.rows(texts), share)
+            yield record_batch(texts, targets)
             if progress:
                 progress(len(texts))
 

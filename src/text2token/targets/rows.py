@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
 from text2token.targets.store import SCHEMA
@@ -25,6 +26,21 @@ def text_batches(passages: Passages, size: int) -> Iterator[list[str]]:
     remaining: Iterator[str] = iter(passages)
     while batch := list(islice(remaining, size)):
         yield batch
+
+
+def as_dataset(passages: Passages) -> Dataset:
+    """Return `passages` as a dataset with the column `text`."""
+    return passages if isinstance(passages, Dataset) else Dataset.from_dict({"text": list(passages)})
+
+
+def chosen(passages: Passages, rows: NDArray[np.int64] | None) -> Passages:
+    """Return those `rows` of `passages`; None stands for all."""
+    return passages if rows is None else as_dataset(passages).select(rows)
+
+
+def evenly(size: int, count: int) -> NDArray[np.int64]:
+    """Return the numbers of `count` rows spread evenly over `size`, or of all where there are no more."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
 
 
 def heaviest(rows: csr_array, k: int) -> csr_array:
