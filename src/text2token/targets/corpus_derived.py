@@ -6,7 +6,7 @@ Companions are the next passage of the same document (for the last one, the one 
 nearest neighbours in the corpus: by the words of their data-driven targets, as vectors of the language-model head
 (`head.word_table`), whitened and cut to their leading dimensions, which finds a text's other half far more often than latent
 semantic analysis does (LOG.md). Neighbours are found exactly, by comparing a text with up to `INDEXED_TEXTS`: of a larger
-corpus an even sample stands for all, so that memory does not grow.
+corpus an even sample stands for all, so that memory hardly grows.
 """
 
 from collections.abc import Iterator
