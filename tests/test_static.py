@@ -1,6 +1,7 @@
 """A static embedder is what its formula says, in one stock module."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,29 +24,29 @@ from text2token.vocabulary import TargetVocabulary
 PASSAGES = Dataset.from_dict({"text": TEXTS})
 
 
-def test_spellings_of_a_word_share_a_vector_and_function_words_weigh_little(tiny: BackboneSettings) -> None:
-    embedder = load_embedder(tiny)
-    tokenizer, head = tokenizer_of(embedder), load_head(embedder, tiny.name)
+def table_of(backbone: BackboneSettings) -> tuple[torch.Tensor, torch.Tensor, TargetVocabulary, Any]:
+    """Return the table, the idf that it was made with, the vocabulary and the tokenizer."""
+    embedder = load_embedder(backbone)
+    tokenizer = tokenizer_of(embedder)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
     idf = torch.from_numpy(DataDrivenTargets(tokenizer, vocabulary).fit(TEXTS).token_weights())
-    table = word_table(head, vocabulary, idf)
+    return word_table(load_head(embedder, backbone.name), vocabulary, idf), idf, vocabulary, tokenizer
+
+
+def test_spellings_of_a_word_share_a_vector_and_function_words_weigh_little(tiny: BackboneSettings) -> None:
+    table, idf, vocabulary, tokenizer = table_of(tiny)
     (girl,), (capital,), (the,) = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" girl", " Girl", " the")
     )
     assert torch.equal(table[girl], table[capital])
-    word = vocabulary.representatives[girl, 0]
-    assert float(table[girl].norm()) == pytest.approx(float(idf[word]), rel=1e-5)
     words = vocabulary.representatives[:, 0]
+    assert float(table[girl].norm()) == pytest.approx(float(idf[words[girl]]), rel=1e-5)
     mean_idf = idf[words[words >= 0]].mean()
     assert float(table[the].norm()) == pytest.approx(NO_WORD * float(mean_idf), rel=1e-5)
 
 
 def test_a_text_is_the_whitened_mean_of_its_tokens(tiny: BackboneSettings) -> None:
-    embedder = load_embedder(tiny)
-    tokenizer, head = tokenizer_of(embedder), load_head(embedder, tiny.name)
-    vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
-    idf = torch.from_numpy(DataDrivenTargets(tokenizer, vocabulary).fit(TEXTS).token_weights())
-    table = word_table(head, vocabulary, idf)
+    table, _, _, tokenizer = table_of(tiny)
     means = torch.stack([table[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(0) for text in TEXTS])
     expected = normalize(fit_isotropy(means)(means))
     model = static_embedder(tiny, PASSAGES)
