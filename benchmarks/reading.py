@@ -72,8 +72,9 @@ def main() -> None:
         for cut in map(int, chosen.cut.split(",")):
             with without_last_layers(embedder, cut):
                 encoder = encoder_of(embedder, f"{cut} layers left out")
-                with reporter.progress(encoder.name, 1000 + 2 * len(queries), "texts") as progress:
-                    encoder([*sample, *queries, *passages], progress)
+                texts = {*sample, *queries, *passages}
+                with reporter.progress(encoder.name, len(texts), "texts") as progress:
+                    encoder(list(texts), progress)
                 for name, finished in finishes(encoder, sample, [int(m) for m in chosen.dimensions.split(",") if m]):
                     found = score_suite(finished, tasks, Path(folder) / "mteb", reporter) if tasks else None
                     figures = {"Mean (TaskType)": found.mean_task_type, **found.types} if found else {}
