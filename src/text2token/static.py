@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from torch.nn.functional import embedding_bag
 
-from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.backbone import NO_LIMIT, BackboneSettings, load_embedder, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import CorpusSettings, prepare_corpus
 from text2token.corpus.readers import BrokenLines
@@ -32,8 +32,6 @@ from text2token.model_card import static_card
 from text2token.reporter import Reporter, Silent
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.vocabulary import TargetVocabulary, tokenise
-
-WHOLE_TEXTS = 1_000_000  # tokens of a text that are counted
 
 
 def static_embedder(backbone: BackboneSettings, passages: Dataset, dimensions: int | None = None) -> SentenceTransformer:
@@ -48,7 +46,7 @@ def static_embedder(backbone: BackboneSettings, passages: Dataset, dimensions: i
     if dimensions is not None and not 0 < dimensions <= width:
         raise RecipeError(f"dimensions is {dimensions}; {backbone.name} has {width}")
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
-    words = DataDrivenTargets(tokenizer, vocabulary, max_tokens=WHOLE_TEXTS).fit(passages)
+    words = DataDrivenTargets(tokenizer, vocabulary, max_tokens=NO_LIMIT).fit(passages)
     table = word_table(head, vocabulary, torch.from_numpy(words.token_weights()))
     sample = [torch.tensor(ids, dtype=torch.long) for ids in tokenise(tokenizer, sample_texts(passages, seed=0)) if ids]
     starts = torch.tensor([0, *map(len, sample[:-1])]).cumsum(0)

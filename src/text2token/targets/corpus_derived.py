@@ -111,15 +111,14 @@ class CorpusDerivedTargets:
     ) -> Iterator[pa.RecordBatch]:
         """Yield the targets of `passages`, or of those `rows` of them, in batches of the store's schema."""
         passages = as_dataset(passages)
-        following = _next_passages(passages) if self.settings.next_passage else np.full(len(passages), ALONE)
         rows = np.arange(len(passages)) if rows is None else rows
         for start in range(0, len(rows), TEXTS_PER_BATCH):
             chosen = rows[start : start + TEXTS_PER_BATCH]
             texts = list(passages.select(chosen)["text"])
             own = self.data_driven.rows(texts)
-            after = following[chosen]
-            next_ones = self.data_driven.rows(list(passages.select(np.maximum(after, 0))["text"]))
-            companions = csr_array(next_ones.multiply((after != ALONE)[:, None]))
+            companions = csr_array(own.shape)
+            if self.settings.next_passage:
+                companions = companions + self._next_ones(passages, chosen)
             if self.settings.neighbours:
                 companions = csr_array(companions + self._neighbourhood(own))
             if self.settings.exclude_in_text:
@@ -144,6 +143,14 @@ class CorpusDerivedTargets:
         places: NDArray[np.float32] = torch.nn.functional.normalize(torch.cat(vectors)).numpy()
         return places
 
+    def _next_ones(self, passages: Dataset, rows: NDArray[np.int64]) -> csr_array:
+        """Return the target of the passage next to each of `rows`; an empty row for one that is alone in its document."""
+        following = _next_passages(passages, rows)
+        there = np.flatnonzero(following != ALONE)
+        found = self.data_driven.rows(list(passages.select(following[there])["text"]))
+        places = csr_array((np.ones(len(there)), (there, np.arange(len(there)))), shape=(len(rows), len(there)))
+        return csr_array(places @ found)
+
     def _neighbourhood(self, own: csr_array) -> csr_array:
         """Return the mean target of each text's neighbours, weighed by their cosine, itself left out."""
         count = min(self.settings.neighbours + 1, self.indexed_.shape[0])
@@ -157,11 +164,13 @@ class CorpusDerivedTargets:
         return distributions(csr_array(nearest @ self.indexed_))
 
 
-def _next_passages(passages: Dataset) -> NDArray[np.int64]:
-    """Return for each row the row of the next passage of its document, for the last one that before, or `ALONE`."""
-    rows = np.arange(len(passages))
+def _next_passages(passages: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each of `rows` the row of the next passage of its document, for the last one that before, or `ALONE`."""
     if "document" not in passages.column_names:
-        return np.full(len(passages), ALONE)
-    document = np.array(passages["document"])
-    same = document[1:] == document[:-1]
-    return np.where(np.append(same, False), rows + 1, np.where(np.insert(same, 0, False), rows - 1, ALONE))
+        return np.full(len(rows), ALONE)
+    last = len(passages) - 1
+    own, after, before = (
+        np.array(passages.select(near)["document"]) for near in (rows, np.minimum(rows + 1, last), np.maximum(rows - 1, 0))
+    )
+    is_next, is_before = (after == own) & (rows < last), (before == own) & (rows > 0)
+    return np.where(is_next, rows + 1, np.where(is_before, rows - 1, ALONE))
