@@ -14,6 +14,13 @@ pipeline_tag: sentence-similarity
 tags: [sentence-transformers, sentence-similarity, feature-extraction, text2token]
 ---
 """
+USAGE = """```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+embeddings = model.encode(["a text", "another text"])   # unit length; compare by dot product
+```
+"""
 
 
 def static_card(backbone: str, documents: int) -> str:
@@ -21,13 +28,7 @@ def static_card(backbone: str, documents: int) -> str:
     return f"""{FRONT}
 # A static text embedder made without labels
 
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-embeddings = model.encode(["a text", "another text"])   # unit length; compare by dot product
-```
-
+{USAGE}
 One vector per token, from the language-model head of {backbone}, weighted by inverse document frequency in {documents:,}
 documents and whitened; the vector of a text is their mean. It knows words, not their order. The first dimensions say
 most, so vectors can be cut (`truncate_dim`).
@@ -69,13 +70,7 @@ second half among all of them. This measures matching parts of a document on thi
     return f"""{FRONT}
 # A text embedder trained without labels
 
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-embeddings = model.encode(["a text", "another text"])   # unit length; compare by dot product
-```
-
+{USAGE}
 The prompt is part of the tokenizer: give plain text. Plain sentence-transformers modules, no code of ours needed.
 
 ## How it was made
