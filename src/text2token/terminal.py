@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partialmethod
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 
 from text2token.backbone import Progress as Advance
 from text2token.evaluation.before_after import Evaluation
@@ -71,6 +73,7 @@ def quiet_libraries() -> None:
     bars.disable_progress_bar()
     bars.set_verbosity_error()
     datasets.disable_progress_bars()
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # mteb's bars, which its own switch does not reach
 
 
 @contextmanager

@@ -6,6 +6,7 @@ draws from a random state that goes on from model to model, so tasks are made an
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.abstasks.text.summarization import AbsTaskSummarization
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
+from sklearn.exceptions import UndefinedMetricWarning
 
 from text2token.encoder import TextEncoder
 from text2token.errors import CorpusError, RecipeError
@@ -116,7 +118,9 @@ def _name(model: Any) -> str:
 
 
 def _evaluate(model: Any, task: AbsTask, name: str, kind: str, cache: Path) -> TaskScore:
-    with writing(cache):
+    with writing(cache), warnings.catch_warnings():
+        # of precision and recall, which mteb computes beside the main score, in samples where a label is rare
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
         try:
             result = mteb.evaluate(model, task, cache=mteb.ResultCache(cache), show_progress_bar=False, co2_tracker=False)
         except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
