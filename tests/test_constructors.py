@@ -19,12 +19,21 @@ from transformers import PreTrainedTokenizerFast
 
 from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
 from text2token.errors import RecipeError, TargetMismatch
+from text2token.head import load_head, word_table
 from text2token.targets import constructors
 from text2token.targets import corpus_derived as corpus_derived_room
-from text2token.targets.constructors import CONSTRUCTORS, ConstructorName, Materials, TargetSettings, write_constructed
+from text2token.targets.constructors import (
+    CONSTRUCTORS,
+    ConstructorName,
+    Materials,
+    TargetSettings,
+    make_constructor,
+    write_constructed,
+)
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
 from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
 from text2token.targets.rows import distributions, heaviest, mixed, record_batch, without
+from text2token.targets.smoothing import SmoothedTargets, SmoothingSettings, alike_words
 from text2token.targets.store import SCHEMA, open_targets
 from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
 
@@ -280,3 +289,39 @@ def test_impossible_settings_are_refused(mistake: dict[str, Any]) -> None:
         ModelDerivedSettings(**mistake)
     with pytest.raises(RecipeError, match="nothing to derive"):
         CorpusDerivedSettings(neighbours=0, next_passage=False)
+
+
+def test_a_word_s_like_words_are_the_nearest_in_the_head_and_not_itself(make_backbone: BackboneMaker) -> None:
+    given = materials(BackboneSettings(str(make_backbone("llama_tied")), dtype="float32"))
+    head, vocabulary = load_head(given.embedder, given.backbone.name), given.vocabulary
+    alike = alike_words(head, vocabulary, 3).toarray()
+    first = vocabulary.representatives[:, 0]
+    table = torch.nn.functional.normalize(word_table(head, vocabulary, torch.ones(vocabulary.size)).double()).numpy()
+    heads = np.unique(first[first != NOT_A_TARGET])
+    for token in vocabulary.target_ids[::7]:
+        own = first[token]
+        others = heads[heads != own]
+        cosines = np.clip(table[others] @ table[own], 0, None)
+        nearest = np.argsort(-cosines)[:3]
+        expected = np.zeros(vocabulary.size)
+        for word, weight in zip(others[nearest], cosines[nearest] / cosines[nearest].sum(), strict=True):
+            forms = [form for form in vocabulary.representatives[word] if form != NOT_A_TARGET]
+            expected[forms] += weight / len(forms)
+        assert np.allclose(alike[token], expected, atol=1e-5)
+    assert not alike[sorted(vocabulary.special_ids)].any()
+
+
+@pytest.mark.parametrize("kind", list(CONSTRUCTORS))
+def test_any_constructor_can_be_smoothed(make_backbone: BackboneMaker, kind: ConstructorName) -> None:
+    backbone = BackboneSettings(str(make_backbone("llama_tied")), dtype="float32", max_length=64)
+    plain = make_constructor(kind, materials(backbone))
+    smoothed = make_constructor(
+        kind, materials(backbone, smoothing=SmoothingSettings(share=0.3, neighbours=2, top_k=10_000))
+    )
+    assert isinstance(smoothed, SmoothedTargets)
+    assert smoothed.name == plain.name
+    before, after = (as_dicts(constructor.fit(TEXTS).transform(TEXTS)) for constructor in (plain, smoothed))
+    for own, wider in zip(before, after, strict=True):
+        assert sum(wider.values()) == pytest.approx(1, abs=1e-5)
+        assert own.keys() < wider.keys()
+        assert all(wider[token] >= 0.7 * weight - 1e-6 for token, weight in own.items())

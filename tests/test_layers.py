@@ -19,7 +19,7 @@ LAYERS = [
     ["targets.store"],
     ["targets.rows"],
     ["targets.data_driven"],
-    ["targets.model_derived", "targets.corpus_derived"],
+    ["targets.model_derived", "targets.corpus_derived", "targets.smoothing"],
     ["targets.constructors"],
     ["loss"],
     ["training"],

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from text2token.errors import TrainingDiverged
 from text2token.head import LanguageModelHead
-from text2token.loss import TokenTargetLoss, sparse_kl
+from text2token.loss import TokenTargetLoss, own_view_among_others, sparse_kl
 
 
 def random_targets(seed: int, rows: int, vocabulary: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -47,6 +47,38 @@ class FixedEmbedder(torch.nn.Module):
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"sentence_embedding": self.embeddings}
+
+
+class TwoViews(torch.nn.Module):
+    """Gives another embedding of the same texts each time, as dropout does."""
+
+    def __init__(self, *views: torch.Tensor) -> None:
+        super().__init__()
+        self.views = iter(views)
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        features["sentence_embedding"] = next(self.views)  # into what it is given, like the stock modules
+        return features
+
+
+def test_a_contrastive_term_takes_its_share_and_sees_a_second_view() -> None:
+    torch.manual_seed(0)
+    one, other, head = torch.randn(6, 8), torch.randn(6, 8), LanguageModelHead(torch.randn(30, 8))
+    _, token_ids, weights = random_targets(1, 6, 30, 5)
+    labels = {"token_ids": token_ids, "weights": weights.float(), "rows": torch.arange(6)}
+    losses = [
+        TokenTargetLoss(TwoViews(one, other), head, contrast=share, contrast_temperature=0.1)([{}], labels)  # type: ignore[arg-type]
+        for share in (0.0, 1.0, 0.25)
+    ]
+    cosines = torch.nn.functional.cosine_similarity(one[:, None].double(), other[None].double(), dim=-1)
+    expected = -(cosines / 0.1).log_softmax(1).diagonal().mean()
+    assert losses[1].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert losses[2].item() == pytest.approx(0.75 * losses[0].item() + 0.25 * losses[1].item(), abs=1e-5)
+
+
+def test_a_view_is_told_from_others_when_it_is_nearest() -> None:
+    texts = torch.eye(4)
+    assert own_view_among_others(texts, texts, 0.05) < 1e-3 < own_view_among_others(texts, texts.roll(1, 0), 0.05)
 
 
 def loss_and_gradient(rows_per_chunk: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -97,6 +97,13 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(recipe: Recipe, tmp_path: 
     assert "seed = 1" in (tmp_path / "run" / "recipe.toml").read_text()
 
 
+def test_contrast_and_smoothing_are_settings_of_a_run(recipe: Recipe, tmp_path: Path) -> None:
+    both = ["stage1.contrast=0.2", "lora.dropout=0.1", "targets.smoothing.share=0.2"]
+    result = run_here(recipe.with_settings(both), tmp_path)
+    assert result["stages"]["stage1"]["tokens"] % 2 == 0
+    assert read_card(tmp_path / "run" / "targets" / "data_driven").settings["smoothing"]["share"] == 0.2
+
+
 TWO_STAGES = ["stage2.targets=model_derived", "stage2.tokens_per_batch=512", "stage2.learning_rate=0.005"]
 
 
@@ -219,6 +226,9 @@ def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
         ("backbone.pooling=middle", "'last', 'mean' or 'weighted_mean'"),
         ("stage1.epochs", "expected section.key=value"),
         ("stage1.epochs=0", "must be above zero"),
+        ("stage1.contrast=2", "between 0 and 1"),
+        ("stage1.contrast=0.1", "needs lora.dropout"),
+        ("targets.smoothing.share=1", "between 0 and 1"),
     ],
 )
 def test_mistaken_settings_are_explained_in_one_line(tiny: BackboneSettings, assignment: str, message: str) -> None:

@@ -84,6 +84,14 @@ def test_a_token_budget_is_met_and_hardly_exceeded(budget: int, accumulate: int)
     assert min(budget, 2 * lengths.sum()) <= schedule.tokens_to_see < budget + 200 * accumulate or schedule.steps == 1
 
 
+def test_a_contrastive_term_counts_every_text_twice_and_lets_texts_meet_at_random() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, size=200)
+    alone, contrastive = (plan(lengths, StageSettings(tokens_per_batch=400, contrast=share), 0) for share in (0.0, 0.1))
+    assert contrastive.tokens_to_see == 2 * alone.tokens_to_see
+    spread = [np.mean([np.ptp(lengths[batch]) for batch in schedule.batches]) for schedule in (alone, contrastive)]
+    assert spread[0] < 5 < spread[1]
+
+
 def test_lengths_are_what_the_model_sees(tiny: BackboneSettings) -> None:
     embedder, _, targets = prepare(tiny)
     expected = [len(embedder.preprocess([text])["input_ids"][0]) for text in targets["text"]]

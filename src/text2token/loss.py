@@ -30,10 +30,27 @@ def sparse_kl(
     return divergence
 
 
+def own_view_among_others(
+    one: Float[Tensor, "batch dimension"], other: Float[Tensor, "batch dimension"], temperature: float
+) -> Float[Tensor, ""]:
+    """SimCSE's loss (Gao et al. 2021), in nats: each text's `other` view must be told from those of its batch.
+
+    -log softmax over j of cos(one i, other j) / temperature, at j = i
+    """
+    cosines = nn.functional.normalize(one.float()) @ nn.functional.normalize(other.float()).T
+    return nn.functional.cross_entropy(cosines / temperature, torch.arange(len(one), device=one.device))
+
+
 class TokenTargetLoss(nn.Module):
     """KL between token targets and the centred embedding decoded through the frozen head, mean over the batch.
 
         h = pooled embedding (dimension)      z = head(h - centre) / temperature (vocabulary)
+
+    With `contrast` the texts are read a second time, under other dropout, and SimCSE's loss has that share of the whole:
+
+        (1 - contrast) · KL  +  contrast · own_view_among_others(h, h')
+
+    Whether the two add to each other is open in the paper (docs/ablations.md).
 
     `h` is taken before any normalisation to unit length, after which the softmax would be nearly flat. `centre` has
     shape (dimension,); it takes the prior of function words out of the logits. At most
@@ -49,6 +66,8 @@ class TokenTargetLoss(nn.Module):
         centre: Tensor | None = None,
         *,
         temperature: float = 1.0,
+        contrast: float = 0.0,
+        contrast_temperature: float = 0.05,
         rows_per_chunk: int = 256,
     ) -> None:
         super().__init__()
@@ -57,11 +76,14 @@ class TokenTargetLoss(nn.Module):
         dimension = head.weight.shape[1]
         self.register_buffer("centre", torch.zeros(dimension) if centre is None else centre.float(), persistent=False)
         self.temperature = temperature
+        self.contrast = contrast
+        self.contrast_temperature = contrast_temperature
         self.rows_per_chunk = rows_per_chunk
 
     def forward(self, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
-        """Return the mean KL of a batch; `labels` holds `token_ids`, `weights` and `rows` as the collator made them."""
-        embeddings = self.model(sentence_features[0])["sentence_embedding"]
+        """Return the loss of a batch; `labels` holds `token_ids`, `weights` and `rows` as the collator made them."""
+        features = sentence_features[0]
+        embeddings = self.model(dict(features))["sentence_embedding"]  # the modules write into what they are given
         divergences = self.divergences(embeddings, labels["token_ids"], labels["weights"])
         if not torch.isfinite(divergences).all():
             rows = labels["rows"][~torch.isfinite(divergences)].tolist()
@@ -69,7 +91,11 @@ class TokenTargetLoss(nn.Module):
                 f"the loss is not a number for rows {rows[:8]} of the targets. "
                 "Lower the learning rate, or look at these texts"
             )
-        return divergences.mean()
+        if not self.contrast:
+            return divergences.mean()
+        again = self.model(dict(features))["sentence_embedding"]
+        contrastive = own_view_among_others(embeddings, again, self.contrast_temperature)
+        return (1 - self.contrast) * divergences.mean() + self.contrast * contrastive
 
     def divergences(self, embeddings: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
         """Return the KL of each row, shape (batch,)."""

@@ -43,7 +43,7 @@ from text2token.loss import TokenTargetLoss
 from text2token.model_card import model_card
 from text2token.reporter import Reporter, Silent
 from text2token.settings import from_toml, to_toml, with_assignments
-from text2token.targets.constructors import CONSTRUCTORS, ConstructorName, Materials, TargetSettings, write_constructed
+from text2token.targets.constructors import ConstructorName, Materials, TargetSettings, make_constructor, write_constructed
 from text2token.targets.store import TargetCard, open_targets, read_card, shuffle_targets
 from text2token.training import (
     StageResult,
@@ -83,6 +83,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.stages:
             raise RecipeError('the targets of both stages are "none": there is nothing to train on')
+        if any(stage.contrast for stage in self.stages.values()) and not self.lora.dropout:
+            raise RecipeError("contrast needs lora.dropout above zero: without it both views of a text are the same")
 
     @property
     def stages(self) -> dict[str, StageSettings]:
@@ -248,8 +250,9 @@ def made_from(recipe: Recipe, corpus: Any) -> dict[str, str]:
     """Return for each step of a run a digest of all that decides its outcome; `corpus` stands for the texts."""
     steps = {"corpus": _digest(recipe.corpus, corpus)}
     for kind in recipe.constructors:
-        settings = [recipe.backbone, recipe.vocabulary, recipe.targets.data_driven, getattr(recipe.targets, kind)]
-        lengths = [(s.max_tokens, s.epochs, s.tokens_per_batch, s.accumulate) for s in recipe.stages_on(kind)]
+        of_targets = [recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
+        settings = [recipe.backbone, recipe.vocabulary, *of_targets]
+        lengths = [(s.max_tokens, s.epochs, s.tokens_per_batch, s.accumulate, s.contrast) for s in recipe.stages_on(kind)]
         steps[f"targets/{kind}"] = _digest(steps["corpus"], *settings, lengths, recipe.seed)
     before = [dataclasses.replace(recipe.lora, blend=0), recipe.shuffled_targets, recipe.seed]
     for name, stage in recipe.stages.items():
@@ -278,7 +281,7 @@ def write_targets_of(
     for kind in recipe.constructors:
         name, folder, step = kind.replace("_", "-"), work.targets / kind, f"targets/{kind}"
         if not work.done(step, steps[step]):
-            constructor = CONSTRUCTORS[kind](materials)
+            constructor = make_constructor(kind, materials)
             rows = None
             if constructor.expensive:
                 lengths = text_lengths(embedder, passages)
@@ -323,7 +326,14 @@ def train(
         if recipe.shuffled_targets:
             targets = shuffle_targets(targets, recipe.seed)
         centre = centre_for_head(embedder, sample) if stage.recentre else untrained_centre
-        loss = TokenTargetLoss(embedder, head, centre, temperature=stage.temperature)
+        loss = TokenTargetLoss(
+            embedder,
+            head,
+            centre,
+            temperature=stage.temperature,
+            contrast=stage.contrast,
+            contrast_temperature=stage.contrast_temperature,
+        )
         schedule = plan(text_lengths(embedder, targets), stage, recipe.seed)
         checkpoints = made / f"checkpoints-{steps[name]}"  # those of other settings are no good here
         title = "Training" if len(recipe.stages) == 1 else f"Training, {name}"
@@ -350,7 +360,7 @@ def build_targets(
     """Write only the targets of the first stage to `folder`, as `run` would with nothing held out; return their card."""
     embedder = load_embedder(recipe.backbone)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
-    constructor = CONSTRUCTORS[recipe.constructors[0]](Materials(recipe.backbone, embedder, vocabulary, recipe.targets))
+    constructor = make_constructor(recipe.constructors[0], Materials(recipe.backbone, embedder, vocabulary, recipe.targets))
     with tempfile.TemporaryDirectory(prefix="text2token-") as temporary:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
         passages = prepare_corpus(documents, Path(temporary) / "corpus", settings, broken).passages

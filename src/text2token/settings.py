@@ -13,6 +13,7 @@ import tomli_w
 from text2token.errors import RecipeError
 
 Settings = TypeVar("Settings")
+_Change = tuple[list[str], str, str]  # keys from the outermost section inwards, the value, and both as they were written
 
 
 def with_assignments(settings: Settings, assignments: Iterable[str]) -> Settings:
@@ -20,12 +21,13 @@ def with_assignments(settings: Settings, assignments: Iterable[str]) -> Settings
 
     Raises `RecipeError` for an unknown key (naming the nearest) or a value that does not fit its type.
     """
+    changes: list[_Change] = []
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         if not equals:
             raise RecipeError(f"{assignment!r}: expected section.key=value, such as stage1.learning_rate=1e-4")
-        settings = _replaced(settings, path.strip().split("."), value.strip(), path.strip())
-    return settings
+        changes.append((path.strip().split("."), value.strip(), path.strip()))
+    return typing.cast(Settings, _replaced(settings, changes))
 
 
 def from_toml(kind: type[Settings], text: str, where: str) -> Settings:
@@ -74,21 +76,26 @@ def difference(old: str, new: str) -> str:
     return "; ".join(changed[:4])
 
 
-def _replaced(settings: Any, keys: list[str], value: str, path: str) -> Any:
+def _replaced(settings: Any, changes: list[_Change]) -> Any:
+    """Return `settings` with all changes made at once, because some are only allowed together."""
     hints = typing.get_type_hints(type(settings))
     names = [entry.name for entry in dataclasses.fields(settings)]
-    key = keys[0]
-    _check_key(key, names, path)
-    current = getattr(settings, key)
-    if len(keys) > 1:
-        if not dataclasses.is_dataclass(current):
-            raise RecipeError(f"{path}: {key!r} holds no further settings")
-        return dataclasses.replace(settings, **{key: _replaced(current, keys[1:], value, path)})
-    if dataclasses.is_dataclass(current):
-        raise RecipeError(
-            f"{path}: is a section; name a setting in it, such as {path}.{dataclasses.fields(current)[0].name}"
-        )
-    return dataclasses.replace(settings, **{key: _checked(hints[key], value, path)})
+    values: dict[str, Any] = {}
+    inside: dict[str, list[_Change]] = {}
+    for keys, value, path in changes:
+        _check_key(keys[0], names, path)
+        current = getattr(settings, keys[0])
+        if dataclasses.is_dataclass(current) and len(keys) == 1:
+            first = dataclasses.fields(current)[0].name
+            raise RecipeError(f"{path}: is a section; name a setting in it, such as {path}.{first}")
+        if dataclasses.is_dataclass(current):
+            inside.setdefault(keys[0], []).append((keys[1:], value, path))
+        elif len(keys) > 1:
+            raise RecipeError(f"{path}: {keys[0]!r} holds no further settings")
+        else:
+            values[keys[0]] = _checked(hints[keys[0]], value, path)
+    values |= {key: _replaced(getattr(settings, key), own) for key, own in inside.items()}
+    return dataclasses.replace(settings, **values)
 
 
 def _check_key(key: str, names: list[str], path: str) -> None:

@@ -43,6 +43,9 @@ class StageSettings:
     from is learnt anew when the stage begins, instead of that of the untrained backbone.
     `tokens_per_batch` bounds one forward pass; an optimiser step takes `accumulate` of them. The learning rate rises
     over the first `warmup` share of the steps and falls linearly to zero.
+
+    `contrast` is the share of SimCSE's loss beside the token loss (1: instead of it). Every text is then read twice, under
+    other dropout (`lora.dropout` must be above zero), costs twice the tokens, and meets others at random in its batch.
     """
 
     targets: ConstructorName | Literal["none"] = "corpus_derived"
@@ -55,6 +58,8 @@ class StageSettings:
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     temperature: float = 1.0
+    contrast: float = 0.0
+    contrast_temperature: float = 0.05
     recentre: bool = False
     steps_per_checkpoint: int = 50
 
@@ -65,12 +70,15 @@ class StageSettings:
             "tokens_per_batch",
             "accumulate",
             "temperature",
+            "contrast_temperature",
             "steps_per_checkpoint",
         ):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be above zero")
         if self.max_tokens is not None and self.max_tokens <= 0:
             raise RecipeError(f"max_tokens is {self.max_tokens}; it must be above zero")
+        if not 0 <= self.contrast <= 1:
+            raise RecipeError(f"contrast is {self.contrast}; it must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,11 @@ def plan(lengths: NDArray[np.int64], settings: StageSettings, seed: int, *, by_l
 
     `lengths` has shape (rows,): tokens of each text as the model sees it. A row longer than the budget is a batch of
     its own. No batch holds more padding than the differences of neighbouring lengths. Without `by_length` rows meet at
-    random, for losses that compare the texts of a batch; padding then counts towards the bound.
+    random, for losses that compare the texts of a batch; padding then counts towards the bound. A contrastive term is
+    such a loss, and reads every text twice.
     """
+    if settings.contrast:
+        lengths, by_length = 2 * lengths, False
     order = np.random.default_rng(seed).permutation(len(lengths))
     if by_length:
         order = order[np.argsort(lengths[order], kind="stable")]

@@ -4,10 +4,10 @@ and a line in `CONSTRUCTORS`.
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,8 @@ from text2token.head import load_head
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
-from text2token.targets.rows import Passages, text_batches
+from text2token.targets.rows import Constructor, text_batches
+from text2token.targets.smoothing import SmoothedTargets, SmoothingSettings
 from text2token.targets.store import TargetCard, write_targets, write_targets_in_parts
 from text2token.vocabulary import TargetVocabulary, tokenizer_fingerprint
 
@@ -32,11 +33,12 @@ TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at mo
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """The settings of every constructor; a stage names the one it uses."""
+    """The settings of every constructor; a stage names the one it uses. `smoothing` is for the targets of all."""
 
     data_driven: DataDrivenSettings = field(default_factory=DataDrivenSettings)
     model_derived: ModelDerivedSettings = field(default_factory=ModelDerivedSettings)
     corpus_derived: CorpusDerivedSettings = field(default_factory=CorpusDerivedSettings)
+    smoothing: SmoothingSettings = field(default_factory=SmoothingSettings)
 
 
 @dataclass(frozen=True)
@@ -47,31 +49,6 @@ class Materials:
     embedder: SentenceTransformer
     vocabulary: TargetVocabulary
     settings: TargetSettings
-
-
-class Constructor(Protocol):
-    """Learns from a corpus and gives each text its target, in scikit-learn's manner.
-
-    `expensive`: a target costs a model's forward pass, or a comparison with all other texts. So only those rows are
-    transformed that will be trained on, and they are kept in parts.
-    """
-
-    name: str
-    expensive: bool
-
-    def fit(self, passages: Passages) -> Any:
-        """Learn what is needed of the whole corpus and return self."""
-
-    def transform(
-        self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield the targets of `passages`, or of those `rows` of them, in batches of the store's schema."""
-
-    def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
-        """Do both; `scratch` is a file that may be written meanwhile. The fit is done when this returns."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings and what was learnt, for the card."""
 
 
 def data_driven(materials: Materials) -> DataDrivenTargets:
@@ -108,6 +85,15 @@ CONSTRUCTORS: dict[ConstructorName, Callable[[Materials], Constructor]] = {
     "model_derived": model_derived,
     "corpus_derived": corpus_derived,
 }
+
+
+def make_constructor(kind: ConstructorName, materials: Materials) -> Constructor:
+    """Return the constructor of that name, its targets smoothed if settings say so."""
+    constructor = CONSTRUCTORS[kind](materials)
+    if not materials.settings.smoothing.share:
+        return constructor
+    head = load_head(materials.embedder, materials.backbone.name)
+    return SmoothedTargets(constructor, head, materials.vocabulary, materials.settings.smoothing)
 
 
 def write_constructed(

@@ -1,11 +1,12 @@
 """Targets in the making: a sparse matrix with a row of token weights for each text.
 
-Every constructor ends here, so that all targets are cut, mixed and normalised alike.
+Every constructor ends here, so that all targets are cut, mixed and normalised alike; what a constructor is stands here too.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,35 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
+from text2token.backbone import Progress
 from text2token.targets.store import SCHEMA
 
 Passages: TypeAlias = Iterable[str] | Dataset  # texts, or rows with `text` and perhaps the `document` that each was cut from
+
+
+class Constructor(Protocol):
+    """Learns from a corpus and gives each text its target, in scikit-learn's manner.
+
+    `expensive`: a target costs a model's forward pass, or a comparison with all other texts. So only those rows are
+    transformed that will be trained on, and they are kept in parts.
+    """
+
+    name: str
+    expensive: bool
+
+    def fit(self, passages: Passages) -> Any:
+        """Learn what is needed of the whole corpus and return self."""
+
+    def transform(
+        self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of `passages`, or of those `rows` of them, in batches of the store's schema."""
+
+    def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
+        """Do both; `scratch` is a file that may be written meanwhile. The fit is done when this returns."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings and what was learnt, for the card."""
 
 
 def text_batches(passages: Passages, size: int) -> Iterator[list[str]]:
