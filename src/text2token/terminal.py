@@ -17,7 +17,7 @@ from rich.text import Text
 from text2token.backbone import Progress as Advance
 from text2token.evaluation.before_after import Evaluation
 from text2token.leaderboard import Leaderboard, best_rows
-from text2token.lens import KeyToken
+from text2token.lens.key_tokens import KeyToken
 
 if TYPE_CHECKING:  # it stands on mteb, which is an extra and takes seconds to import
     from text2token.evaluation.report import ModelReport

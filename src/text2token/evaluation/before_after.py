@@ -11,7 +11,7 @@ from text2token.backbone import Progress, embed, without_last_layers
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.head import LanguageModelHead
 from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts
-from text2token.lens import KeyToken, key_tokens
+from text2token.lens.key_tokens import KeyToken, key_tokens
 from text2token.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
