@@ -1,7 +1,7 @@
 """How a reader is learnt: ridge regression in closed form, from embeddings to what the texts say.
 
-Two kinds. From words: the target of a text is its tf-idf vector (each word counted once, unit length), so any embedder can be
-read, with a corpus and nothing else. From a head: the target is the hidden state that the head reads, and the words'
+Two kinds. From words: the target of a text is its tf-idf vector (each word counted once, unit length), so any embedder can
+be read, with a corpus and nothing else. From a head: the target is the hidden state that the head reads, and the words'
 directions are the head's rows seen through the regression. Which reads better was measured: docs/lens.md.
 The strength of the ridge is the one with the smallest leave-one-out error, which has a closed form too (scikit-learn).
 """

@@ -6,10 +6,10 @@ With Tᵢ the words of text i and Sᵢ(k) the k words that its embedding says mo
     LAR   = mean over texts of |Sᵢ(|Tᵢ|) ∩ Tᵢ| / |Tᵢ|             local alignment rate
     GAR   = |∪ Sᵢ(|Tᵢ|) ∩ ∪ Tᵢ| / |∪ Tᵢ|                          global alignment rate: how diverse is what is said
 
-The names and Hit@k are the paper's; that LAR looks as deep as the text is long, and GAR the same over the union of all texts,
-is inferred from digests of it. Two things differ on purpose: T and S hold words that may be targets, merged spellings, and no
-special tokens, no function words, no punctuation, with which a model that says "the" of everything would hit always; and
-texts without any such word are left out. The depth is cut at the number of words that the reader knows.
+The names and Hit@k are the paper's; that LAR looks as deep as the text is long, and GAR the same over the union of all
+texts, is inferred from digests of it. What differs on purpose: T and S hold whole words that may be targets, merged
+spellings, and no special tokens, function words or punctuation, with which a model that says "the" of everything would
+always hit; texts without any such word are left out. The depth is cut at the number of words that the reader knows.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,8 @@ from text2token.lens.reader import TokenReader
 @dataclass(frozen=True)
 class Alignment:
     """Rates in percent over `texts` texts: Hit@1, Hit@5 and Hit@10, the share of the first ten said that is in the text,
-    LAR and GAR."""
+    LAR and GAR.
+    """
 
     texts: int
     hit_at_1: float

@@ -2,8 +2,8 @@
 
     a · b  =  common  +  the words' shares  +  rest
 
-`common` is the part along the mean embedding of the corpus, which all texts have in common. The words are then taken one at
-a time, and always the one that accounts for most of what is left of both texts; its share is what it adds to those before it:
+`common` is the part along the mean embedding of the corpus, which all texts have in common. The words are then taken one
+at a time, always the one that accounts for most of what is left of both texts; its share is what it adds to those before:
 
     u₁, u₂, …   the words' reading directions, each made orthogonal to the mean and to those before it, of unit length
     share(i) = (a · uᵢ)(b · uᵢ),   and their sum is  aᵀP b,  P the projection onto the span of the words' directions
@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 

@@ -13,7 +13,7 @@ model gave for three fixed texts, and `check` asks again. How directions are lea
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,7 +115,7 @@ class TokenReader:
         found = encoder(PROBE)
         if found.shape[1] != len(self.mean):
             raise BackboneError(
-                f"{encoder.name}: its embeddings have {found.shape[1]} dimensions, its reader reads {len(self.mean)}. {AGAIN}"
+                f"{encoder.name}: its embeddings have {found.shape[1]} dimensions, the reader's {len(self.mean)}. {AGAIN}"
             )
         likeness = float((normalize(found.float()) * normalize(self.probe)).sum(1).min())
         if likeness < SAME_MODEL:
@@ -133,9 +133,10 @@ AGAIN = "Learn it anew: text2token lens MODEL --head fit --corpus FILE"
 
 
 class WordSplitter:
-    """Texts to the words that a reader may know: target tokens of the tokenizer that are whole words, merged spellings.
+    """Texts to the words that a reader may know: target tokens that are whole words, by their merged spellings.
 
-    A token that only ever continues a word ("ings") is left out, unless its script has no capitals and perhaps no spaces.
+    Pieces ("bu" of "bubblewrap", "ings" of "bindings") say nothing to a reader, so a token counts only where a word begins
+    and ends with it; in scripts without capitals, which often write no spaces, every target token is a word.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: VocabularySettings | None = None) -> None:
@@ -143,20 +144,32 @@ class WordSplitter:
         self.vocabulary = TargetVocabulary.from_tokenizer(tokenizer, settings)
         words = self.vocabulary.words
         forms, _ = token_forms(tokenizer)
-        whole = {word for word, form in zip(words, forms, strict=True) if form.starts_word or word == word.upper()}
+        caseless = [bool(word) and word == word.upper() for word in words]
+        whole = {word for word, form, alone in zip(words, forms, caseless, strict=True) if form.starts_word or alone}
         self.word_of = [
             word if word in whole and first != NOT_A_TARGET else ""
             for word, first in zip(words, self.vocabulary.representatives[:, 0].tolist(), strict=True)
         ]
+        self._caseless = caseless
+        # a fragment of a character has no text; it is part of a word
+        self._goes_on = [not form.starts_word and (form.text[:1].isalnum() or not form.text) for form in forms]
+        self._is_open = [form.text[-1:].isalnum() or not (form.text or form.starts_word) for form in forms]
 
     def words_in(self, texts: Sequence[str], max_tokens: int) -> list[frozenset[str]]:
         """Return the words in the first `max_tokens` tokens of each text."""
-        cut = (ids[:max_tokens] for ids in tokenise(self.tokenizer, texts))
-        return [frozenset(self.word_of[token_id] for token_id in ids) - {""} for ids in cut]
+        return [frozenset(self._words(ids[:max_tokens])) for ids in tokenise(self.tokenizer, texts)]
+
+    def _words(self, ids: Sequence[int]) -> Iterator[str]:
+        for place, token_id in enumerate(ids):
+            if word := self.word_of[token_id]:
+                begins = not self._goes_on[token_id] or not place or not self._is_open[ids[place - 1]]
+                ends = place + 1 == len(ids) or not self._goes_on[ids[place + 1]]
+                if self._caseless[token_id] or (begins and ends):
+                    yield word
 
 
 def save_reader(reader: TokenReader, folder: Path) -> None:
-    """Write `reader` to `folder`, all or nothing, in place of one that is there; `folder` is MODEL/lens for a model of ours."""
+    """Write `reader` to `folder`, all or nothing, in place of one that is there; `open_reader` looks in MODEL/lens."""
     with atomic_folder(folder) as unfinished:
         tensors = {"directions": reader.directions.half(), "mean": reader.mean, "probe": reader.probe}
         save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished / TENSORS)
