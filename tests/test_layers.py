@@ -29,6 +29,7 @@ LAYERS = [
     ["lens.learning", "lens.metrics"],
     ["evaluation.before_after", "evaluation.labelled"],
     ["search", "recipe", "static", "evaluation.report", "vectors"],
+    ["lens.readable"],
     ["baselines.peer"],
     ["baselines.contrastive", "baselines.token_targets", "baselines.untrained", "baselines.echo"],
     ["baselines.embed_filter", "baselines.lexical", "baselines.static", "baselines.simcse"],
