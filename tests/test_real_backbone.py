@@ -22,7 +22,7 @@ from text2token.corpus.docstrings import standard_library_documents
 from text2token.export import export_embedder
 from text2token.head import load_head
 from text2token.isotropy import fit_isotropy
-from text2token.lens import key_tokens
+from text2token.lens.key_tokens import key_tokens
 from text2token.loss import TokenTargetLoss
 from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings
 from text2token.targets.data_driven import DataDrivenTargets

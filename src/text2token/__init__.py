@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from text2token.errors import Text2TokenError
     from text2token.export import export_embedder
     from text2token.head import LanguageModelHead, load_head
-    from text2token.lens import key_tokens
+    from text2token.lens.key_tokens import KeyToken, key_tokens
+    from text2token.lens.learning import learn_from_head, learn_from_words
+    from text2token.lens.metrics import Alignment, alignment
+    from text2token.lens.pair import Contributions
+    from text2token.lens.reader import TokenReader, open_reader, save_reader
     from text2token.loss import TokenTargetLoss, sparse_kl
     from text2token.recipe import Recipe, RunResult, run
     from text2token.static import static_embedder
@@ -24,11 +28,14 @@ if TYPE_CHECKING:
     from text2token.vocabulary import TargetVocabulary, VocabularySettings
 
 _HOMES = {
+    "Alignment": "lens.metrics",
     "BackboneSettings": "backbone",
+    "Contributions": "lens.pair",
     "Corpus": "corpus.prepare",
     "CorpusSettings": "corpus.prepare",
     "DataDrivenSettings": "targets.data_driven",
     "DataDrivenTargets": "targets.data_driven",
+    "KeyToken": "lens.key_tokens",
     "LanguageModelHead": "head",
     "LoraSettings": "adapters",
     "Recipe": "recipe",
@@ -36,16 +43,22 @@ _HOMES = {
     "StageSettings": "training",
     "TargetVocabulary": "vocabulary",
     "Text2TokenError": "errors",
+    "TokenReader": "lens.reader",
     "TokenTargetLoss": "loss",
     "VocabularySettings": "vocabulary",
+    "alignment": "lens.metrics",
     "export_embedder": "export",
-    "key_tokens": "lens",
+    "key_tokens": "lens.key_tokens",
+    "learn_from_head": "lens.learning",
+    "learn_from_words": "lens.learning",
     "load_embedder": "backbone",
     "load_head": "head",
+    "open_reader": "lens.reader",
     "open_targets": "targets.store",
     "prepare_corpus": "corpus.prepare",
     "read_documents": "corpus.readers",
     "run": "recipe",
+    "save_reader": "lens.reader",
     "sparse_kl": "loss",
     "static_embedder": "static",
     "train_stage": "training",
@@ -53,11 +66,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Alignment",
     "BackboneSettings",
+    "Contributions",
     "Corpus",
     "CorpusSettings",
     "DataDrivenSettings",
     "DataDrivenTargets",
+    "KeyToken",
     "LanguageModelHead",
     "LoraSettings",
     "Recipe",
@@ -65,16 +81,22 @@ __all__ = [
     "StageSettings",
     "TargetVocabulary",
     "Text2TokenError",
+    "TokenReader",
     "TokenTargetLoss",
     "VocabularySettings",
+    "alignment",
     "export_embedder",
     "key_tokens",
+    "learn_from_head",
+    "learn_from_words",
     "load_embedder",
     "load_head",
+    "open_reader",
     "open_targets",
     "prepare_corpus",
     "read_documents",
     "run",
+    "save_reader",
     "sparse_kl",
     "static_embedder",
     "train_stage",

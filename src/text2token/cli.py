@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 wrong usage or setting, 3 text cannot be read, 4 model can
 6 result cannot be written, 7 training diverged, 130 interrupted; 1 is a mistake of ours, with its traceback.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -269,6 +270,88 @@ def search(
 
 
 @app.command()
+def lens(
+    model: Annotated[str, typer.Argument(help="Embedder: a folder, hub id, or pypi:PACKAGE.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to read, or - for lines of standard input.", show_default=False)
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="Read the texts of a file or glob, of any kind that train reads.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many words.", min=1)] = 8,
+    compare: Annotated[str | None, typer.Option(help="Another embedder, to read side by side.")] = None,
+    pair: Annotated[
+        tuple[str, str] | None, typer.Option(help="Two texts: which words make them similar.", show_default=False)
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="fit: learn to read the embedder from the words of --corpus; or a backbone whose head shares its space. "
+            "Default: the reader beside the model, or the last one that was learnt."
+        ),
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text to learn from and to measure on: a file, a glob.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="With --head fit: whose tokenizer says what a word is. Default: the model's own.")
+    ] = None,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Hit@k, LAR and GAR on held-out documents of --corpus.")
+    ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep the reader in the model's folder, for whoever gets it.")
+    ] = False,
+    text_field: TextField = None,
+    format: Format = "auto",
+    on_error: OnError = "stop",
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Read embeddings: which words they say, and which words make two texts similar."""
+    if not (texts or file or pair or metrics or (head and corpus) or save):
+        raise RecipeError(
+            "nothing to read: give texts, - for standard input, --file FILE, --pair A B, or --corpus with --metrics"
+        )
+    if metrics and not corpus:
+        raise RecipeError("--metrics needs text to measure on: --corpus FILE")
+    if backbone and head != "fit":
+        raise RecipeError("--backbone says what a word is when a reader is learnt: it goes with --head fit")
+    if save and not Path(model).is_dir():
+        raise RecipeError(f"--save keeps the reader in the model's folder, and {model} is none")
+    reporter = _reporter(quiet)
+    from text2token.lens.readable import HowToRead, corpus_to_read, open_readable, save_beside
+
+    broken = _broken_lines(on_error)
+    given = [text for text in texts or [] if text != "-"]
+    sources = [*(["-"] if "-" in (texts or []) else []), *([file] if file else [])]
+    if sources:
+        given += [document.text for document in _documents(sources, text_field, format, broken) if document.text.strip()]
+    names = [model, compare] if compare else [model]
+    with contextlib.ExitStack() as stack:
+        read = (
+            stack.enter_context(corpus_to_read(_documents([corpus], text_field, format, broken), broken)) if corpus else None
+        )
+        models = [open_readable(name, HowToRead(head, backbone), read, reporter) for name in names]
+        if save:
+            save_beside(models[0])
+        alignments = [one.alignment(read, reporter) for one in models] if metrics and read else []
+    said = []
+    for one in models if given else []:
+        with reporter.progress("Embedding", len(given), "texts") as progress:
+            said.append(one.says(given, k, progress))
+    pairs = [one.pair(*pair, k) for one in models] if pair else []
+    _warn(broken)
+    if json_:
+        _print_lens(models, given, said, pair, pairs, alignments)
+        return
+    from text2token.terminal import show_alignment, show_pair, show_words
+
+    if said:
+        show_words(given, models, said)
+    if pair:
+        show_pair(*pair, list(zip(names, pairs, strict=True)))
+    if alignments:
+        show_alignment(list(zip(names, alignments, strict=True)))
+
+
+@app.command()
 def embed(
     model: Annotated[str, typer.Argument(help="Embedder: a folder, hub id, or pypi:PACKAGE.")],
     sources: Sources,
@@ -390,6 +473,21 @@ def compare(
 
         show_leaderboard(board)
         sys.stderr.write(f"Open {output / 'leaderboard.html'} in a browser; the figures are in leaderboard.csv beside it.\n")
+
+
+def _print_lens(models: Any, texts: Any, said: Any, pair: Any, pairs: Any, alignments: Any) -> None:
+    """Print what `lens` found as JSON: an object for each model."""
+    found: list[dict[str, Any]] = [{"model": one.name, "reads": one.reader.card.reads} for one in models]
+    for content, words in zip(found, said, strict=False):
+        content["texts"] = [
+            {"text": text, "words": [asdict(word) for word in row]} for text, row in zip(texts, words, strict=True)
+        ]
+    for content, parts in zip(found, pairs, strict=False):
+        shares = {name: getattr(parts, name) for name in ("cosine", "common", "explained", "rest")}
+        content["pair"] = {"texts": pair, **shares, "words": [word._asdict() for word in parts]}
+    for content, alignment in zip(found, alignments, strict=False):
+        content["metrics"] = asdict(alignment)
+    print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _needs_bench(module: str) -> Any:

@@ -53,9 +53,9 @@ class Whitening:
         )
 
 
-def sample_texts(rows: Dataset, seed: int) -> list[str]:
-    """Return the texts to learn from, `SAMPLE_SIZE` of the column `text` at most, in their order."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:SAMPLE_SIZE])
+def sample_texts(rows: Dataset, seed: int, size: int = SAMPLE_SIZE) -> list[str]:
+    """Return the texts to learn from, `size` of the column `text` at most, in their order."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:size])
     return list(rows.select(chosen)["text"])
 
 

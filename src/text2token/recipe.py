@@ -1,7 +1,7 @@
 """The whole method on one page: unlabelled text in, a sentence-transformers embedder out.
 
     text → corpus → token targets → LoRA training with KL through the head, in one or two stages
-         → the last layer left out → half whitening → export
+         → the last layer left out → half whitening → export, and beside it what reads its key tokens
 
 The paper's two stages are data-driven targets, then model-derived ones (confirmed; the order is inferred). By default there
 is one, on corpus-derived targets, which measured best (LOG.md). Every step leaves a file in the run folder that can be
@@ -27,18 +27,22 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from text2token.adapters import LoraSettings, add_lora, blend_lora
-from text2token.backbone import BackboneSettings, cut_last_layers, load_embedder, tokenizer_of
+from text2token.backbone import BackboneSettings, cut_last_layers, embed, load_embedder, prompt_tokens, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
 from text2token.corpus.readers import BrokenLines, source_state
-from text2token.errors import OutputError, RecipeError
-from text2token.evaluation.before_after import Evaluation, EvaluationTexts, centre_for_head, compare
+from text2token.errors import CorpusError, OutputError, RecipeError
+from text2token.evaluation.before_after import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
 from text2token.export import check_output, export_embedder
 from text2token.files import atomic_file
 from text2token.head import LanguageModelHead, load_head
 from text2token.isotropy import Isotropy
+from text2token.lens.learning import learn_from_words
+from text2token.lens.reader import FOLDER as READER_FOLDER
+from text2token.lens.reader import PROBE, TokenReader, save_reader
 from text2token.loss import TokenTargetLoss
 from text2token.model_card import model_card
 from text2token.reporter import Reporter, Silent
@@ -240,6 +244,10 @@ def run(
     readme = model_card(recipe.to_toml(), asdict(result))
     cut_last_layers(embedder, recipe.cut_layers)
     export_embedder(embedder, trained.whitening, model_folder, readme, overwrite or resume)
+    try:
+        save_reader(reader_of(recipe, embedder, texts, trained), model_folder / READER_FOLDER)
+    except CorpusError as error:
+        reporter.note(f"Without key tokens: {error}.")
     with atomic_file(work.results) as path:
         path.write_text(json.dumps(asdict(result), indent=2))
     work.finished("result", steps["result"])
@@ -348,6 +356,24 @@ def train(
         work.finished(name, steps[name])
     blend_lora(embedder, recipe.lora.blend)
     return results
+
+
+def reader_of(recipe: Recipe, embedder: SentenceTransformer, texts: EvaluationTexts, trained: Embedded) -> TokenReader:
+    """Return what reads the finished embedder, learnt on the sample; `embedder` ends where the finished one does."""
+
+    def finished(embeddings: Tensor) -> Tensor:
+        return normalize(trained.whitening(embeddings))
+
+    tokenizer = tokenizer_of(embedder)
+    return learn_from_words(
+        texts.sample,
+        finished(trained.sample),
+        finished(embed(embedder, PROBE)),
+        tokenizer,
+        vocabulary=recipe.vocabulary,
+        max_tokens=tokenizer.model_max_length - prompt_tokens(tokenizer),
+        source=", ".join(recipe.sources),
+    )
 
 
 def build_targets(

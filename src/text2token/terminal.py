@@ -19,12 +19,16 @@ from tqdm import tqdm
 from text2token.backbone import Progress as Advance
 from text2token.evaluation.before_after import Evaluation
 from text2token.leaderboard import Leaderboard, best_rows
-from text2token.lens import KeyToken
+from text2token.lens.key_tokens import KeyToken
+from text2token.lens.metrics import Alignment
+from text2token.lens.pair import Contributions
+from text2token.lens.readable import ReadableModel, SaidWord
 
 if TYPE_CHECKING:  # it stands on mteb, which is an extra and takes seconds to import
     from text2token.evaluation.report import ModelReport
 
 SECONDS_BETWEEN_LINES = 15.0
+LONGEST_BAR = 24  # characters
 
 
 class TerminalReporter:
@@ -168,6 +172,60 @@ def show_leaderboard(board: Leaderboard) -> None:
         cost = (f"{row.tokens or 0:,}", f"{row.seconds or 0:,.0f}")
         table.add_row(row.peer, row.postprocessing, *scores, *cost, style="bold" if row.family == "text2token" else "")
     Console(highlight=False).print(table)
+
+
+def show_words(texts: Sequence[str], models: Sequence[ReadableModel], said: Sequence[Sequence[Sequence[SaidWord]]]) -> None:
+    """Print the words that each model says of each text as bars, `said[model][text]`, to stdout."""
+    console = Console(highlight=False)
+    for row, text in enumerate(texts):
+        console.print(Text(" ".join(text.split())[:160]))
+        table = Table(show_header=len(models) > 1)
+        for model in models:
+            table.add_column(Text(_short(model.name)))
+        table.add_row(*(_bars([(word.word, word.weight, word.in_text) for word in words[row]]) for words in said))
+        console.print(table)
+    console.print("• in the text   + beyond it", style="dim")
+
+
+def show_pair(a: str, b: str, pairs: Sequence[tuple[str, Contributions]]) -> None:
+    """Print for each model, by name, which words make two texts similar to it, to stdout."""
+    console = Console(highlight=False)
+    for mark, text in (("A", a), ("B", b)):
+        console.print(Text(f"{mark}  {' '.join(text.split())[:160]}"))
+    for name, pair in pairs:
+        parts = f"cosine {pair.cosine:.3f} = words {pair.explained:.3f} + common {pair.common:.3f} + rest {pair.rest:.3f}"
+        console.print(Text(f"{_short(name)}: {parts}"))
+        table = Table(show_header=False)
+        table.add_row(_bars([(word, share, None) for word, share in pair]))
+        console.print(table)
+    explanation = (
+        "A word's share is what both texts have along its reading direction, less what the mean of the corpus (common) and "
+        "the words before it account for. The shares add up to the texts' likeness within these directions, exactly; the "
+        "rest is of no word."
+    )
+    console.print(explanation, style="dim")
+
+
+def show_alignment(rows: Sequence[tuple[str, Alignment]]) -> None:
+    """Print how well the embeddings of held-out texts say the words of the texts, a row for each model, to stdout."""
+    table = Table(title=f"Words of {rows[0][1].texts} held-out texts, as their embeddings say them (percent)")
+    for name in ("", "Hit@1", "Hit@5", "Hit@10", "of the first 10 in the text", "LAR", "GAR"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, found in rows:
+        figures = (found.hit_at_1, found.hit_at_5, found.hit_at_10, found.precision_at_10, found.lar, found.gar)
+        table.add_row(_short(name), *(f"{figure:.1f}" for figure in figures))
+    Console(highlight=False).print(table)
+
+
+def _bars(words: Sequence[tuple[str, float, bool | None]]) -> Table:
+    """Return words with bars as long as their weights; the third of each says whether it is in the text, None: no matter."""
+    grid = Table.grid(padding=(0, 1))
+    longest = max((weight for _, weight, _ in words), default=0.0) or 1.0
+    for word, weight, in_text in words:
+        mark = "" if in_text is None else "•" if in_text else "+"
+        bar = Text("█" * max(1, round(LONGEST_BAR * weight / longest)), style="cyan" if in_text is not False else "magenta")
+        grid.add_row(mark, Text(word), bar, f"{weight:.3f}")
+    return grid
 
 
 def _short(model: str) -> str:

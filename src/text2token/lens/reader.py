@@ -1,0 +1,218 @@
+"""A reader of embeddings: a direction for every word, learnt once, saved beside the model it reads.
+
+    score(word) = (embedding - mean) · direction(word)
+
+    my-embedder/lens/
+      reader.safetensors   {"directions": (words, dimension), "mean": (dimension,), "probe": (texts, dimension)}
+      tokenizer.json       what cuts a text into the words that are read
+      reader.json          the words, and how they were learnt
+
+Plain sentence-transformers ignores the folder. The trap is a reader at the wrong model: directions of one embedding space
+mean nothing in another. Hashes of weights would refuse the same model in another number format, so the reader keeps what its
+model gave for three fixed texts, and `check` asks again. How directions are learnt: `text2token.lens.learning`.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from text2token.encoder import TextEncoder
+from text2token.errors import BackboneError
+from text2token.files import atomic_folder
+from text2token.lens.key_tokens import KeyToken
+from text2token.lens.pair import Contributions, taken_apart
+from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, VocabularySettings, token_forms, tokenise
+
+FOLDER = "lens"
+CARD, TENSORS, TOKENIZER = "reader.json", "reader.safetensors", "tokenizer.json"
+PROBE = (
+    "Wait until the thread has finished.",
+    "The price of coffee rose after frost damaged the harvest.",
+    "A girl plays the guitar while her cat sleeps on the sofa.",
+)
+SAME_MODEL = 0.9  # cosine; bfloat16 against float32 gives more, another model's space about 0
+WORDS_OF_A_PAIR = 32  # of each text, the most said ones; with 128, rare words crept in and explained little more (LOG.md)
+
+
+@dataclass(frozen=True)
+class ReaderCard:
+    """How a reader was learnt.
+
+    `reads`: "tf-idf", the text's words and their weights, or "head", what a language-model head says of it. `source` names
+    the texts or the head. `max_tokens`: how much of a text the model sees. `made_from`: a digest of all of that.
+    """
+
+    reads: Literal["tf-idf", "head"]
+    source: str
+    texts: int
+    max_tokens: int
+    vocabulary: VocabularySettings
+    tokenizer_fingerprint: str
+    made_from: str = ""
+
+
+@dataclass(frozen=True)
+class TokenReader:
+    """Reads embeddings of one model: `directions` has shape (words, dimension), `mean` (dimension,); both float32.
+
+    `lexicon` are the words, in the order of the directions; `probe`, shape (texts, dimension), is what the model gave for
+    `PROBE`.
+    """
+
+    card: ReaderCard
+    lexicon: tuple[str, ...]
+    directions: Tensor
+    mean: Tensor
+    probe: Tensor
+    tokenizer: PreTrainedTokenizerBase
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """Return how strongly each embedding says each word, shape (texts, words): tf-idf above the corpus' mean, or logits.
+
+        `embeddings` has shape (texts, dimension), as the model gives them.
+        """
+        return (embeddings.float() - self.mean) @ self.directions.T
+
+    def words(self, embeddings: Tensor, k: int = 8) -> list[list[KeyToken]]:
+        """Return the `k` words that each embedding says most, strongest first.
+
+        Their weights are the tf-idf that the reader expects the text to have above the corpus' mean, or for a head the
+        probabilities among all words it can say.
+        """
+        scores = self.scores(embeddings)
+        weights = scores.softmax(-1) if self.card.reads == "head" else scores.clamp(min=0)
+        best = torch.topk(weights, min(k, len(self.lexicon)))
+        return [
+            [KeyToken(self.lexicon[index], weight) for weight, index in zip(row, indices, strict=True)]
+            for row, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def contributions(self, a: Tensor, b: Tensor, k: int = 8) -> Contributions:
+        """Return the words that make two embeddings similar, each shape (dimension,), with their exact shares of the cosine.
+
+        See `text2token.lens.pair`. The words are chosen among those that either embedding says most.
+        """
+        most = torch.topk(self.scores(torch.stack([a, b])), min(WORDS_OF_A_PAIR, len(self.lexicon))).indices
+        said = sorted(set(most.flatten().tolist()))
+        return taken_apart(a, b, self.mean, [self.lexicon[row] for row in said], self.directions[said], k)
+
+    def words_in(self, texts: Sequence[str]) -> list[frozenset[str]]:
+        """Return the words that stand in each text, as far as the model sees it; a word is cut as the tokenizer does."""
+        return self._splitter.words_in(texts, self.card.max_tokens)
+
+    def check(self, encoder: TextEncoder) -> None:
+        """Raise `BackboneError` unless `encoder` gives the embeddings that this reader was learnt on."""
+        found = encoder(PROBE)
+        if found.shape[1] != len(self.mean):
+            raise BackboneError(
+                f"{encoder.name}: its embeddings have {found.shape[1]} dimensions, the reader's {len(self.mean)}. {AGAIN}"
+            )
+        likeness = float((normalize(found.float()) * normalize(self.probe)).sum(1).min())
+        if likeness < SAME_MODEL:
+            raise BackboneError(
+                f"{encoder.name}: is not the model that its reader was learnt on (the same text has cosine {likeness:.2f}). "
+                f"{AGAIN}"
+            )
+
+    @cached_property
+    def _splitter(self) -> "WordSplitter":
+        return WordSplitter(self.tokenizer, self.card.vocabulary)
+
+
+AGAIN = "Learn it anew: text2token lens MODEL --head fit --corpus FILE"
+
+
+class WordSplitter:
+    """Texts to the words that a reader may know: target tokens that are whole words, by their merged spellings.
+
+    Pieces ("bu" of "bubblewrap", "ings" of "bindings") say nothing to a reader, so a token counts only where a word begins
+    and ends with it; in scripts without capitals, which often write no spaces, every target token is a word.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: VocabularySettings | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.vocabulary = TargetVocabulary.from_tokenizer(tokenizer, settings)
+        words = self.vocabulary.words
+        forms, _ = token_forms(tokenizer)
+        caseless = [bool(word) and word == word.upper() for word in words]
+        whole = {word for word, form, alone in zip(words, forms, caseless, strict=True) if form.starts_word or alone}
+        self.word_of = [
+            word if word in whole and first != NOT_A_TARGET else ""
+            for word, first in zip(words, self.vocabulary.representatives[:, 0].tolist(), strict=True)
+        ]
+        self._caseless = caseless
+        # a fragment of a character has no text; it is part of a word
+        self._goes_on = [not form.starts_word and (form.text[:1].isalnum() or not form.text) for form in forms]
+        self._is_open = [form.text[-1:].isalnum() or not (form.text or form.starts_word) for form in forms]
+
+    def words_in(self, texts: Sequence[str], max_tokens: int) -> list[frozenset[str]]:
+        """Return the words in the first `max_tokens` tokens of each text."""
+        return [frozenset(self._words(ids[:max_tokens])) for ids in tokenise(self.tokenizer, texts)]
+
+    def _words(self, ids: Sequence[int]) -> Iterator[str]:
+        for place, token_id in enumerate(ids):
+            if word := self.word_of[token_id]:
+                begins = not self._goes_on[token_id] or not place or not self._is_open[ids[place - 1]]
+                ends = place + 1 == len(ids) or not self._goes_on[ids[place + 1]]
+                if self._caseless[token_id] or (begins and ends):
+                    yield word
+
+
+def save_reader(reader: TokenReader, folder: Path) -> None:
+    """Write `reader` to `folder`, all or nothing, in place of one that is there; `open_reader` looks in MODEL/lens."""
+    with atomic_folder(folder) as unfinished:
+        tensors = {"directions": reader.directions.half(), "mean": reader.mean, "probe": reader.probe}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished / TENSORS)
+        (unfinished / TOKENIZER).write_text(bare_tokenizer(reader.tokenizer).to_str())
+        card = {**asdict(reader.card), "words": reader.lexicon}
+        (unfinished / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=0))
+
+
+def open_reader(folder: Path | str, encoder: TextEncoder | None = None) -> TokenReader:
+    """Return the reader of the embedder in `folder` (its folder `lens`, or itself such a folder).
+
+    With `encoder`, what embeds, it is checked that this is the reader's model. Raises `BackboneError` when there is no
+    reader, it is damaged or another model's.
+    """
+    place = Path(folder) / FOLDER if (Path(folder) / FOLDER).is_dir() else Path(folder)
+    if not (place / CARD).is_file():
+        raise BackboneError(f"{folder}: has no reader of its embeddings. {AGAIN}")
+    try:
+        content = json.loads((place / CARD).read_text())
+        lexicon = tuple(content.pop("words"))
+        card = ReaderCard(**{**content, "vocabulary": VocabularySettings(**content["vocabulary"])})
+        tensors = load_file(place / TENSORS)
+        tokenizer = as_fast_tokenizer(Tokenizer.from_file(str(place / TOKENIZER)))
+        reader = TokenReader(card, lexicon, tensors["directions"].float(), tensors["mean"], tensors["probe"], tokenizer)
+        if len(reader.directions) != len(lexicon):
+            raise ValueError(f"{len(lexicon)} words and {len(reader.directions)} directions")
+    except Exception as error:  # tokenizers and safetensors raise what they like
+        raise BackboneError(f"{place}: is damaged ({str(error).splitlines()[0]}). {AGAIN}") from error
+    if encoder is not None:
+        reader.check(encoder)
+    return reader
+
+
+def as_fast_tokenizer(tokenizer: Tokenizer | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return `tokenizer` with transformers' interface; a static embedder has the bare one."""
+    if isinstance(tokenizer, Tokenizer):
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
+    return tokenizer
+
+
+def bare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return a copy of the Rust tokenizer inside, without padding and truncation."""
+    bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    bare.no_padding()
+    bare.no_truncation()
+    return bare
