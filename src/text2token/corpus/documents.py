@@ -1,6 +1,8 @@
 """What a document is, before anything has been decided about it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -8,12 +10,13 @@ class Document:
     """One text of a corpus and where it came from.
 
     `title` is its summary line where the source has one (a docstring's first paragraph), else empty. `place` is for
-    people: `"docs.jsonl:17"` or a dotted Python name.
+    people: `"docs.jsonl:17"` or a dotted Python name. `fields` are the other keys of its JSON object or columns of its row.
     """
 
     body: str
     place: str
     title: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def text(self) -> str:

@@ -267,7 +267,8 @@ def _read_table(
         if len(row) != len(header):
             broken.report(f"{name}:{first_line}", f"the row has {len(row)} fields, the header {len(header)}")
             continue
-        yield Document(body=row[header.index(text_field or "")], place=f"{name}:{first_line}")
+        fields = dict(zip(header, row, strict=True))
+        yield Document(body=fields.pop(text_field or ""), place=f"{name}:{first_line}", fields=fields)
 
 
 def _read_parquet(stream: IO[bytes], name: str, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
@@ -285,10 +286,11 @@ def _read_parquet(stream: IO[bytes], name: str, text_field: str | None, broken: 
             if text_field not in columns:
                 raise CorpusError(f"{name}: no text column {text_field!r}; there are {_listed(columns)}")
             row_number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-                for value in batch.column(0).to_pylist():
+            fields = [column.name for column in table.schema_arrow if _is_scalar(column.type)]
+            for batch in table.iter_batches(batch_size=1024, columns=fields):
+                for record in batch.to_pylist():
                     row_number += 1
-                    yield from _field_document({text_field: value}, text_field, f"{name}:row {row_number}", broken)
+                    yield from _field_document(record, text_field, f"{name}:row {row_number}", broken)
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"{name}: not a readable Parquet file ({_reason(error)})") from error
 
@@ -316,7 +318,8 @@ def _read_dataset_folder(folder: str, text_field: str | None, broken: BrokenLine
     text_field = text_field or _find_text_field(set(columns), folder)
     if text_field not in columns:
         raise CorpusError(f"{folder}: no text column {text_field!r}; there are {_listed(columns)}")
-    for number, record in enumerate(dataset.select_columns([text_field]), start=1):
+    fields = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)]
+    for number, record in enumerate(dataset.select_columns(fields), start=1):
         yield from _field_document(record, text_field, f"{folder}:row {number}", broken)
 
 
@@ -333,7 +336,7 @@ def _field_document(record: dict[str, Any], text_field: str, place: str, broken:
     if len(value.encode("utf-8", "surrogatepass")) > MAX_DOCUMENT_BYTES:
         broken.report(place, f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
         return
-    yield Document(body=value, place=place)
+    yield Document(body=value, place=place, fields={key: record[key] for key in record if key != text_field})
 
 
 def _find_text_field(candidates: set[str], place: str) -> str:
@@ -364,6 +367,11 @@ def _kind(value: object) -> str:
         type(None): "null",
     }
     return names.get(type(value), type(value).__name__)
+
+
+def _is_scalar(type: pa.DataType) -> bool:
+    """Say whether a column is worth reading as a field: vectors and blobs are not."""
+    return _is_string(type) or pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_boolean(type)
 
 
 def _is_string(type: pa.DataType) -> bool:

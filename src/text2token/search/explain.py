@@ -1,0 +1,46 @@
+"""Why a hit was found, in words, and where they stand in its text.
+
+For the sparse half this is exact: a score is the sum over shared words of rarity · weight in the document, and these are the
+parts of the sum. What a dense score is made of, only a reader of the embedding can say: `DenseExplanation` is its place, and
+where there is none, nothing is claimed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Half = Literal["sparse", "dense"]
+# (query vector, document vector), each of shape (dimension,) and unit length → words with their part of the similarity
+DenseExplanation = Callable[[NDArray[np.float32], NDArray[np.float32]], Sequence[tuple[str, float]]]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A word, what it adds to the score of its half, and which half that is."""
+
+    word: str
+    contribution: float
+    half: Half
+
+
+def shared_words(
+    query: dict[int, str], document: dict[int, float], rarity: dict[int, float]
+) -> list[Reason]:
+    """Return the words of the query that the document has, strongest first; the contributions add up to its BM25 score.
+
+    `query` spells words by their number, `document` has the weight of each of its own, `rarity` the inverse document frequency.
+    """
+    shared = [Reason(word, rarity[number] * document[number], "sparse") for number, word in query.items() if number in document]
+    return sorted(shared, key=lambda reason: -reason.contribution)
+
+
+def dense_reasons(
+    explain: DenseExplanation | None, query: NDArray[np.float32], document: NDArray[np.float32]
+) -> list[Reason]:
+    """Return what `explain` says of two vectors; nothing where nobody can."""
+    if explain is None:
+        return []
+    return [Reason(word, contribution, "dense") for word, contribution in explain(query, document)]
