@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from text2token.lens.reader import TokenReader, open_reader, save_reader
     from text2token.loss import TokenTargetLoss, sparse_kl
     from text2token.recipe import Recipe, RunResult, run
+    from text2token.serve.app import create_app
+    from text2token.serve.limits import Limits
+    from text2token.serve.service import Service, open_service
     from text2token.static import static_embedder
     from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
     from text2token.targets.store import open_targets, write_targets
@@ -37,9 +40,11 @@ _HOMES = {
     "DataDrivenTargets": "targets.data_driven",
     "KeyToken": "lens.key_tokens",
     "LanguageModelHead": "head",
+    "Limits": "serve.limits",
     "LoraSettings": "adapters",
     "Recipe": "recipe",
     "RunResult": "recipe",
+    "Service": "serve.service",
     "StageSettings": "training",
     "TargetVocabulary": "vocabulary",
     "Text2TokenError": "errors",
@@ -47,6 +52,7 @@ _HOMES = {
     "TokenTargetLoss": "loss",
     "VocabularySettings": "vocabulary",
     "alignment": "lens.metrics",
+    "create_app": "serve.app",
     "export_embedder": "export",
     "key_tokens": "lens.key_tokens",
     "learn_from_head": "lens.learning",
@@ -54,6 +60,7 @@ _HOMES = {
     "load_embedder": "backbone",
     "load_head": "head",
     "open_reader": "lens.reader",
+    "open_service": "serve.service",
     "open_targets": "targets.store",
     "prepare_corpus": "corpus.prepare",
     "read_documents": "corpus.readers",
@@ -75,9 +82,11 @@ __all__ = [
     "DataDrivenTargets",
     "KeyToken",
     "LanguageModelHead",
+    "Limits",
     "LoraSettings",
     "Recipe",
     "RunResult",
+    "Service",
     "StageSettings",
     "TargetVocabulary",
     "Text2TokenError",
@@ -85,6 +94,7 @@ __all__ = [
     "TokenTargetLoss",
     "VocabularySettings",
     "alignment",
+    "create_app",
     "export_embedder",
     "key_tokens",
     "learn_from_head",
@@ -92,6 +102,7 @@ __all__ = [
     "load_embedder",
     "load_head",
     "open_reader",
+    "open_service",
     "open_targets",
     "prepare_corpus",
     "read_documents",

@@ -411,7 +411,7 @@ def evaluate(
         raise RecipeError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
     if output and output.suffix not in (".json", ".csv"):
         raise RecipeError(f"--output is {output}; its name must end in .json or .csv")
-    evaluation = _needs_bench("text2token.evaluation.report")
+    evaluation = _needs("bench", "text2token.evaluation.report")
     broken = _broken_lines(on_error)
     documents = _documents([corpus], text_field, format, broken) if corpus else None
     yardsticks = evaluation.Yardsticks(suite, quick, benchmark, held_out, dtype)
@@ -450,7 +450,7 @@ def compare(
     from text2token.backbone import BackboneSettings
     from text2token.settings import with_assignments
 
-    comparison = _needs_bench("text2token.comparison")
+    comparison = _needs("bench", "text2token.comparison")
     settings = comparison.Comparison(
         BackboneSettings(backbone, max_length=128),
         sources=tuple(sources),
@@ -475,6 +475,36 @@ def compare(
         sys.stderr.write(f"Open {output / 'leaderboard.html'} in a browser; the figures are in leaderboard.csv beside it.\n")
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Embedder: a folder, hub id, or pypi:PACKAGE.")],
+    index: Annotated[Path | None, typer.Option(help="An index made with this embedder, to search in.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that clients must send. Default: TEXT2TOKEN_API_KEY, else none.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Without --index: auto (what this machine is fastest in), float32 or bfloat16.")
+    ] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any limit of docs/serve.md, such as seconds=30. Repeatable.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Serve an embedder over HTTP: OpenAI's embeddings, the lens, search, and a page at /."""
+    reporter = _reporter(quiet)
+    server = _needs("serve", "text2token.serve.server")
+    if index:
+        _needs("search", "text2token.search.index")
+    from text2token.serve.limits import Limits
+    from text2token.settings import with_assignments
+
+    limits = with_assignments(Limits(), set_ or [])
+    key = server.read_api_key(api_key_file)
+    server.serve(model, index, host=host, port=port, api_key=key, limits=limits, dtype=dtype, reporter=reporter)
+
+
 def _print_lens(models: Any, texts: Any, said: Any, pair: Any, pairs: Any, alignments: Any) -> None:
     """Print what `lens` found as JSON: an object for each model."""
     found: list[dict[str, Any]] = [{"model": one.name, "reads": one.reader.card.reads} for one in models]
@@ -490,14 +520,14 @@ def _print_lens(models: Any, texts: Any, said: Any, pair: Any, pairs: Any, align
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
-def _needs_bench(module: str) -> Any:
-    """Import a module that stands on the packages of the extra, or say how to install them."""
+def _needs(extra: str, module: str) -> Any:
+    """Import a module that stands on the packages of an extra, or say how to install them."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("text2token"):
             raise
-        raise RecipeError(f"this needs the package {error.name}: pip install 'text2token[bench]'") from None
+        raise RecipeError(f"this needs the package {error.name}: pip install 'text2token[{extra}]'") from None
 
 
 def _go_on_in_background(folder: Path) -> None:
