@@ -103,7 +103,7 @@ def token_counter(model: SentenceTransformer) -> Callable[[Sequence[str]], list[
     own = Tokenizer.from_str((given if table else given.backend_tokenizer).to_str())
     own.no_padding()
     own.no_truncation()
-    limit = int(getattr(model, "max_seq_length", None) or NO_LIMIT)
+    limit = getattr(model, "max_seq_length", None) or NO_LIMIT  # infinity for a table of vectors
     return lambda texts: [
         min(limit, len(encoding.ids)) for encoding in own.encode_batch_fast(list(texts), add_special_tokens=not table)
     ]

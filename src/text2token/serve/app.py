@@ -115,6 +115,8 @@ def create_app(
         for place, text in enumerate(texts):
             if not text.strip():
                 raise Refused(400, f"{param}: text {place} is empty; there is nothing to embed", param=param)
+            if not _is_unicode(text):
+                raise Refused(400, f"{param}: text {place} holds half a surrogate pair, which is no character", param=param)
             if len(text) > limits.characters:
                 raise Refused(
                     400,
@@ -122,6 +124,7 @@ def create_app(
                     param=param,
                     code="string_above_max_length",
                 )
+        batcher.check_room(1)  # a full queue is told before anything is worked on
         once = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens = await run_in_threadpool(service.count_tokens, list(once))
         vectors = await batcher.embed(list(once), tokens)
@@ -210,6 +213,15 @@ def _embeddings(vectors: Tensor, dimensions: int | None, encoding: str, model: s
     return b'{"object":"list","data":[' + b",".join(rows) + b"]," + rest[1:]
 
 
+def _is_unicode(text: str) -> bool:
+    """Say whether no halves of surrogate pairs are in `text`: JSON can spell them, no tokenizer can read them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
@@ -232,11 +244,11 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
-    message = first["msg"].removeprefix("Value error, ")
-    return Refused(
-        400, f"{param}: {message}" if param else f"the body is not what is asked for: {message}", param=param
-    ).response()
+    place = [str(part) for part in first["loc"][1:]]  # ("body", parameter, which kind or element of it, …)
+    if not place or first["type"] == "json_invalid":
+        kind = request.headers.get("content-type", "none")
+        return Refused(400, f"the body must be a JSON object, with Content-Type: application/json (it is {kind})").response()
+    return Refused(400, f"{place[0]}: {first['msg'].removeprefix('Value error, ')}", param=place[0]).response()
 
 
 async def _mendable(request: Request, error: Exception) -> Response:

@@ -87,17 +87,21 @@ class Batcher:
     def submit(self, texts: Sequence[str], tokens: Sequence[int]) -> "Future[Tensor]":
         """Return what will be the vectors of `texts`, shape (texts, dimension); `tokens` says how long each is.
 
-        A cancelled future is not worked on any further. Raises `Overloaded` when the queue has no room.
+        A cancelled future is not worked on any further. Raises `Overloaded` as `check_room` does.
         """
         request = _Request(texts, tokens, time.monotonic())
         with self._changed:
-            if self.waiting_texts + len(texts) > self._limits.queue_texts:
-                seconds = math.ceil(self._waiting_tokens * self._seconds_per_token)
-                raise Overloaded(self.waiting_texts, min(LONGEST_RETRY, max(1, seconds)))
+            self.check_room(len(texts))
             self._requests.append(request)
             self._count(len(texts), sum(tokens))
             self._changed.notify()
         return request.answer
+
+    def check_room(self, texts: int) -> None:
+        """Raise `Overloaded` when there is no room for so many texts, or those waiting take longer than a request may."""
+        seconds = self._waiting_tokens * self._seconds_per_token
+        if self.waiting_texts + texts > self._limits.queue_texts or seconds > self._limits.seconds:
+            raise Overloaded(self.waiting_texts, min(LONGEST_RETRY, max(1, math.ceil(seconds))))
 
     async def embed(self, texts: Sequence[str], tokens: Sequence[int]) -> Tensor:
         """Wait for what `submit` returns, shape (texts, dimension); when that is cancelled, the texts are dropped."""
@@ -172,9 +176,8 @@ class Batcher:
                     self._answer([part])
             return
         seconds, tokens = time.monotonic() - started, sum(part.tokens for part in parts)
-        self._seconds_per_token += (seconds / max(1, tokens) - self._seconds_per_token) / (
-            4 if self._seconds_per_token else 1
-        )
+        measured = seconds / max(1, tokens)
+        self._seconds_per_token += (measured - self._seconds_per_token) / (4 if self._seconds_per_token else 1)
         if self._observe:
             self._observe(len(vectors), tokens, seconds)
         for part, of_part in zip(parts, torch.split(vectors, [len(part.texts) for part in parts]), strict=True):
