@@ -32,6 +32,7 @@ from text2token.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
 JSON = "application/json"
+WORDS, HITS = 8, 10  # where nobody says how many
 
 
 class EmbeddingRequest(BaseModel):
@@ -45,8 +46,8 @@ class EmbeddingRequest(BaseModel):
     @field_validator("input", mode="before")
     @classmethod
     def _no_tokens(cls, given: Any) -> Any:
-        first = given[0] if isinstance(given, list) and given else given
-        if isinstance(first, (int, list)):
+        first = given[0] if isinstance(given, list) and given else ""
+        if isinstance(first, int | list):
             raise ValueError("token ids cannot be embedded here, for they are another tokenizer's. Send strings")
         return given
 
@@ -56,7 +57,7 @@ class LensRequest(BaseModel):
 
     texts: list[str] = []
     pair: tuple[str, str] | None = None
-    k: int = Field(8, ge=1)
+    k: int | None = Field(None, ge=1)
     model: str | None = None
 
 
@@ -64,7 +65,7 @@ class SearchRequest(BaseModel):
     """`filters`: field → the values, one of which a hit must have."""
 
     query: str
-    k: int = Field(10, ge=1)
+    k: int | None = Field(None, ge=1)
     mode: Literal["hybrid", "dense", "sparse"] = "hybrid"
     filters: dict[
         str, Annotated[list[str], pydantic.BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
@@ -173,17 +174,15 @@ def create_app(
                 "text2token lens MODEL --head fit --corpus FILE --save",
                 code="no_lens",
             )
-        _at_most("k", asked.k, limits.words)
+        k = _at_most(limits.words, asked.k, WORDS)
         vectors, tokens = await embedded(
             [*asked.texts, *(asked.pair or ())], asked.model, "texts" if asked.texts else "pair"
         )
         content: dict[str, Any] = {"model": service.name, "reads": service.reader.card.reads}
-        said = (
-            await run_in_threadpool(service.says, asked.texts, vectors[: len(asked.texts)], asked.k) if asked.texts else []
-        )
+        said = await run_in_threadpool(service.says, asked.texts, vectors[: len(asked.texts)], k) if asked.texts else []
         content["texts"] = [{"words": [asdict(word) for word in words]} for words in said]
         if asked.pair:
-            pair = await run_in_threadpool(service.pair, vectors[-2], vectors[-1], asked.k)
+            pair = await run_in_threadpool(service.pair, vectors[-2], vectors[-1], k)
             shares = {name: getattr(pair, name) for name in ("cosine", "common", "explained", "rest")}
             content["pair"] = {**shares, "words": [word._asdict() for word in pair]}
         return JSONResponse({**content, "usage": _usage(tokens)})
@@ -192,9 +191,9 @@ def create_app(
     async def search(asked: SearchRequest) -> Response:
         if not service.index:
             raise Refused(404, "this server has no index. Start it with --index DIR", code="no_index")
-        _at_most("k", asked.k, limits.hits)
+        k = _at_most(limits.hits, asked.k, HITS)
         vectors, tokens = await embedded([asked.query], asked.model, "query")
-        hits = await run_in_threadpool(service.search, asked.query, vectors[0], asked.k, asked.mode, asked.filters)
+        hits = await run_in_threadpool(service.search, asked.query, vectors[0], k, asked.mode, asked.filters)
         content = {"model": service.name, "mode": asked.mode, "hits": [asdict(hit) for hit in hits], "usage": _usage(tokens)}
         return Response(await run_in_threadpool(to_json, content), media_type=JSON)
 
@@ -226,9 +225,11 @@ def _usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-def _at_most(name: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise Refused(400, f"{name}: {value}; at most {limit} can be had", param=name)
+def _at_most(limit: int, asked: int | None, default: int) -> int:
+    """Return how many are asked for, where nothing is said `default`, and never more than `limit`."""
+    if asked is not None and asked > limit:
+        raise Refused(400, f"k: {asked}; at most {limit} can be had", param="k")
+    return asked or min(default, limit)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

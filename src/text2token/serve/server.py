@@ -3,9 +3,11 @@
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from text2token.errors import RecipeError
 from text2token.reporter import Reporter, Silent
@@ -40,29 +42,44 @@ def serve(
         try:
             local = host in LOOPBACK
             app = create_app(service, limits, api_key=api_key, hosts=LOOPBACK if local else None)
-            settings = uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                lifespan="on",
-                limit_concurrency=limits.connections,
-                timeout_graceful_shutdown=int(limits.seconds + GRACE),
-            )
             if not (local or api_key):
                 reporter.note(f"Whoever reaches {host} can use this server: ask for a key with --api-key-file FILE.")
             documents = f", {service.index.count:,} documents to search" if service.index else ""
             lens = "" if service.reader else ", no lens (text2token lens MODEL --head fit --corpus FILE --save)"
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listening.getsockname()[1]}"
-            reporter.note(f"{service.name}: {service.dimension} dimensions{documents}{lens}.\n{address}  (Ctrl-C stops)")
+            said = f"{service.name}: {service.dimension} dimensions{documents}{lens}.\n{address}  (Ctrl-C stops)"
             with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when everything has been finished
-                uvicorn.Server(settings).run(sockets=[listening])
+                _Server(_settings(app, limits), lambda: reporter.note(said)).run(sockets=[listening])
         finally:
             service.close()
     reporter.note("Stopped.")
+
+
+class _Server(uvicorn.Server):
+    """Says `started` once it answers, and from when on a signal ends it in order."""
+
+    def __init__(self, settings: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._say = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._say()
+
+
+def _settings(app: ASGIApp, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=int(limits.seconds + GRACE),
+    )
 
 
 def read_api_key(file: Path | None) -> str | None:
