@@ -24,6 +24,7 @@ LAYERS = [
     ["loss"],
     ["training"],
     ["encoder", "export"],
+    ["portable"],
     ["lens.key_tokens", "lens.pair", "evaluation.label_free", "evaluation.suite", "model_card", "reporter", "leaderboard"],
     ["lens.reader"],
     ["lens.learning", "lens.metrics"],
