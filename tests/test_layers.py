@@ -28,7 +28,7 @@ LAYERS = [
     ["lens.key_tokens", "lens.pair", "evaluation.label_free", "evaluation.suite", "model_card", "reporter", "leaderboard"],
     ["lens.reader"],
     ["lens.learning", "lens.metrics"],
-    ["evaluation.before_after", "evaluation.labelled"],
+    ["evaluation.before_after", "evaluation.along_the_way", "evaluation.labelled"],
     ["search", "recipe", "static", "evaluation.report", "vectors"],
     ["lens.readable"],
     ["baselines.peer"],
