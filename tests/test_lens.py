@@ -98,7 +98,8 @@ def test_words_of_two_texts_with_a_sentence_in_common_explain_their_likeness(
     parts = reader.contributions(a, b, k=5)
     shared = reader.words_in([TEXTS[1]])[0]
     assert parts[0].word in shared
-    assert sum(word in shared for word, _ in parts) >= 3
+    # the words of a sentence always come together here, so one of them may take what all could say
+    assert sum(share for word, share in parts if word in shared) > parts.explained / 2
     assert parts.explained > parts.rest
 
 
