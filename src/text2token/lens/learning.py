@@ -46,7 +46,8 @@ def learn_from_words(
     """
     vocabulary = vocabulary or VocabularySettings()
     words_of = WordSplitter(tokenizer, vocabulary).words_in(texts, max_tokens)
-    if len(texts) < FEWEST_TEXTS or max(Counter(word for words in words_of for word in words).values()) < MIN_TEXTS:
+    counts = Counter(word for words in words_of for word in words)
+    if len(texts) < FEWEST_TEXTS or max(counts.values(), default=0) < MIN_TEXTS:
         raise CorpusError(
             f"a reader cannot be learnt from {len(texts)} texts: at least {FEWEST_TEXTS} are needed, better a thousand, "
             f"and words that occur in {MIN_TEXTS} of them"
