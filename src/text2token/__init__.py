@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from text2token.lens import key_tokens
     from text2token.loss import TokenTargetLoss, sparse_kl
     from text2token.recipe import Recipe, RunResult, run
+    from text2token.search.index import Hit, Index, fill_index
     from text2token.static import static_embedder
     from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
     from text2token.targets.store import open_targets, write_targets
@@ -29,6 +30,8 @@ _HOMES = {
     "CorpusSettings": "corpus.prepare",
     "DataDrivenSettings": "targets.data_driven",
     "DataDrivenTargets": "targets.data_driven",
+    "Hit": "search.index",
+    "Index": "search.index",
     "LanguageModelHead": "head",
     "LoraSettings": "adapters",
     "Recipe": "recipe",
@@ -39,6 +42,7 @@ _HOMES = {
     "TokenTargetLoss": "loss",
     "VocabularySettings": "vocabulary",
     "export_embedder": "export",
+    "fill_index": "search.index",
     "key_tokens": "lens",
     "load_embedder": "backbone",
     "load_head": "head",
@@ -58,6 +62,8 @@ __all__ = [
     "CorpusSettings",
     "DataDrivenSettings",
     "DataDrivenTargets",
+    "Hit",
+    "Index",
     "LanguageModelHead",
     "LoraSettings",
     "Recipe",
@@ -68,6 +74,7 @@ __all__ = [
     "TokenTargetLoss",
     "VocabularySettings",
     "export_embedder",
+    "fill_index",
     "key_tokens",
     "load_embedder",
     "load_head",
