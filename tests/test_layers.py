@@ -27,7 +27,7 @@ LAYERS = [
     ["lens", "evaluation.label_free", "evaluation.suite", "model_card", "reporter", "leaderboard"],
     ["evaluation.before_after", "evaluation.labelled"],
     ["search.one_off", "recipe", "static", "evaluation.report", "vectors"],
-    ["search.explain", "search.words"],
+    ["search.explain", "search.sparse", "search.words"],
     ["search.index"],
     ["baselines.peer"],
     ["baselines.contrastive", "baselines.token_targets", "baselines.untrained", "baselines.echo"],

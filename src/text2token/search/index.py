@@ -217,8 +217,8 @@ class Index:
             encoder = open_encoder(self.card.model, self.card.dtype)
             if encoder.fingerprint != self.card.fingerprint:
                 raise OutputError(
-                    f"{self.folder}: holds vectors of another model than {self.card.model} now is ({self.card.fingerprint}, not "
-                    f"{encoder.fingerprint}). Use that model, or choose another --store"
+                    f"{self.folder}: holds vectors of another model ({self.card.fingerprint}) than {self.card.model} now is "
+                    f"({encoder.fingerprint}). Use that model, or choose another --store"
                 )
             self._encoder = replace(encoder, memory=None)
         return self._encoder
