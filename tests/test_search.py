@@ -203,9 +203,7 @@ def store(self, *arguments):
 
 if sys.argv[4] == "filling":
     index.Index._store = store
-else:  # while the engine arranges what it holds
-    import threading
-    threading.Timer(0.0, lambda: None).start()
+else:  # before anything is flushed for good
     index.Index.close = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 index.fill_index(Path(sys.argv[1]), sys.argv[2], read_documents([sys.argv[3]]))
 """

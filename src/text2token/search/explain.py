@@ -49,7 +49,7 @@ def dense_reasons(
 
 
 def excerpt(text: str, places: Sequence[tuple[int, int]], length: int = 160) -> tuple[str, list[tuple[int, int]]]:
-    """Return the part of `text` where most of `places` are, about `length` characters on one line, and their places there."""
+    """Return the part of `text` where most of `places` are, about `length` characters in one line, and its places."""
     start = max((place[0] for place in places), key=lambda at: _within(places, at, at + length), default=0)
     start = 0 if start < length // 3 else text.rfind(" ", 0, start - length // 6) + 1  # some words before it
     end = start + length
