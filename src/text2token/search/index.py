@@ -306,9 +306,8 @@ class Index:
             return []
         if mode == "hybrid":
             fused = [engine.Prefetch(limit=max(CANDIDATES, k), query=half, filter=condition) for half in halves.values()]
-            request = engine.QueryRequest(
-                limit=k, prefetches=fused, query=engine.Fusion.Rrf(k=RRF_K), with_payload=True, with_vector=True
-            )
+            reciprocal: Any = engine.Fusion.Rrf(k=RRF_K)  # which the engine's stubs do not count among its queries
+            request = engine.QueryRequest(limit=k, prefetches=fused, query=reciprocal, with_payload=True, with_vector=True)
         else:
             ranked = halves[DENSE if mode == "dense" else SPARSE]
             request = engine.QueryRequest(limit=k, query=ranked, filter=condition, with_payload=True, with_vector=True)
