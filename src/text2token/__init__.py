@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from text2token.lens.reader import TokenReader, open_reader, save_reader
     from text2token.loss import TokenTargetLoss, sparse_kl
     from text2token.recipe import Recipe, RunResult, run
+    from text2token.search.index import Hit, Index, fill_index
     from text2token.static import static_embedder
     from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
     from text2token.targets.store import open_targets, write_targets
@@ -35,6 +36,8 @@ _HOMES = {
     "CorpusSettings": "corpus.prepare",
     "DataDrivenSettings": "targets.data_driven",
     "DataDrivenTargets": "targets.data_driven",
+    "Hit": "search.index",
+    "Index": "search.index",
     "KeyToken": "lens.key_tokens",
     "LanguageModelHead": "head",
     "LoraSettings": "adapters",
@@ -48,6 +51,7 @@ _HOMES = {
     "VocabularySettings": "vocabulary",
     "alignment": "lens.metrics",
     "export_embedder": "export",
+    "fill_index": "search.index",
     "key_tokens": "lens.key_tokens",
     "learn_from_head": "lens.learning",
     "learn_from_words": "lens.learning",
@@ -73,6 +77,8 @@ __all__ = [
     "CorpusSettings",
     "DataDrivenSettings",
     "DataDrivenTargets",
+    "Hit",
+    "Index",
     "KeyToken",
     "LanguageModelHead",
     "LoraSettings",
@@ -86,6 +92,7 @@ __all__ = [
     "VocabularySettings",
     "alignment",
     "export_embedder",
+    "fill_index",
     "key_tokens",
     "learn_from_head",
     "learn_from_words",

@@ -141,7 +141,7 @@ class Diary(TrainerCallback):
 
 
 def read_diary(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a diary, those with a `loss` and those of a `Moment`; a torn last line or no file counts as none."""
+    """Return the lines of a diary: those with a `loss` and those of a `Moment`; a torn last line or no file are none."""
     lines = []
     try:
         for line in path.read_text().splitlines():
