@@ -27,7 +27,23 @@ def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "run", "quickstart", "targets", "static", "search", "lens", "embed", "evaluate", "compare"]
+    "command",
+    [
+        "",
+        "train",
+        "run",
+        "quickstart",
+        "targets",
+        "static",
+        "export",
+        "index",
+        "search",
+        "lens",
+        "report",
+        "embed",
+        "evaluate",
+        "compare",
+    ],
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     run_help = f"from text2token.cli import app; app({[*command.split(), '--help']!r}, standalone_mode=False)"

@@ -1,6 +1,7 @@
 """What embeddings say: readers say the words of texts they never saw, shares add up, and no reader reads another's model."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from text2token.backbone import BackboneSettings, embed, load_embedder, tokenize
 from text2token.encoder import TextEncoder, encoder_of
 from text2token.errors import BackboneError, CorpusError
 from text2token.head import load_head
-from text2token.lens.key_tokens import key_tokens
 from text2token.lens.learning import learn_from_head, learn_from_words
 from text2token.lens.metrics import alignment, alignment_of_scores
 from text2token.lens.pair import taken_apart
 from text2token.lens.reader import PROBE, TokenReader, WordSplitter, as_fast_tokenizer, open_reader, save_reader
 from text2token.static import static_embedder
+from text2token.vocabulary import tokenise
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,8 @@ def test_words_of_two_texts_with_a_sentence_in_common_explain_their_likeness(
     parts = reader.contributions(a, b, k=5)
     shared = reader.words_in([TEXTS[1]])[0]
     assert parts[0].word in shared
-    assert sum(word in shared for word, _ in parts) >= 3
+    # the words of a sentence always come together here, so one of them may take what all could say
+    assert sum(share for word, share in parts if word in shared) > parts.explained / 2
     assert parts.explained > parts.rest
 
 
@@ -122,11 +124,12 @@ def test_only_whole_words_count(
 ) -> None:
     for tokenizer in (byte_level_tokenizer, sentencepiece_tokenizer, wordpiece_tokenizer):
         splitter = WordSplitter(tokenizer)
-        one, none = splitter.words_in(['The "girl", a GUITAR: 1969!', "girlxq zguitar"], 99)
-        assert "girl" in one
+        one, none = splitter.words_in(["The girl plays a guitar, the Girl!", "girlxq zguitar"], 99)
+        assert {"girl", "guitar"} <= one
         assert {"the", "a", "!"}.isdisjoint(one)
         assert {"girl", "guitar"}.isdisjoint(none)  # pieces of other words
-        assert splitter.words_in(["girl guitar"], 1) == [frozenset({"girl"})]
+        (ids,) = tokenise(tokenizer, ["The girl plays a guitar"])
+        assert {"girl"} <= splitter.words_in(["The girl plays a guitar"], len(ids) - 1)[0] < one
     assert "我的猫在沙发上睡觉" in WordSplitter(byte_level_tokenizer).words_in(["我的猫在沙发上睡觉。"], 99)[0]
 
 
@@ -138,22 +141,13 @@ def test_a_head_is_read_through_any_linear_finish(tiny: BackboneSettings, texts:
     embeddings = (states - 1) @ turned
     reader = learn_from_head(states, embeddings, embeddings[:3], head, tokenizer)
     by_head = head(states - states.mean(0))
-    rows = [int(reader_row) for reader_row in reader_rows(reader, tokenizer)]
-    ours, theirs = reader.scores(embeddings), by_head[:, rows]
-    likeness = torch.corrcoef(torch.stack([(ours - ours.mean(1, keepdim=True)).ravel(), theirs.ravel()]))[0, 1]
-    assert likeness > 0.95
-    vocabulary = WordSplitter(tokenizer).vocabulary
-    first = [words[0].word for words in key_tokens(states, head, vocabulary, states.mean(0))]
-    said = [{word.word for word in words} for words in reader.words(embeddings)]
-    assert sum(word in words for word, words in zip(first, said, strict=True)) > 0.5 * len(texts)
-
-
-def reader_rows(reader: TokenReader, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Return the id of the first spelling of each word that the reader knows."""
     splitter = WordSplitter(tokenizer)
-    representatives = splitter.vocabulary.representatives
-    first = {word: int(representatives[row, 0]) for row, word in enumerate(splitter.word_of) if word}
-    return [first[word] for word in reader.lexicon]
+    spellings = dict(zip(splitter.word_of, splitter.vocabulary.representatives.tolist(), strict=True))
+    theirs = torch.stack([by_head[:, [row for row in spellings[word] if row >= 0]].mean(1) for word in reader.lexicon], 1)
+    ours, theirs = reader.scores(embeddings), theirs - theirs.mean(1, keepdim=True)
+    assert torch.corrcoef(torch.stack([ours.ravel(), theirs.ravel()]))[0, 1] > 0.99
+    assert (ours.argmax(1) == theirs.argmax(1)).float().mean() > 0.8
+    assert sum(word.weight for word in reader.words(embeddings, k=len(reader.lexicon))[0]) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_saved_reader_reads_the_same_and_only_its_model(
@@ -239,7 +233,7 @@ def test_a_trained_model_is_read_from_its_folder(make_backbone: BackboneMaker, t
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
-    result = call("lens", "nowhere", *arguments, cwd=tmp_path)
+    result = call("lens", "nowhere", *arguments, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert result.returncode == code
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -420,9 +420,9 @@ def test_with_a_key_only_the_page_and_the_health_are_open(table: Path) -> None:
                 assert answer.json()["error"]["code"] == "invalid_api_key"
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
             assert httpx2.get(address + path, headers={"Authorization": "Bearer open sesame"}).status_code != 401
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0) as client:
-            with pytest.raises(openai.AuthenticationError):
-                client.embeddings.create(model="table", input="a")
+        wrong = openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0)
+        with wrong as client, pytest.raises(openai.AuthenticationError):
+            client.embeddings.create(model="table", input="a")
 
 
 def test_only_the_names_of_this_machine_are_answered(table: Path) -> None:

@@ -16,7 +16,7 @@ from text2token.encoder import encoder_of, model_fingerprint, open_encoder
 from text2token.errors import OutputError, RecipeError
 from text2token.head import NO_WORD, load_head, word_table
 from text2token.isotropy import fit_isotropy
-from text2token.search import search
+from text2token.search.one_off import search
 from text2token.static import build_static, static_embedder
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.vocabulary import TargetVocabulary

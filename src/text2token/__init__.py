@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from text2token.lens.reader import TokenReader, open_reader, save_reader
     from text2token.loss import TokenTargetLoss, sparse_kl
     from text2token.recipe import Recipe, RunResult, run
+    from text2token.search.index import Hit, Index, fill_index
     from text2token.serve.app import create_app
     from text2token.serve.limits import Limits
     from text2token.serve.service import Service, open_service
@@ -38,6 +39,8 @@ _HOMES = {
     "CorpusSettings": "corpus.prepare",
     "DataDrivenSettings": "targets.data_driven",
     "DataDrivenTargets": "targets.data_driven",
+    "Hit": "search.index",
+    "Index": "search.index",
     "KeyToken": "lens.key_tokens",
     "LanguageModelHead": "head",
     "Limits": "serve.limits",
@@ -54,6 +57,7 @@ _HOMES = {
     "alignment": "lens.metrics",
     "create_app": "serve.app",
     "export_embedder": "export",
+    "fill_index": "search.index",
     "key_tokens": "lens.key_tokens",
     "learn_from_head": "lens.learning",
     "learn_from_words": "lens.learning",
@@ -80,6 +84,8 @@ __all__ = [
     "CorpusSettings",
     "DataDrivenSettings",
     "DataDrivenTargets",
+    "Hit",
+    "Index",
     "KeyToken",
     "LanguageModelHead",
     "Limits",
@@ -96,6 +102,7 @@ __all__ = [
     "alignment",
     "create_app",
     "export_embedder",
+    "fill_index",
     "key_tokens",
     "learn_from_head",
     "learn_from_words",

@@ -22,7 +22,7 @@ import platformdirs
 import torch
 import transformers
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
@@ -144,7 +144,7 @@ def resolve_dtype(dtype: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def tokenizer_of(embedder: SentenceTransformer) -> PreTrainedTokenizerBase:
+def tokenizer_of(embedder: SentenceTransformer | SparseEncoder) -> PreTrainedTokenizerBase:
     """Return the embedder's tokenizer, its type narrowed."""
     return cast(PreTrainedTokenizerBase, embedder.tokenizer)
 

@@ -243,29 +243,142 @@ def static(
 
 
 @app.command()
-def search(
-    model: Annotated[str, typer.Argument(help="Folder of an embedder.")],
-    source: Annotated[str, typer.Argument(help="What to search: a file, a glob, or python:stdlib.")],
-    query: Annotated[str, typer.Argument(help="What to look for.")],
-    k: Annotated[int, typer.Option("-k", help="How many hits.", min=1)] = 5,
+def export(
+    model: Annotated[str, typer.Argument(help="Embedder: a folder, hub id, or pypi:PACKAGE.")],
+    sparse: Annotated[
+        Path | None, typer.Option(help="Folder for a sparse encoder: the embedder, decoded to weighted tokens.")
+    ] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Folder for an ONNX file that runs without torch.")] = None,
+    bits: Annotated[int, typer.Option(help="With --onnx: 8, or 32 for weights as they are.")] = 8,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="With --sparse: text to learn from. Default: what MODEL was trained on, in MODEL.run."),
+    ] = None,
+    active: Annotated[int, typer.Option(help="With --sparse: tokens that a text has at most.", min=1)] = 128,
+    text_field: TextField = None,
+    format: Format = "auto",
+    on_error: OnError = "stop",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn an embedder into another form of itself: a sparse encoder, or a file for onnxruntime."""
+    from text2token.export import check_output
+
+    if not (sparse or onnx):
+        raise RecipeError("say what to make: --sparse FOLDER or --onnx FOLDER")
+    for folder in filter(None, (sparse, onnx)):
+        check_output(folder, overwrite)
+    reporter = _reporter(quiet)
+    if onnx:
+        reporter.note("Tracing the model, a minute or so …")
+        card = _needs("onnx", "text2token.portable").export_portable(model, onnx, bits=bits, overwrite=overwrite)
+        if not quiet:
+            print(f"ONNX: {onnx}, cosine to the model's own vectors at least {card.least_cosine}; its README has the code.")
+    if not sparse:
+        return
+    broken = _broken_lines(on_error)
+    if corpus is None:
+        from text2token.corpus.prepare import Corpus
+
+        read = Path(model.rstrip("/") + ".run") / "corpus"
+        if not (read / "summary.json").exists():
+            raise RecipeError(f"{read}: is not there; say what to learn the words from: --corpus FILE")
+        passages = Corpus.open(read).passages
+    else:
+        from datasets import Dataset
+
+        texts = [document.text for document in _documents([corpus], text_field, format, broken) if document.text.strip()]
+        passages = Dataset.from_dict({"text": texts})
+    from text2token.search.sparse import build_sparse
+
+    build_sparse(model, passages, sparse, active=active, overwrite=overwrite, reporter=reporter)
+    _warn(broken)
+    if not quiet:
+        print(f"Sparse encoder: {sparse}. Use it: SparseEncoder({str(sparse)!r})")
+
+
+@app.command()
+def index(
+    model: Annotated[str, typer.Argument(help="Embedder: a folder, hub id, or pypi:PACKAGE.")],
+    sources: Sources,
+    store: Annotated[Path, typer.Option(help="Folder of the index; made if it is not there.")],
+    language: Annotated[
+        str, typer.Option(help="Whose stop words and stems count as words: english, german, …, or none.")
+    ] = "english",
+    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that are not in SOURCES.")] = False,
     text_field: TextField = None,
     format: Format = "auto",
     on_error: OnError = "stop",
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Search a corpus once; the document vectors are kept for the next query."""
-    from text2token.corpus.readers import read_documents
-    from text2token.search import search as find
-
+    """Make or update a searchable index; only new documents are embedded, and the same command goes on where it stopped."""
+    reporter = _reporter(quiet)
+    total = None
+    if "-" not in sources:  # as in embed: reading takes seconds where embedding takes hours
+        total = sum(1 for _ in _documents(sources, text_field, format, _broken_lines(on_error)))
     broken = _broken_lines(on_error)
-    documents = list(read_documents([source], text_field=text_field, format=_format(format), broken=broken))
-    hits = find(model, [document for document in documents if document.text.strip()], query, k, _reporter(quiet))
+    documents = _documents(sources, text_field, format, broken)
+    fill = _needs("search", "text2token.search.index").fill_index
+    filled = fill(store, model, documents, language=language, prune=prune, total=total, reporter=reporter)
     _warn(broken)
     if json_:
-        print(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
+        print(json.dumps(asdict(filled), indent=2))
+    elif not quiet:
+        print(f'{filled.sentence()}: {store}. Search: {_program()} search {store} "…"')
+
+
+@app.command()
+def search(
+    place: Annotated[str, typer.Argument(metavar="INDEX|MODEL", help="An index, or an embedder for a search without one.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[SOURCE] QUERY", help="What to look for; after an embedder, first what to search in."),
+    ],
+    k: Annotated[int, typer.Option("-k", help="How many hits.", min=1)] = 5,
+    mode: Annotated[str, typer.Option(help="In an index: dense (meaning), sparse (words), or hybrid (both).")] = "hybrid",
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", help="In an index: field=value that a hit must have. Repeatable; the same field again: or."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="In an index: where its embedder is now, if it was moved.")] = None,
+    text_field: TextField = None,
+    format: Format = "auto",
+    on_error: OnError = "stop",
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Search an index (INDEX QUERY), or a file once (MODEL SOURCE QUERY); of an index, each hit says why it was found."""
+    if len(words) == 1:
+        search_index = _needs("search", "text2token.search.index")
+        _reporter(quiet)
+        with search_index.Index.open(Path(place), model) as opened:
+            hits = opened.search(words[0], k, mode, _filters(filter_ or []))
+        if json_:
+            print(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
+        else:
+            from text2token.terminal import show_hits
+
+            show_hits(hits, mode)
         return
-    for hit in hits:
+    if len(words) != 2:
+        raise RecipeError("give INDEX QUERY, or MODEL SOURCE QUERY; put a query of several words in quotation marks")
+    if filter_ or model or mode != "hybrid":
+        raise RecipeError("--filter, --mode and --model are for an index: make one with text2token index")
+    from text2token.corpus.readers import read_documents
+    from text2token.search.one_off import search as find
+
+    source, query = words
+    broken = _broken_lines(on_error)
+    documents = list(read_documents([source], text_field=text_field, format=_format(format), broken=broken))
+    found = find(place, [document for document in documents if document.text.strip()], query, k, _reporter(quiet))
+    _warn(broken)
+    if json_:
+        print(json.dumps([asdict(hit) for hit in found], indent=2, ensure_ascii=False))
+        return
+    for hit in found:
         print(f"{hit.score:.3f}  {hit.place}\n       {' '.join(hit.text.split())[:160]}")
 
 
@@ -349,6 +462,20 @@ def lens(
         show_pair(*pair, list(zip(names, pairs, strict=True)))
     if alignments:
         show_alignment(list(zip(names, alignments, strict=True)))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run: it stands beside the model, as MODEL.run.")],
+    output: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the run's folder.")] = None,
+    map_texts: Annotated[int, typer.Option(help="Texts on the map, which are embedded for it; 0 for none.", min=0)] = 500,
+    quiet: Quiet = False,
+) -> None:
+    """Show a run as one page: scores, how training went, what texts say, a map of the corpus."""
+    reporter = _reporter(quiet)
+    written = _needs("report", "text2token.report").write_report(run, output, map_texts=map_texts, reporter=reporter)
+    if not quiet:
+        print(written)
 
 
 @app.command()
@@ -518,6 +645,17 @@ def _print_lens(models: Any, texts: Any, said: Any, pair: Any, pairs: Any, align
     for content, alignment in zip(found, alignments, strict=False):
         content["metrics"] = asdict(alignment)
     print(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def _filters(assignments: Sequence[str]) -> dict[str, list[str]]:
+    """Return field → values of `field=value`s, or raise `RecipeError`."""
+    filters: dict[str, list[str]] = {}
+    for assignment in assignments:
+        name, sign, value = assignment.partition("=")
+        if not (name and sign):
+            raise RecipeError(f"--filter is {assignment!r}; it must be field=value")
+        filters.setdefault(name, []).append(value)
+    return filters
 
 
 def _needs(extra: str, module: str) -> Any:

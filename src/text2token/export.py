@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoTokenizer
@@ -64,6 +64,15 @@ def export_static(model: SentenceTransformer, folder: Path, card: str, overwrite
         _write_legacy_modules(unfinished)
 
 
+def export_sparse(model: SparseEncoder, folder: Path, card: str, overwrite: bool = False) -> None:
+    """Write a sparse encoder to `folder`, all or nothing; `OutputError` as for `export_embedder`."""
+    check_output(folder, overwrite)
+    with atomic_folder(folder) as unfinished:
+        model.save(str(unfinished), create_model_card=False)
+        (unfinished / "README.md").write_text(card)
+        _check_tokenizer(unfinished, model)
+
+
 def check_output(folder: Path, overwrite: bool) -> None:
     """Raise `OutputError` unless `folder` is free to be written; called before long work as well as after it."""
     if folder.is_file():
@@ -102,7 +111,7 @@ def _write_legacy_modules(folder: Path) -> None:
     _write(folder / "modules.json", modules)
 
 
-def _check_tokenizer(folder: Path, embedder: SentenceTransformer) -> None:
+def _check_tokenizer(folder: Path, embedder: SentenceTransformer | SparseEncoder) -> None:
     expected = tokenizer_of(embedder)(SAMPLE)["input_ids"]
     found = AutoTokenizer.from_pretrained(folder)(SAMPLE)["input_ids"]
     if found != expected:

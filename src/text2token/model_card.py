@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("text2token", "sentence-transformers", "transformers", "torch", "peft")
@@ -32,6 +33,31 @@ def static_card(backbone: str, documents: int) -> str:
 One vector per token, from the language-model head of {backbone}, weighted by inverse document frequency in {documents:,}
 documents and whitened; the vector of a text is their mean. It knows words, not their order. The first dimensions say
 most, so vectors can be cut (`truncate_dim`).
+
+- Versions: {_versions()}.
+"""
+
+
+def sparse_card(model: str, active: int) -> str:
+    """Return the card of a sparse encoder made from the embedder `model`."""
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: feature-extraction
+tags: [sentence-transformers, sparse-encoder, sparse, text2token]
+---
+
+# Words that an embedder says
+
+```python
+from sentence_transformers import SparseEncoder
+
+model = SparseEncoder("path/to/this/folder")
+vectors = model.encode(["a text", "another text"])   # sparse; compare by cosine
+print(model.decode(vectors[0], top_k=10))            # (token, weight), strongest first
+```
+
+{Path(model).name} with one matrix behind it, learnt without labels, that decodes an embedding to tokens; the {active}
+strongest are kept.
 
 - Versions: {_versions()}.
 """

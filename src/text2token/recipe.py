@@ -35,6 +35,7 @@ from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
 from text2token.corpus.readers import BrokenLines, source_state
 from text2token.errors import CorpusError, OutputError, RecipeError
+from text2token.evaluation.along_the_way import Diary, Watch
 from text2token.evaluation.before_after import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
 from text2token.export import check_output, export_embedder
 from text2token.files import atomic_file
@@ -68,7 +69,8 @@ class Recipe:
     `stage2` does not take place as long as its `targets` are "none". `cut_layers` of the last layers are trained with and
     then left out of the embedder: they turn what a text means into the next token, and the layer before them compares
     texts better (LOG.md; Bordes et al. 2022 call it guillotine regularisation). `shuffled_targets` gives every text
-    another text's target: the control that must not learn what a text says.
+    another text's target: the control that must not learn what a text says. `looks`: how often in a stage a few held-out
+    documents show what the embedder has become, for the report (0: never); it changes nothing in the embedder.
     """
 
     backbone: BackboneSettings
@@ -82,9 +84,12 @@ class Recipe:
     cut_layers: int = 1
     isotropy: Isotropy = "half_whiten"
     shuffled_targets: bool = False
+    looks: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.looks < 0:
+            raise RecipeError(f"looks is {self.looks}; it must not be below zero")
         if not self.stages:
             raise RecipeError('the targets of both stages are "none": there is nothing to train on')
         if any(stage.contrast for stage in self.stages.values()) and not self.lora.dropout:
@@ -130,6 +135,7 @@ def read_recipe(name: str) -> Recipe:
         raise RecipeError(f"{name}: no such recipe file; those that come along are {', '.join(recipe_names())}") from error
 
 
+DIARY = "diary.jsonl"
 RECIPES = importlib.resources.files("text2token") / "recipes"
 
 
@@ -234,7 +240,8 @@ def run(
         untrained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
 
     cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter)
-    results = train(recipe, embedder, head, vocabulary, texts.sample, untrained.head_centre, work, steps, reporter)
+    watch = Watch.over(texts.queries, texts.passages, head, vocabulary, recipe.looks)
+    results = train(recipe, embedder, head, vocabulary, texts.sample, untrained.head_centre, work, steps, reporter, watch)
 
     with reporter.progress("Embedding, trained", texts.count, "texts") as progress:
         trained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
@@ -313,11 +320,13 @@ def train(
     work: RunFolder,
     steps: dict[str, str],
     reporter: Reporter,
+    watch: Watch | None = None,
 ) -> dict[str, StageResult]:
     """Train `embedder` through all stages, in place, on the targets in `work`, and go back as far as `blend` says.
 
     Finished stages are taken from `work`, and a broken-off one goes on from its last checkpoint. The head reads from the
     mean embedding of `sample`: that of the untrained backbone, `untrained_centre`, or as it is when the stage begins.
+    Losses, and what `watch` sees, are in each stage's diary.
     """
     if recipe.lora.rank:
         add_lora(embedder, recipe.lora, recipe.seed)
@@ -347,7 +356,15 @@ def train(
         title = "Training" if len(recipe.stages) == 1 else f"Training, {name}"
         with reporter.progress(title, schedule.tokens_to_see, "tokens") as progress:
             results[name] = train_stage(
-                embedder, loss, targets, schedule, stage, checkpoints, resume=True, progress=progress
+                embedder,
+                loss,
+                targets,
+                schedule,
+                stage,
+                checkpoints,
+                resume=True,
+                progress=progress,
+                callbacks=[Diary(embedder, watch, made / DIARY)],
             )
         with atomic_file(made / "weights.safetensors") as path:
             save_file(trainable_weights(embedder), path)

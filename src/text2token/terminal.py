@@ -23,9 +23,11 @@ from text2token.lens.key_tokens import KeyToken
 from text2token.lens.metrics import Alignment
 from text2token.lens.pair import Contributions
 from text2token.lens.readable import ReadableModel, SaidWord
+from text2token.search.explain import Reason, excerpt
 
-if TYPE_CHECKING:  # it stands on mteb, which is an extra and takes seconds to import
+if TYPE_CHECKING:  # they stand on extras, and take seconds to import
     from text2token.evaluation.report import ModelReport
+    from text2token.search.index import Hit
 
 SECONDS_BETWEEN_LINES = 15.0
 LONGEST_BAR = 24  # characters
@@ -162,6 +164,25 @@ def show_reports(reports: "Sequence[ModelReport]") -> None:
         console.print(table)
 
 
+def show_hits(hits: "Sequence[Hit]", mode: str) -> None:
+    """Print hits to stdout: score, place, the part of the text where words of the query stand, and why it was found."""
+    console = Console(highlight=False)
+    if not hits:
+        console.print("Nothing found.")
+    for hit in hits:
+        console.print(Text(f"{hit.score:.3f}  {hit.place}"), soft_wrap=True)
+        shown, places = excerpt(hit.text, hit.highlights)
+        text = Text("       " + shown)
+        for start, end in places:
+            text.stylize("bold", start + 7, end + 7)
+        console.print(text, soft_wrap=True)
+        why = [_said(hit.reasons, "sparse") or "no word shared"] if mode != "dense" else []
+        if said := _said(hit.reasons, "dense"):
+            why.append(f"by meaning: {said}")
+        scores = f"cosine {hit.dense:.3f}, BM25 {hit.sparse:.1f}"
+        console.print(Text(f"       {'; '.join([*why, scores])}"), style="dim", soft_wrap=True)
+
+
 def show_leaderboard(board: Leaderboard) -> None:
     """Print the best row of each peer to stdout."""
     table = Table(title=board.title)
@@ -235,3 +256,7 @@ def _short(model: str) -> str:
 
 def _words(tokens: Sequence[KeyToken]) -> Text:
     return Text(", ".join(token.word for token in tokens))
+
+
+def _said(reasons: Sequence[Reason], half: str) -> str:
+    return ", ".join(f"{reason.word} {reason.contribution:.2g}" for reason in reasons if reason.half == half)

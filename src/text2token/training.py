@@ -7,7 +7,7 @@ this loss compares no texts with each other, so who shares a batch does not matt
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -175,13 +175,15 @@ def train_stage(
     collator: SentenceTransformerDataCollator | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> StageResult:
     """Train the weights of `embedder` that require gradients on `rows` by `schedule` (from `plan`), in place.
 
     `rows` are targets for `TokenTargetLoss`, unless another `collator` prepares them for another `loss`. `folder` takes
     checkpoints and TensorBoard logs. With `resume`, training goes on from the last complete checkpoint there, to the
     same weights as if it had never stopped; without, an old one is an `OutputError`. `progress` is called
-    with the number of tokens after every step. Raises `TrainingDiverged` when the loss is not finite.
+    with the number of tokens after every step; `callbacks` are the trainer's. Raises `TrainingDiverged` when the loss is
+    not finite.
     """
     checkpoint = last_checkpoint(folder)
     if checkpoint and not resume:
@@ -213,7 +215,7 @@ def train_stage(
         train_dataset=rows if collator else rows.add_column("row", np.arange(len(rows))),
         loss=loss,
         data_collator=collator or TargetCollator(preprocess_fn=embedder.preprocess),
-        callbacks=[counter],
+        callbacks=[counter, *callbacks],
     )
     trainer.remove_callback(_callback_named(trainer, "PrinterCallback"))
     with writing(folder):

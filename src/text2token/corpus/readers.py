@@ -318,7 +318,9 @@ def _read_dataset_folder(folder: str, text_field: str | None, broken: BrokenLine
     text_field = text_field or _find_text_field(set(columns), folder)
     if text_field not in columns:
         raise CorpusError(f"{folder}: no text column {text_field!r}; there are {_listed(columns)}")
-    fields = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)]
+    fields = [
+        name for name, feature in dataset.features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)
+    ]
     for number, record in enumerate(dataset.select_columns(fields), start=1):
         yield from _field_document(record, text_field, f"{folder}:row {number}", broken)
 

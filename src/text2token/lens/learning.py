@@ -46,7 +46,8 @@ def learn_from_words(
     """
     vocabulary = vocabulary or VocabularySettings()
     words_of = WordSplitter(tokenizer, vocabulary).words_in(texts, max_tokens)
-    if len(texts) < FEWEST_TEXTS or max(Counter(word for words in words_of for word in words).values()) < MIN_TEXTS:
+    counts = Counter(word for words in words_of for word in words)
+    if len(texts) < FEWEST_TEXTS or max(counts.values(), default=0) < MIN_TEXTS:
         raise CorpusError(
             f"a reader cannot be learnt from {len(texts)} texts: at least {FEWEST_TEXTS} are needed, better a thousand, "
             f"and words that occur in {MIN_TEXTS} of them"
@@ -77,18 +78,21 @@ def learn_from_head(
     mean of their spellings' rows. Any word of the vocabulary can be said, whether the texts hold it or not.
     """
     vocabulary = vocabulary or VocabularySettings()
-    splitter = WordSplitter(tokenizer, vocabulary)
+    lexicon, rows = head_directions(head, WordSplitter(tokenizer, vocabulary))
+    mean, to_state = _regressed(embeddings, states.double().numpy())
+    card = ReaderCard("head", source, len(embeddings), max_tokens, vocabulary, tokenizer_fingerprint(tokenizer))
+    return TokenReader(card, lexicon, rows @ to_state, mean, probe.float(), tokenizer)
+
+
+def head_directions(head: LanguageModelHead, splitter: WordSplitter) -> tuple[tuple[str, ...], Tensor]:
+    """Return the words that `head` can say, and their directions among its states, shape (words, head's dimension)."""
     rows_of = {
         word: [row for row in splitter.vocabulary.representatives[token_id].tolist() if row != NOT_A_TARGET]
         for token_id, word in enumerate(splitter.word_of)
         if word
     }
-    weight = head.weight.double()
-    rows = torch.stack([weight[ids].mean(0) for ids in rows_of.values()]) * head.scale
-    mean, to_state = _regressed(embeddings, states.double().numpy())
-    directions = ((rows - rows.mean(0)) @ to_state.double()).float()  # what all rows share changes no probability
-    card = ReaderCard("head", source, len(embeddings), max_tokens, vocabulary, tokenizer_fingerprint(tokenizer))
-    return TokenReader(card, tuple(rows_of), directions, mean, probe.float(), tokenizer)
+    rows = torch.stack([head.weight[ids].mean(0) for ids in rows_of.values()]) * head.scale
+    return tuple(rows_of), rows - rows.mean(0)  # what all rows share changes no probability
 
 
 def _regressed(embeddings: Tensor, targets: NDArray[np.float64]) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ parts of the sum. What a dense score is made of, only a reader of the embedding 
 where there is none, nothing is claimed.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,14 +27,15 @@ class Reason:
     half: Half
 
 
-def shared_words(
-    query: dict[int, str], document: dict[int, float], rarity: dict[int, float]
-) -> list[Reason]:
+def shared_words(query: dict[int, str], document: dict[int, float], rarity: dict[int, float]) -> list[Reason]:
     """Return the words of the query that the document has, strongest first; the contributions add up to its BM25 score.
 
-    `query` spells words by their number, `document` has the weight of each of its own, `rarity` the inverse document frequency.
+    `query` spells words by their number, `document` has the weight of each of its own, `rarity` the inverse document
+    frequency of each.
     """
-    shared = [Reason(word, rarity[number] * document[number], "sparse") for number, word in query.items() if number in document]
+    shared = [
+        Reason(word, rarity[number] * document[number], "sparse") for number, word in query.items() if number in document
+    ]
     return sorted(shared, key=lambda reason: -reason.contribution)
 
 
@@ -44,3 +46,17 @@ def dense_reasons(
     if explain is None:
         return []
     return [Reason(word, contribution, "dense") for word, contribution in explain(query, document)]
+
+
+def excerpt(text: str, places: Sequence[tuple[int, int]], length: int = 160) -> tuple[str, list[tuple[int, int]]]:
+    """Return the part of `text` where most of `places` are, about `length` characters in one line, and its places."""
+    start = max((place[0] for place in places), key=lambda at: _within(places, at, at + length), default=0)
+    start = 0 if start < length // 3 else text.rfind(" ", 0, start - length // 6) + 1  # some words before it
+    end = start + length
+    before, after = "… " if start else "", " …" if end < len(text) else ""
+    shown = [(max(a, start) - start + len(before), min(b, end) - start + len(before)) for a, b in places if start <= a < end]
+    return before + re.sub(r"\s", " ", text[start:end]) + after, shown
+
+
+def _within(places: Sequence[tuple[int, int]], start: int, end: int) -> int:
+    return sum(start <= place[0] < end for place in places)

@@ -147,7 +147,9 @@ class Index:
         if (folder / CARD).exists():
             card = replace(read_card(folder), model=_lasting(model))
             if card.language != language:
-                raise OutputError(f"{folder}: its words are {card.language}, not {language}. Keep to it, or choose another --store")
+                raise OutputError(
+                    f"{folder}: its words are {card.language}, not {language}. Keep to it, or choose another --store"
+                )
             index = cls._opened(folder, card, WAIT_TO_WRITE)
             try:
                 index.encoder  # noqa: B018 — to know at once whether it is the same model
@@ -215,8 +217,8 @@ class Index:
             encoder = open_encoder(self.card.model, self.card.dtype)
             if encoder.fingerprint != self.card.fingerprint:
                 raise OutputError(
-                    f"{self.folder}: holds vectors of another model than {self.card.model} now is ({self.card.fingerprint}, not "
-                    f"{encoder.fingerprint}). Use that model, or choose another --store"
+                    f"{self.folder}: holds vectors of another model ({self.card.fingerprint}) than {self.card.model} now is "
+                    f"({encoder.fingerprint}). Use that model, or choose another --store"
                 )
             self._encoder = replace(encoder, memory=None)
         return self._encoder
@@ -227,7 +229,12 @@ class Index:
         return int(self.shard.count(engine.CountRequest()))
 
     def add(
-        self, documents: Iterable[Document], *, prune: bool = False, total: int | None = None, reporter: Reporter | None = None
+        self,
+        documents: Iterable[Document],
+        *,
+        prune: bool = False,
+        total: int | None = None,
+        reporter: Reporter | None = None,
     ) -> Filled:
         """Add the documents that are not there yet; with `prune`, remove those that are not among `documents`.
 
@@ -280,9 +287,9 @@ class Index:
     ) -> list[Hit]:
         """Return the `k` best documents, best first.
 
-        "dense" ranks by meaning, "sparse" by words (BM25), "hybrid" by both ranks, 1 / (60 + rank) each. `filters`: a document
-        must have one of the values of every field named; they are compared as text, lists by each of their elements. Raises
-        `RecipeError` for a mode or field that there is not.
+        "dense" ranks by meaning, "sparse" by words (BM25), "hybrid" by both ranks, 1 / (60 + rank) each. `filters`: a
+        document must have one of the values of every field named; they are compared as text, lists by each of their
+        elements. Raises `RecipeError` for a mode or field that there is not.
         """
         if mode not in MODES:
             raise RecipeError(f"mode is {mode!r}; choose {', '.join(MODES)}")
@@ -299,9 +306,8 @@ class Index:
             return []
         if mode == "hybrid":
             fused = [engine.Prefetch(limit=max(CANDIDATES, k), query=half, filter=condition) for half in halves.values()]
-            request = engine.QueryRequest(
-                limit=k, prefetches=fused, query=engine.Fusion.Rrf(k=RRF_K), with_payload=True, with_vector=True
-            )
+            reciprocal: Any = engine.Fusion.Rrf(k=RRF_K)  # which the engine's stubs do not count among its queries
+            request = engine.QueryRequest(limit=k, prefetches=fused, query=reciprocal, with_payload=True, with_vector=True)
         else:
             ranked = halves[DENSE if mode == "dense" else SPARSE]
             request = engine.QueryRequest(limit=k, query=ranked, filter=condition, with_payload=True, with_vector=True)
@@ -412,8 +418,8 @@ def fill_index(
 ) -> Filled:
     """Make the index in `folder`, or bring it up to date; the same call goes on after an interruption.
 
-    `model` is an embedder's folder, hub id or `pypi:PACKAGE`. Raises a `Text2TokenError` for anything a user can mend: no text,
-    another model's index, another process at it.
+    `model` is an embedder's folder, hub id or `pypi:PACKAGE`. Raises a `Text2TokenError` for anything a user can mend: no
+    text, another model's index, another process at it.
     """
     remaining = iter(documents)
     first = list(itertools.islice(remaining, BATCH))

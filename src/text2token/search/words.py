@@ -1,8 +1,8 @@
 """The sparse half of an index: BM25 over words, by the engine that keeps the vectors.
 
-A word is a dimension, whose number is the hash of its stem; the engine weighs it by how rare it is among the documents it holds
-at the moment. The trap is the average length: BM25 compares every document with it, and the engine's 256 words for any
-corpus cost two points of nDCG@10 on short abstracts (docs/search.md), so it is measured on the first documents and kept.
+A word is a dimension, whose number is the hash of its stem; the engine weighs it by how rare it is among the documents it
+holds at the moment. The trap is the average length: BM25 compares every document with it, and the engine's 256 words for
+any corpus cost two points of nDCG@10 on short abstracts (docs/search.md), so it is measured on the first documents and kept.
 """
 
 import re
@@ -22,7 +22,7 @@ class Words:
     """Texts to weighted words. `language` chooses stop words and stemmer ("english", …; "none" for neither)."""
 
     def __init__(self, language: str, average_length: float) -> None:
-        self.model = Bm25(_settings(language, avg_len=average_length))
+        self.model = _bm25(language, average_length=average_length)
         self.number_of = lru_cache(REMEMBERED_WORDS)(self._number_of)
 
     def of_document(self, text: str) -> SparseVector:
@@ -53,23 +53,21 @@ class Words:
 
 def average_length(texts: Iterable[str], language: str) -> float:
     """Return the mean number of words, stop words apart; at least 1."""
-    counting = Bm25(_settings(language, k=1e6, b=0.0))  # so that a word's weight is how often it occurs
+    counting = _bm25(language, k=1e6, b=0.0)  # so that a word's weight is how often it occurs
     lengths = [sum(counting.embed_document(text).values) for text in texts]
     return max(1.0, sum(lengths) / max(1, len(lengths)))
 
 
 def check_language(language: str) -> None:
     """Raise `RecipeError` where the engine has no stop words and stemmer for `language`."""
-    _settings(language)
+    _bm25(language)
 
 
-def _settings(language: str, **numbers: float) -> Bm25Config:
+def _bm25(language: str, k: float = 1.2, b: float = 0.75, average_length: float = 256.0) -> Bm25:
     try:
         if language == NO_LANGUAGE:
-            settings = Bm25Config(stemmer=DisabledStemmer(), stopwords=StopwordsSet(), **numbers)
-        else:
-            settings = Bm25Config(language=language, **numbers)
-        Bm25(settings)
+            plain = Bm25Config(k=k, b=b, avg_len=average_length, stemmer=DisabledStemmer(), stopwords=StopwordsSet())
+            return Bm25(plain)
+        return Bm25(Bm25Config(k=k, b=b, avg_len=average_length, language=language))
     except ValueError as error:
         raise RecipeError(f"--language is {language!r}: {error}. Name one in English and small letters, or none") from None
-    return settings

@@ -65,7 +65,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._say()
+        if not self.should_exit:
+            self._say()
 
 
 def _settings(app: ASGIApp, limits: Limits) -> uvicorn.Config:

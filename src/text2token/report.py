@@ -1,0 +1,237 @@
+"""One page about one run: what came out, how it changed along the way, what it says, where the texts lie, what it cost.
+
+The page is one file that loads nothing. Figures are drawn by matplotlib; its colours are placeholders that the page's style
+sheet fills in, so that they fit light and dark.
+"""
+
+import io
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+from text2token.corpus.prepare import Corpus
+from text2token.encoder import open_encoder
+from text2token.errors import OutputError, Text2TokenError
+from text2token.evaluation.along_the_way import read_diary
+from text2token.files import atomic_file
+from text2token.isotropy import sample_texts
+from text2token.lens.reader import open_reader
+from text2token.recipe import DIARY, RunFolder
+from text2token.reporter import Reporter, Silent
+
+MAP_TEXTS = 500
+MAP_WORDS = 8
+FONT_SIZE = 11
+# Colours that matplotlib writes into the drawing, and the names of those that stand for them on the page.
+PLACEHOLDERS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--quiet)",
+    "#030303": "var(--rule)",
+    "#040404": "var(--page)",
+    **{f"#0500{number:02d}": f"var(--series-{number})" for number in range(MAP_WORDS)},
+}
+INK, QUIET, RULE, PAGE = list(PLACEHOLDERS)[:4]
+SERIES = list(PLACEHOLDERS)[4:]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: its name, and (x, y) points in their order."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What the page shows. `results` is `results.json`, None as long as a run is not finished."""
+
+    name: str
+    recipe: str
+    settings: dict[str, Any]
+    results: dict[str, Any] | None
+    diaries: dict[str, list[dict[str, Any]]]
+
+
+def write_report(
+    run: Path, output: Path | None = None, *, map_texts: int = MAP_TEXTS, reporter: Reporter | None = None
+) -> Path:
+    """Write the page about the run folder `run` to `output` (default: report.html in it) and return where it is.
+
+    The map embeds `map_texts` passages with the finished model; 0 leaves it out. Raises `OutputError` when the folder is no
+    run's or the page cannot be written.
+    """
+    reporter = reporter or Silent()
+    report = read_run(run)
+    figures = {"loss": loss_chart(report), **dict(zip(("words", "shape"), along_charts(report), strict=True))}
+    map_, words = None, []
+    if map_texts and report.results:
+        try:
+            map_, words = corpus_map(run, Path(report.results["model"]), map_texts, reporter)
+        except Text2TokenError as error:  # the model has moved: the page is worth having without its map
+            reporter.note(f"Without a map: {error}")
+    page = _page(report, {**figures, "map": map_}, words)
+    output = output or run / "report.html"
+    with atomic_file(output) as path:
+        path.write_text(page, encoding="utf-8")
+    return output
+
+
+def read_run(run: Path) -> RunReport:
+    """Read what a run folder says of itself; of an unfinished run that is less. `OutputError` where there is no run."""
+    work = RunFolder(run)
+    try:
+        recipe = work.recipe.read_text()
+        settings = tomllib.loads(recipe)
+        results = json.loads(work.results.read_text()) if work.results.exists() else None
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{run}: is not the folder of a run ({error}). It stands beside the model, as MODEL.run"
+        ) from error
+    diaries = {path.parent.name: read_diary(path) for path in sorted(work.stages.glob(f"*/{DIARY}"))}
+    name = Path(results["model"]).name if results else run.name.removesuffix(".run")
+    return RunReport(name, recipe, settings, results, {name: lines for name, lines in diaries.items() if lines})
+
+
+def loss_chart(report: RunReport) -> Markup | None:
+    """Return the training loss over steps, a line for each stage."""
+    lines = [
+        Line(stage, [(line["step"], line["loss"]) for line in diary if "loss" in line])
+        for stage, diary in report.diaries.items()
+    ]
+    return chart(lines, "optimiser step", "KL divergence, nats")
+
+
+def along_charts(report: RunReport) -> tuple[Markup | None, Markup | None]:
+    """Return the paper's figure: what embeddings say and how well they compare; and how evenly they lie."""
+    if not report.diaries:
+        return None, None
+    moments, offset = [], 0
+    for diary in report.diaries.values():
+        looks = [line for line in diary if "mrr_at_10" in line]
+        moments += [{**line, "step": line["step"] + offset} for line in looks]
+        offset += max((line["step"] for line in diary), default=0)
+
+    def line(name: str, key: str) -> Line:
+        return Line(name, [(moment["step"], moment[key]) for moment in moments if moment[key] is not None])
+
+    words = [
+        line("words: the one said most is in the text", "hit_at_1"),
+        line("words: of the first ten, so many are in the text", "precision_at_10"),
+        line("vectors: a document's parts find each other, MRR@10", "mrr_at_10"),
+    ]
+    shape = [
+        line("distance of a document's parts (alignment)", "alignment"),
+        line("evenness of all (uniformity; lower is more even)", "uniformity"),
+        line("common direction (anisotropy)", "anisotropy"),
+    ]
+    return chart(words, "optimiser step", "percent"), chart(shape, "optimiser step", "value")
+
+
+def corpus_map(run: Path, model: Path, count: int, reporter: Reporter) -> tuple[Markup, list[tuple[str, int]]]:
+    """Return a plane on which like passages lie close, coloured by what they say most, and those words with their counts."""
+    encoder = open_encoder(str(model), "auto")
+    reader = open_reader(model)
+    texts = sample_texts(Corpus.open(RunFolder(run).corpus).passages, seed=1, size=count)
+    with reporter.progress("Embedding for the map", len(texts), "texts") as progress:
+        vectors = encoder(texts, progress)
+    if len(texts) < 10:
+        raise OutputError(f"{run}: {len(texts)} passages make no map")
+    said = [words[0].word if words else "" for words in reader.words(vectors, k=1)]
+    frequent = Counter(word for word in said if word).most_common(MAP_WORDS)
+    return _scatter(_plane(vectors), said, [word for word, _ in frequent]), frequent
+
+
+def chart(lines: Sequence[Line], x: str, y: str) -> Markup | None:
+    """Return a line chart as SVG for the page; None when no line has two points."""
+    lines = [line for line in lines if len(line.points) > 1]
+    if not lines:
+        return None
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        for line, colour in zip(lines, SERIES, strict=False):
+            marker = "o" if len(line.points) < 20 else None
+            axes.plot(
+                *zip(*line.points, strict=True), color=colour, label=line.name, marker=marker, markersize=5, linewidth=2
+            )
+        axes.set(xlabel=x, ylabel=y)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=RULE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        if len(lines) > 1:
+            figure.legend(loc="outside upper left", frameon=False, ncols=1)
+        return _svg(figure)
+
+
+def _plane(vectors: Tensor) -> NDArray[np.float64]:
+    perplexity = min(30, (len(vectors) - 1) / 3)
+    plane: NDArray[np.float64] = TSNE(metric="cosine", init="random", random_state=0, perplexity=perplexity).fit_transform(
+        vectors.numpy()
+    )
+    return plane
+
+
+def _scatter(plane: NDArray[np.float64], said: Sequence[str], frequent: Sequence[str]) -> Markup:
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        axes = figure.add_subplot()
+        others = [row for row, word in enumerate(said) if word not in frequent]
+        axes.scatter(*plane[others].T, s=16, color=RULE, edgecolors=PAGE, linewidths=0.5)
+        for word, colour in zip(frequent, SERIES, strict=False):
+            rows = [row for row, own in enumerate(said) if own == word]
+            axes.scatter(*plane[rows].T, s=30, color=colour, edgecolors=PAGE, linewidths=0.5)
+            middle = np.median(plane[rows], axis=0)
+            axes.annotate(word, middle, color=INK, fontsize=FONT_SIZE + 1, ha="center", va="bottom", parse_math=False)
+        axes.set_axis_off()
+        return _svg(figure)
+
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "svg.hashsalt": "text2token",  # the same figure, the same file
+    "font.size": FONT_SIZE,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.labelcolor": QUIET,
+    "axes.edgecolor": QUIET,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
+}
+
+
+def _svg(figure: Figure) -> Markup:
+    """Return the drawing without its own size, so that it is as wide as the page, and in the page's colours."""
+    written = io.StringIO()
+    figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    drawing = written.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(
+        r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*" width="[^"]*"', r"\1\2", drawing, count=1
+    )
+    for placeholder, colour in PLACEHOLDERS.items():
+        drawing = drawing.replace(placeholder, colour)
+    return Markup(drawing)  # matplotlib escapes what it writes
+
+
+def _page(report: RunReport, figures: dict[str, Markup | None], words: Sequence[tuple[str, int]]) -> str:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("text2token").joinpath("report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(report=asdict(report), figures=figures, words=words)

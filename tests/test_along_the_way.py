@@ -1,0 +1,122 @@
+"""What a run notes of itself while it trains, and that noting changes nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TEXTS
+from safetensors.torch import load_file
+
+from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.corpus.prepare import CorpusSettings
+from text2token.corpus.readers import read_documents
+from text2token.evaluation.along_the_way import Watch, read_diary, word_scores
+from text2token.evaluation.label_free import dense_scores, geometry
+from text2token.head import LanguageModelHead, load_head
+from text2token.lens.reader import WordSplitter
+from text2token.recipe import DIARY, Recipe, run
+from text2token.reporter import Silent
+from text2token.vocabulary import TargetVocabulary, VocabularySettings
+
+
+@pytest.fixture
+def recipe(tiny: BackboneSettings, text_file: Path) -> Recipe:
+    settings = ["stage1.targets=data_driven", "stage1.tokens_per_batch=512", "stage1.steps_per_checkpoint=3", "lora.rank=4"]
+    return Recipe(tiny, sources=(str(text_file),), corpus=CorpusSettings(held_out=10)).with_settings(settings)
+
+
+def run_here(recipe: Recipe, folder: Path, **options: Any) -> list[dict[str, Any]]:
+    run(recipe, read_documents(recipe.sources), folder / "run", folder / "model", **options)
+    return read_diary(folder / "run" / "stages" / "stage1" / DIARY)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_looking_changes_nothing_and_sees_the_beginning_and_the_end(recipe: Recipe, tmp_path: Path) -> None:
+    diary = run_here(recipe, tmp_path / "seen")
+    unseen = run_here(replace(recipe, looks=0), tmp_path / "unseen")
+    before, after = weights(tmp_path / "seen"), weights(tmp_path / "unseen")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    moments = [line for line in diary if "mrr_at_10" in line]
+    steps = [line["step"] for line in moments]
+    assert steps[0] == 0
+    assert len(steps) == recipe.looks + 1
+    assert steps == sorted(set(steps))
+    assert [line for line in diary if "loss" in line] == unseen
+    assert unseen[-1]["step"] <= steps[-1]
+
+
+class Interrupting(Silent):
+    """Stops the run in the middle of training."""
+
+    def progress(self, description: str, total: int | None, unit: str) -> Any:
+        inner = super().progress(description, total, unit)
+        if description != "Training":
+            return inner
+        return _Broken(inner)
+
+
+class _Broken:
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __enter__(self) -> Any:
+        self.inner.__enter__()
+        self.steps = 0
+
+        def advance(done: int) -> None:
+            self.steps += 1
+            if self.steps == 8:
+                raise KeyboardInterrupt
+
+        return advance
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.inner.__exit__(*error)
+
+
+def test_an_interrupted_run_ends_with_the_same_diary(recipe: Recipe, tmp_path: Path) -> None:
+    whole = run_here(recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run_here(recipe, tmp_path / "broken", reporter=Interrupting())
+    assert run_here(recipe, tmp_path / "broken", resume=True) == whole
+
+
+def test_a_look_says_what_the_embeddings_say(tiny: BackboneSettings) -> None:
+    embedder = load_embedder(tiny)
+    head = load_head(embedder, tiny.name)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
+    queries, passages = TEXTS[:5], TEXTS[5:]
+    watch = Watch.over(queries, passages, head, vocabulary, looks=1)
+    assert watch
+    seen = watch.look(embedder.train(), 7)
+    assert embedder.training
+    both = embed(embedder.eval(), TEXTS)
+    centred = both - both.mean(0)
+    assert seen.step == 7
+    assert seen.mrr_at_10 == pytest.approx(dense_scores(centred[:5], centred[5:]).mrr_at_10)
+    assert seen.uniformity == pytest.approx(geometry(centred[:5], centred[5:]).uniformity, abs=1e-5)
+    assert seen.hit_at_1 is not None
+    assert 0 <= seen.hit_at_1 <= 100
+
+
+def test_an_embedding_that_points_at_a_word_says_it(tiny: BackboneSettings) -> None:
+    tokenizer = tokenizer_of(load_embedder(tiny))
+    splitter = WordSplitter(tokenizer, VocabularySettings())
+    torch.manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(len(splitter.word_of), 16))
+    for token in [token for token, word in enumerate(splitter.word_of) if word][::5]:
+        lexicon, scores = word_scores(rows[token][None], LanguageModelHead(rows), splitter)
+        assert lexicon[int(scores.argmax())] == splitter.word_of[token]
+        assert scores.max() == pytest.approx(1)
+
+
+def test_where_there_is_nothing_to_see_there_is_no_watch(tiny: BackboneSettings) -> None:
+    embedder = load_embedder(tiny)
+    given = load_head(embedder, tiny.name), TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
+    assert Watch.over(["one"], ["text"], *given, looks=1) is None
+    assert Watch.over(TEXTS, TEXTS, *given, looks=0) is None
