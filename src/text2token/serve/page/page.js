@@ -1,6 +1,7 @@
 // Search and lens in the browser. What comes from the server or the user is only ever put in as text, never as markup.
 
 const EXCERPT = 300; // characters of a text that are shown at first
+const REASONS = 5; // of a kind, for a hit
 const PAUSE = 300; // milliseconds without a key before two texts are compared
 const KEY = "text2token-api-key";
 const EXAMPLE = ["The price of coffee rose sharply after frost damaged the harvest.", "Cold weather in Brazil has made espresso more expensive."];
@@ -152,7 +153,7 @@ function why(hit, longest) {
   const reasons = element("div", { className: "why" });
   const halves = [["sparse", "words", "Words they share", `BM25 ${figure(hit.sparse, 1)}`], ["dense", "meaning", "What both say", `cosine ${figure(hit.dense)}`]];
   for (const [half, kind, title, score] of halves) {
-    const rows = hit.reasons.filter(reason => reason.half === half).slice(0, 6).map(({ word, contribution }) => ({ word, value: contribution }));
+    const rows = hit.reasons.filter(reason => reason.half === half).slice(0, REASONS).map(({ word, contribution }) => ({ word, value: contribution }));
     if (!rows.length && half === "sparse" && !hit.sparse) continue;
     reasons.append(element("h3", {}, title, element("span", { textContent: score })),
       bars(element("ul", { className: `bars ${kind}` }), rows, longest[half] || 1));
