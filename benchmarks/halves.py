@@ -2,8 +2,8 @@
 
     python benchmarks/halves.py MODEL SUITE [--suite-tokens N] [--sparse]
 
-dense is MODEL's cosine, BM25 the sparse half of `text2token index`; fused by reciprocal ranks or by the sum of z-scores. With
---sparse also `text2token export --sparse`, its decoder learnt from the task's own documents, without their labels.
+dense is the cosine of MODEL, BM25 the sparse half of `text2token index`; fused by reciprocal ranks or by the sum of
+z-scores. With --sparse also `text2token export --sparse`, its decoder learnt from the task's own documents, unlabelled.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from qdrant_edge import SparseVector
 from scipy.sparse import csr_array, diags_array
 
 from text2token.backbone import tokenizer_of
-from text2token.encoder import open_encoder, open_embedder
+from text2token.encoder import open_embedder, open_encoder
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.search.sparse import ACTIVE_TOKENS, ONE_FORM, fit_words
 from text2token.search.words import Words, average_length

@@ -8,7 +8,6 @@ held-out passages and queries. Embeddings at both depths are kept in FILE for th
 """
 
 import argparse
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -23,12 +22,12 @@ from torch.nn.functional import normalize
 from text2token.adapters import add_lora, blend_lora
 from text2token.backbone import embed, load_embedder, prompt_tokens, tokenizer_of, without_last_layers
 from text2token.corpus.prepare import Corpus
-from text2token.evaluation.before_after import EvaluationTexts
+from text2token.evaluation.before_after import CENTRE_TEXTS, EvaluationTexts
 from text2token.head import load_head
 from text2token.isotropy import fit_isotropy
-from text2token.lens.learning import head_directions, learn_from_head, learn_from_words
+from text2token.lens.learning import head_directions, joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import alignment_of_scores
-from text2token.lens.reader import WordSplitter
+from text2token.lens.reader import TokenReader, WordSplitter
 from text2token.recipe import Recipe, RunFolder, read_recipe
 from text2token.terminal import TerminalReporter, quiet_libraries
 from text2token.training import load_trainable
@@ -85,44 +84,58 @@ def main() -> None:
     spread = {name: whitening(states[f"cut.{name}"]) for name in parts}
     finished = {name: normalize(vectors) for name, vectors in spread.items()}
     said, rows = head_directions(head, splitter)
-    options = {"vocabulary": recipe.vocabulary, "max_tokens": room}
     there = {name: splitter.words_in(parts[name], room) for name in ("passages", "queries")}
-    console, table = (
-        Console(highlight=False),
-        Table("reader", "held-out", "Hit@1", "Hit@5", "first 10 in text", "LAR", "GAR"),
-    )
+    counted = Counter(word for words in splitter.words_in(texts.sample, room) for word in words)
+    names = ("Hit@1", "Hit@5", "first 10 in text", "one of 3 rarest in first 10", "LAR", "GAR")
+    console, table = Console(highlight=False), Table("reader", "held-out", *names)
 
     def row(name: str, lexicon: tuple[str, ...], scores: dict[str, Tensor]) -> None:
-        for part, words in there.items():
-            found = alignment_of_scores(scores[part], lexicon, words)
-            figures = (found.hit_at_1, found.hit_at_5, found.precision_at_10, found.lar, found.gar)
+        for part, words_of in there.items():
+            kept = [number for number, words in enumerate(words_of) if words]
+            found = alignment_of_scores(scores[part], lexicon, words_of)
+            rare = 0
+            for number, ten in zip(kept, scores[part][kept].topk(10).indices.tolist(), strict=True):
+                rarest = sorted(words_of[number], key=lambda word: (counted[word], word))[:3]
+                rare += not {lexicon[index] for index in ten}.isdisjoint(rarest)
+            figures = (found.hit_at_1, found.hit_at_5, found.precision_at_10, 100 * rare / len(kept), found.lar, found.gar)
             table.add_row(name, part, *(f"{figure:.1f}" for figure in figures))
 
-    by_words = learn_from_words(texts.sample, finished["sample"], finished["sample"][:3], tokenizer, **options)  # type: ignore[arg-type]
-    counted = Counter(word for words in splitter.words_in(texts.sample, room) for word in words)
+    def from_words(vectors: Tensor) -> TokenReader:
+        return learn_from_words(texts.sample, vectors, vectors[:3], tokenizer, vocabulary=recipe.vocabulary, max_tokens=room)
+
+    def from_head(vectors: Tensor, count: int) -> TokenReader:
+        learnt_on = states["last.sample"][:count], vectors[:count], vectors[:3]
+        return learn_from_head(*learnt_on, head, tokenizer, vocabulary=recipe.vocabulary, max_tokens=room)
+
+    by_words, whole = from_words(finished["sample"]), len(texts.sample)
     counts = torch.tensor([float(counted[word]) for word in by_words.lexicon])
     row("always the most common words", by_words.lexicon, {part: counts.expand(len(there[part]), -1) for part in there})
     for name, depth in (("head after the last layer (the finished model lacks it)", "last"), ("head where it ends", "cut")):
         mean = states[f"{depth}.sample"].mean(0)
         row(name, said, {part: (states[f"{depth}.{part}"] - mean) @ rows.T for part in there})
-    for how, vectors in (("unit length", finished), ("before unit length", spread)):
-        reader = learn_from_head(states["last.sample"], vectors["sample"], vectors["sample"][:3], head, tokenizer, **options)  # type: ignore[arg-type]
-        row(f"ridge to the last layer, then the head; {how}", said, {part: reader.scores(vectors[part]) for part in there})
     for how, vectors in (("before unit length", spread), ("unit length", finished)):
-        reader = learn_from_words(texts.sample, vectors["sample"], vectors["sample"][:3], tokenizer, **options)  # type: ignore[arg-type]
-        row(f"ridge to the words; {how}", reader.lexicon, {part: reader.scores(vectors[part]) for part in there})
+        by_head, words = from_head(vectors["sample"], whole), from_words(vectors["sample"])
+        row(f"ridge to the last layer, then the head; {how}", said, {part: by_head.scores(vectors[part]) for part in there})
+        row(f"ridge to the words; {how}", words.lexicon, {part: words.scores(vectors[part]) for part in there})
+    readers = {"words": by_words}
+    for count in (whole, CENTRE_TEXTS):
+        both = joined(by_words, from_head(finished["sample"], count), finished["sample"])
+        row(f"both; the head's from {count:,} texts", said, {part: both.scores(finished[part]) for part in there})
+        readers[f"both, {count}"] = both
     console.print(table)
-    console.print(
-        json.dumps({"texts": {name: len(content) for name, content in parts.items()}, "words": len(reader.lexicon)})
-    )
-    for row_number in range(3):
-        console.print(" ".join(texts.passages[row_number].split())[:160], markup=False)
-        after_last = states["last.passages"][row_number] - states["last.sample"].mean(0)
+    for name, reader in readers.items():
+        pairs = [reader.contributions(*pair) for pair in zip(finished["passages"], finished["queries"], strict=True)]
+        cosine, common, explained = (
+            sum(getattr(pair, part) for pair in pairs) / len(pairs) for part in ("cosine", "common", "explained")
+        )
+        console.print(f"pairs, {name}: cosine {cosine:.3f} = words {explained:.3f} + common {common:.3f} + rest")
+    for number in range(3):
+        console.print(" ".join(texts.passages[number].split())[:160], markup=False)
+        after_last = states["last.passages"][number] - states["last.sample"].mean(0)
         best = torch.topk(rows @ after_last, 8).indices.tolist()
         console.print("  head after the last layer:", ", ".join(said[index] for index in best))
-        console.print(
-            "  ridge to the words:", ", ".join(word.word for word in reader.words(finished["passages"][row_number][None])[0])
-        )
+        for name, reader in readers.items():
+            console.print(f"  {name}:", ", ".join(word.word for word in reader.words(finished["passages"][number][None])[0]))
 
 
 if __name__ == "__main__":

@@ -71,3 +71,9 @@ def test_module_and_map_agree(kind: Isotropy) -> None:
 @pytest.mark.parametrize("texts", [1, 2, 5])
 def test_fewer_texts_than_dimensions_stay_finite(texts: int) -> None:
     assert torch.isfinite(fit_isotropy(sample(texts))(sample(20))).all()
+
+
+@pytest.mark.parametrize("kind", ["centre", "half_whiten", "whiten"])
+def test_texts_that_are_all_alike_leave_a_finite_map(kind: Isotropy) -> None:
+    whitening = fit_isotropy(torch.ones(20, 6), kind)
+    assert torch.isfinite(whitening(torch.randn(3, 6))).all()

@@ -17,7 +17,7 @@ from text2token.backbone import BackboneSettings, embed, load_embedder, tokenize
 from text2token.encoder import TextEncoder, encoder_of
 from text2token.errors import BackboneError, CorpusError
 from text2token.head import load_head
-from text2token.lens.learning import learn_from_head, learn_from_words
+from text2token.lens.learning import joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import alignment, alignment_of_scores
 from text2token.lens.pair import taken_apart
 from text2token.lens.reader import PROBE, TokenReader, WordSplitter, as_fast_tokenizer, open_reader, save_reader
@@ -150,6 +150,24 @@ def test_a_head_is_read_through_any_linear_finish(tiny: BackboneSettings, texts:
     assert sum(word.weight for word in reader.words(embeddings, k=len(reader.lexicon))[0]) == pytest.approx(1, abs=1e-4)
 
 
+def test_joined_readers_say_what_both_say(
+    tiny: BackboneSettings, texts: list[str], byte_level_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    embedder = load_embedder(tiny)
+    embeddings = embed(embedder, texts)
+    head = load_head(embedder, tiny.name)
+    words = learn_from_words(texts, embeddings, embeddings[:3], byte_level_tokenizer)
+    by_head = learn_from_head(embeddings, embeddings, embeddings[:3], head, byte_level_tokenizer)
+    both = joined(words, by_head, embeddings)
+    assert set(words.lexicon) < set(both.lexicon) == set(by_head.lexicon)
+    of_words, of_head, of_both = (reader.scores(embeddings) for reader in (words, by_head, both))
+    for column, word in enumerate(both.lexicon):
+        expected = of_head[:, by_head.lexicon.index(word)] / of_head.std()
+        if word in words.lexicon:
+            expected = expected + of_words[:, words.lexicon.index(word)] / of_words.std()
+        assert torch.allclose(of_both[:, column], expected, atol=1e-3)
+
+
 def test_a_saved_reader_reads_the_same_and_only_its_model(
     reader: TokenReader, encoder: TextEncoder, texts: list[str], tmp_path: Path
 ) -> None:
@@ -204,7 +222,7 @@ def test_a_trained_model_is_read_from_its_folder(make_backbone: BackboneMaker, t
     assert read.returncode == 0, read.stderr
     assert read.stderr == ""
     (found,) = json.loads(read.stdout)
-    assert found["reads"] == "tf-idf"
+    assert found["reads"] == "both"
     assert [row["text"] for row in found["texts"]] == [TEXTS[0], TEXTS[4]]
     assert all(len(row["words"]) == 3 for row in found["texts"])
     pair = found["pair"]
@@ -215,7 +233,7 @@ def test_a_trained_model_is_read_from_its_folder(make_backbone: BackboneMaker, t
     assert by_head.returncode == 0, by_head.stderr
     one, two = json.loads(by_head.stdout)
     assert one == two
-    assert one["reads"] == "head"
+    assert one["reads"] == "both"
     assert 0 < one["metrics"]["lar"] <= 100
     again = call("lens", moved, TEXTS[0], "--head", backbone, "--compare", moved)
     assert again.returncode == 0, again.stderr

@@ -73,9 +73,10 @@ def fit_isotropy(embeddings: Tensor, kind: Isotropy = "whiten", shrinkage: float
     eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov((embeddings.double() - centre).T))
     eigenvalues, eigenvectors = eigenvalues.flip(0).clamp(min=0), eigenvectors.flip(1)
     eigenvectors = eigenvectors * torch.where(eigenvectors.sum(0) < 0, -1, 1)  # their signs are arbitrary: choose
-    if kind == "centre":
+    mean = eigenvalues.mean()
+    if kind == "centre" or not mean:  # no direction differs: texts that are all alike to the model
         return Whitening(centre.float(), eigenvectors.float())
     exponent, usual = STRENGTH[kind]
-    shrinkage, mean = usual if shrinkage is None else shrinkage, eigenvalues.mean()
+    shrinkage = usual if shrinkage is None else shrinkage
     scales = ((eigenvalues + shrinkage * mean) / ((1 + shrinkage) * mean)) ** -exponent  # average direction: 1
     return Whitening(centre.float(), (eigenvectors * scales).float())

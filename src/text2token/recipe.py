@@ -41,7 +41,7 @@ from text2token.export import check_output, export_embedder
 from text2token.files import atomic_file
 from text2token.head import LanguageModelHead, load_head
 from text2token.isotropy import Isotropy
-from text2token.lens.learning import learn_from_words
+from text2token.lens.learning import joined, learn_from_head, learn_from_words
 from text2token.lens.reader import FOLDER as READER_FOLDER
 from text2token.lens.reader import PROBE, TokenReader, save_reader
 from text2token.loss import TokenTargetLoss
@@ -252,7 +252,7 @@ def run(
     cut_last_layers(embedder, recipe.cut_layers)
     export_embedder(embedder, trained.whitening, model_folder, readme, overwrite or resume)
     try:
-        save_reader(reader_of(recipe, embedder, texts, trained), model_folder / READER_FOLDER)
+        save_reader(reader_of(recipe, embedder, head, texts, trained), model_folder / READER_FOLDER)
     except CorpusError as error:
         reporter.note(f"Without key tokens: {error}.")
     with atomic_file(work.results) as path:
@@ -375,22 +375,43 @@ def train(
     return results
 
 
-def reader_of(recipe: Recipe, embedder: SentenceTransformer, texts: EvaluationTexts, trained: Embedded) -> TokenReader:
-    """Return what reads the finished embedder, learnt on the sample; `embedder` ends where the finished one does."""
+def reader_of(
+    recipe: Recipe,
+    embedder: SentenceTransformer,
+    head: LanguageModelHead,
+    texts: EvaluationTexts,
+    trained: Embedded,
+) -> TokenReader:
+    """Return what reads the finished embedder, learnt on the sample; `embedder` ends where the finished one does.
+
+    The head reads after the last layer, where the first texts of the sample were embedded for its centre.
+    """
 
     def finished(embeddings: Tensor) -> Tensor:
         return normalize(trained.whitening(embeddings))
 
-    tokenizer = tokenizer_of(embedder)
-    return learn_from_words(
+    tokenizer, probe, embeddings = tokenizer_of(embedder), finished(embed(embedder, PROBE)), finished(trained.sample)
+    room = tokenizer.model_max_length - prompt_tokens(tokenizer)
+    words = learn_from_words(
         texts.sample,
-        finished(trained.sample),
-        finished(embed(embedder, PROBE)),
+        embeddings,
+        probe,
         tokenizer,
         vocabulary=recipe.vocabulary,
-        max_tokens=tokenizer.model_max_length - prompt_tokens(tokenizer),
+        max_tokens=room,
         source=", ".join(recipe.sources),
     )
+    by_head = learn_from_head(
+        trained.head_sample,
+        embeddings[: len(trained.head_sample)],
+        probe,
+        head,
+        tokenizer,
+        vocabulary=recipe.vocabulary,
+        max_tokens=room,
+        source=recipe.backbone.name,
+    )
+    return joined(words, by_head, embeddings)
 
 
 def build_targets(

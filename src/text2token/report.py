@@ -8,6 +8,7 @@ import io
 import json
 import re
 import tomllib
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -79,7 +80,7 @@ def write_report(
     reporter = reporter or Silent()
     report = read_run(run)
     figures = {"loss": loss_chart(report), **dict(zip(("words", "shape"), along_charts(report), strict=True))}
-    map_, words = None, []
+    map_, words = None, list[tuple[str, int]]()
     if map_texts and report.results:
         try:
             map_, words = corpus_map(run, Path(report.results["model"]), map_texts, reporter)
@@ -192,17 +193,19 @@ def _scatter(plane: NDArray[np.float64], said: Sequence[str], frequent: Sequence
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.add_subplot()
         others = [row for row, word in enumerate(said) if word not in frequent]
-        axes.scatter(*plane[others].T, s=16, color=RULE, edgecolors=PAGE, linewidths=0.5)
+        axes.scatter(plane[others, 0], plane[others, 1], s=16, color=RULE, edgecolors=PAGE, linewidths=0.5)
         for word, colour in zip(frequent, SERIES, strict=False):
             rows = [row for row, own in enumerate(said) if own == word]
-            axes.scatter(*plane[rows].T, s=30, color=colour, edgecolors=PAGE, linewidths=0.5)
-            middle = np.median(plane[rows], axis=0)
-            axes.annotate(word, middle, color=INK, fontsize=FONT_SIZE + 1, ha="center", va="bottom", parse_math=False)
+            axes.scatter(plane[rows, 0], plane[rows, 1], s=30, color=colour, edgecolors=PAGE, linewidths=0.5)
+            x, y = np.median(plane[rows], axis=0)
+            axes.annotate(
+                word, (float(x), float(y)), color=INK, fontsize=FONT_SIZE + 1, ha="center", va="bottom", parse_math=False
+            )
         axes.set_axis_off()
         return _svg(figure)
 
 
-_STYLE = {
+_STYLE: Any = {  # matplotlib's type lists every name there is
     "svg.fonttype": "none",  # text stays text, in the page's own font
     "svg.hashsalt": "text2token",  # the same figure, the same file
     "font.size": FONT_SIZE,
@@ -220,7 +223,9 @@ _STYLE = {
 def _svg(figure: Figure) -> Markup:
     """Return the drawing without its own size, so that it is as wide as the page, and in the page's colours."""
     written = io.StringIO()
-    figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():  # a character that matplotlib's font has not is no loss: the page's font writes it
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
     drawing = written.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(

@@ -74,7 +74,7 @@ class Watch:
         both = embed(embedder.eval(), [*self.queries, *self.passages])
         embedder.train(training)
         both = both - both.mean(0)
-        queries, passages = both.split(len(self.queries))
+        queries, passages = torch.split(both, len(self.queries))
         said: tuple[float | None, float | None] = (None, None)
         splitter = WordSplitter(tokenizer_of(embedder), self.vocabulary.settings)
         room = tokenizer_of(embedder).model_max_length - prompt_tokens(tokenizer_of(embedder))

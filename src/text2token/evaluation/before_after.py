@@ -34,16 +34,21 @@ class Evaluation:
 class Embedded:
     """Pooled embeddings of the sample and the held-out texts, shape (texts, dimension), and the map that finishes them.
 
-    What the head reads is apart, because it reads after the last layer: `head_centre`, shape (dimension,), and `shown`,
-    the embeddings of the first `SHOWN_TEXTS` passages there.
+    What the head reads is apart, because it reads after the last layer: `head_sample`, the embeddings of the first
+    `CENTRE_TEXTS` of the sample there, and `shown`, those of the first `SHOWN_TEXTS` passages.
     """
 
-    head_centre: Tensor
+    head_sample: Tensor
     shown: Tensor
     whitening: Whitening
     sample: Tensor
     queries: Tensor
     passages: Tensor
+
+    @property
+    def head_centre(self) -> Tensor:
+        """What the head reads from, shape (dimension,)."""
+        return self.head_sample.mean(0)
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,11 @@ class EvaluationTexts:
 
     def embedded(self, embedder: SentenceTransformer, isotropy: Isotropy, cut_layers: int, progress: Progress) -> Embedded:
         """Embed all texts without the last `cut_layers` layers, with the embedder as it is now, and learn its map."""
-        head_centre, shown = centre_for_head(embedder, self.sample), embed(embedder, self.passages[:SHOWN_TEXTS])
+        head_sample, shown = embed(embedder, self.sample[:CENTRE_TEXTS]), embed(embedder, self.passages[:SHOWN_TEXTS])
         with without_last_layers(embedder, cut_layers):
             sample = embed(embedder, self.sample, progress)
             queries, passages = embed(embedder, self.queries, progress), embed(embedder, self.passages, progress)
-        return Embedded(head_centre, shown, fit_isotropy(sample, isotropy), sample, queries, passages)
+        return Embedded(head_sample, shown, fit_isotropy(sample, isotropy), sample, queries, passages)
 
 
 def centre_for_head(embedder: SentenceTransformer, sample: Sequence[str]) -> Tensor:

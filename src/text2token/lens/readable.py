@@ -40,7 +40,7 @@ from text2token.encoder import TextEncoder, encoder_of, finish_with, in_two_part
 from text2token.errors import BackboneError, CorpusError
 from text2token.head import load_head
 from text2token.isotropy import sample_texts
-from text2token.lens.learning import learn_from_head, learn_from_words
+from text2token.lens.learning import joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import Alignment, alignment
 from text2token.lens.pair import Contributions
 from text2token.lens.reader import CARD, FOLDER, PROBE, TokenReader, as_fast_tokenizer, open_reader, save_reader
@@ -55,8 +55,9 @@ FIT_IT = "Read it with --head fit"
 
 @dataclass(frozen=True)
 class HowToRead:
-    """`head`: "fit" to learn from the words of a corpus, or the name of a backbone whose head is in the model's own space;
-    None for the reader that is there. `backbone`: whose tokenizer says what a word is, where it is not to be the model's.
+    """`head`: "fit" to learn from the words of a corpus, or the name of a backbone whose head is in the model's own space,
+    to learn from both; None for the reader that is there. `backbone`: whose tokenizer says what a word is, where it is not
+    to be the model's.
     """
 
     head: str | None = None
@@ -153,22 +154,23 @@ def _learn(
     if how.head == FIT:
         tokenizer = _tokenizer(how.backbone) if how.backbone else _own_tokenizer(model, encoder.name)
         embeddings = _vectors(encoder, texts, folder, reporter)
-        reader = learn_from_words(texts, embeddings, encoder(PROBE), tokenizer, max_tokens=limit, source=how.backbone or "")
+        reader = learn_from_words(texts, embeddings, encoder(PROBE), tokenizer, max_tokens=limit)
     else:
         if not isinstance(model[0], Transformer):
             raise BackboneError(f"{encoder.name}: has no layers that a head could read after. {FIT_IT}")
         backbone = load_embedder(BackboneSettings(cast(str, how.head)))
-        head = load_head(backbone, cast(str, how.head))
+        head, tokenizer = load_head(backbone, cast(str, how.head)), tokenizer_of(backbone)
+        dimension = model[1].get_embedding_dimension()  # type: ignore[operator]
+        if dimension != head.weight.shape[1]:
+            raise BackboneError(
+                f"{how.head}: its head reads {head.weight.shape[1]} dimensions, not {dimension} as here. {FIT_IT}"
+            )
         trunk, rest = in_two_parts(model, torch.float32)
         states = _vectors(encoder_of(trunk, encoder.name), texts, folder, reporter)
-        if states.shape[1] != head.weight.shape[1]:
-            raise BackboneError(
-                f"{how.head}: its head reads {head.weight.shape[1]} dimensions, not {states.shape[1]} as here. {FIT_IT}"
-            )
-        embeddings = finish_with(rest, states) if len(rest) else states
-        reader = learn_from_head(
-            states, embeddings, encoder(PROBE), head, tokenizer_of(backbone), max_tokens=limit, source=cast(str, how.head)
-        )
+        embeddings, probe = finish_with(rest, states) if len(rest) else states, encoder(PROBE)
+        words = learn_from_words(texts, embeddings, probe, tokenizer, max_tokens=limit)
+        by_head = learn_from_head(states, embeddings, probe, head, tokenizer, max_tokens=limit, source=cast(str, how.head))
+        reader = joined(words, by_head, embeddings)
     shutil.rmtree(folder, ignore_errors=True)
     return reader
 

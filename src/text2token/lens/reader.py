@@ -48,11 +48,11 @@ WORDS_OF_A_PAIR = 32  # of each text, the most said ones; with 128, rare words c
 class ReaderCard:
     """How a reader was learnt.
 
-    `reads`: "tf-idf", the text's words and their weights, or "head", what a language-model head says of it. `source` names
-    the texts or the head. `max_tokens`: how much of a text the model sees. `made_from`: a digest of all of that.
+    `reads`: "tf-idf", the text's words and their weights, "head", what a language-model head says of it, or "both". `source`
+    names the texts and the head. `max_tokens`: how much of a text the model sees. `made_from`: a digest of all of that.
     """
 
-    reads: Literal["tf-idf", "head"]
+    reads: Literal["tf-idf", "head", "both"]
     source: str
     texts: int
     max_tokens: int
@@ -77,7 +77,7 @@ class TokenReader:
     tokenizer: PreTrainedTokenizerBase
 
     def scores(self, embeddings: Tensor) -> Tensor:
-        """Return how strongly each embedding says each word, shape (texts, words): tf-idf above the corpus' mean, or logits.
+        """Return how strongly each embedding says each word, shape (texts, words), above the mean of the corpus.
 
         `embeddings` has shape (texts, dimension), as the model gives them.
         """
@@ -86,8 +86,8 @@ class TokenReader:
     def words(self, embeddings: Tensor, k: int = 8) -> list[list[KeyToken]]:
         """Return the `k` words that each embedding says most, strongest first.
 
-        Their weights are the tf-idf that the reader expects the text to have above the corpus' mean, or for a head the
-        probabilities among all words it can say.
+        A weight is the tf-idf that the text is expected to have above the corpus' mean; for a head the probability among all
+        words; for both the sum of their scores, each in units of its standard deviation over texts and words.
         """
         scores = self.scores(embeddings)
         weights = scores.softmax(-1) if self.card.reads == "head" else scores.clamp(min=0)

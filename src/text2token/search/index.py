@@ -46,7 +46,7 @@ FORMAT = 1
 BATCH = 256  # documents between two moments that a killed run can go on from
 DENSE, SPARSE = "dense", "words"
 CANDIDATES = 100  # of each half, before they are fused
-RRF_K = 60  # Cormack et al. 2009
+RRF_K = 10  # lost less than the usual 60 beside a weak dense half (docs/search.md)
 WAIT_TO_READ, WAIT_TO_WRITE = 10.0, 0.0  # seconds
 LONGEST_FILTER = 200  # characters of a value that can be filtered by
 
@@ -287,7 +287,7 @@ class Index:
     ) -> list[Hit]:
         """Return the `k` best documents, best first.
 
-        "dense" ranks by meaning, "sparse" by words (BM25), "hybrid" by both ranks, 1 / (60 + rank) each. `filters`: a
+        "dense" ranks by meaning, "sparse" by words (BM25), "hybrid" by both ranks, 1 / (10 + rank) each. `filters`: a
         document must have one of the values of every field named; they are compared as text, lists by each of their
         elements. Raises `RecipeError` for a mode or field that there is not.
         """
