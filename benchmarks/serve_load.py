@@ -29,8 +29,7 @@ import httpx2
 
 CLIENTS = (1, 8, 64)
 SETTINGS = {"batched": [], "one by one": ["--set", "batch_texts=1", "--set", "batch_wait=0"]}
-IN_FLIGHT = 400  # of the open loop; beyond, a request is counted as refused
-QUEUE = ["--set", "texts=64", "--set", "queue_texts=64"]
+IN_FLIGHT = 900  # of the open loop; beyond, a request is counted as failed
 
 
 @contextmanager
@@ -59,10 +58,15 @@ class Answers:
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.refused = 0
+        self.failed = 0
 
     async def ask(self, client: httpx2.AsyncClient, text: str, since: float) -> None:
         """Ask once; the time counts from `since`."""
-        answer = await client.post("/v1/embeddings", json={"input": text, "encoding_format": "base64"})
+        try:
+            answer = await client.post("/v1/embeddings", json={"input": text, "encoding_format": "base64"})
+        except httpx2.TransportError:
+            self.failed += 1
+            return
         if answer.status_code == 429:
             self.refused += 1
         else:
@@ -79,6 +83,7 @@ class Answers:
             "p50 ms": round(1000 * statistics.median(waits), 1),
             "p99 ms": round(1000 * waits[int(0.99 * (len(waits) - 1))], 1),
             "refused": f"{100 * self.refused / max(1, self.refused + len(self.seconds)):.0f} %",
+            "failed": self.failed,
         }
 
 
@@ -103,7 +108,7 @@ async def open_loop(address: str, texts: Sequence[str], rate: float, seconds: fl
         while (due := due + draw.expovariate(rate)) < started + seconds:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             if len(running) >= IN_FLIGHT:
-                answers.refused += 1
+                answers.failed += 1
                 continue
             task = asyncio.create_task(answers.ask(client, draw.choice(texts), due))
             running.add(task)
@@ -145,7 +150,7 @@ def main() -> None:
                 done(answers.row(setting, f"{clients} clients", elapsed))
                 best = max(best, len(answers.seconds) / elapsed)
     for setting, options in SETTINGS.items():
-        with server(given.model, [*options, *QUEUE]) as address:
+        with server(given.model, options) as address:
             asyncio.run(closed(address, texts, 8, 1.0))
             for part in (0.5, 2.0):
                 answers, elapsed = asyncio.run(open_loop(address, texts, part * best, seconds))

@@ -307,6 +307,22 @@ def test_a_full_queue_says_so_at_once_and_recovers(table: Path, gate: Gate) -> N
         assert ask("later").status_code == 200
 
 
+def test_more_requests_than_can_be_worked_on_are_turned_away(table: Path, gate: Gate) -> None:
+    with (
+        running(create_app(held_service(table, gate), Limits(requests=1))) as address,
+        httpx2.Client(base_url=address, timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        working = pool.submit(client.post, "/v1/embeddings", json={"input": "a"})
+        gate.wait_for_batches(1)
+        refused = client.post("/v1/embeddings", json={"input": "b"})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
+        gate.open.set()
+        assert working.result(30).status_code == 200
+        assert client.post("/v1/embeddings", json={"input": "b"}).status_code == 200
+
+
 def test_a_request_that_takes_too_long_is_ended_and_the_next_one_answered(table: Path, gate: Gate) -> None:
     with (
         running(create_app(held_service(table, gate), Limits(seconds=0.3))) as address,

@@ -29,6 +29,7 @@ SECURITY = {
     "X-Frame-Options": "DENY",
 }
 OPEN, PAGE = ("/healthz", "/"), "/page/"  # what needs no key
+WATCHING = ("/healthz", "/metrics")  # answered however busy the server is
 NAMED = ("/", "/healthz", "/metrics", "/v1/embeddings", "/v1/lens", "/v1/models", "/v1/search")  # in metrics by their path
 
 
@@ -39,6 +40,7 @@ class Guard:
         self, app: ASGIApp, limits: Limits, metrics: Metrics, api_key: str | None, hosts: Collection[str] | None
     ) -> None:
         self.app, self.limits, self.metrics, self.hosts = app, limits, metrics, hosts
+        self.inside = 0  # requests at work
         self.key = None if api_key is None else _digest(api_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,6 +48,7 @@ class Guard:
             return await self.app(scope, receive, send)
         started, status = time.monotonic(), 0
         received = 0
+        self.inside += 1
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -74,6 +77,7 @@ class Guard:
             refused = problem if isinstance(problem, Refused) else self._too_slow()
             await refused.response()(scope, receive, send_marked)
         finally:
+            self.inside -= 1
             path = scope["path"] if scope["path"] in NAMED else "other"
             self.metrics.request(path, status, time.monotonic() - started)
 
@@ -91,6 +95,13 @@ class Guard:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+        if self.inside > self.limits.requests and path not in WATCHING:
+            raise Refused(
+                429,
+                f"the server is busy with {self.limits.requests} requests. Try again in 1 s",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": "1"},
+            )
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.limits.body_bytes:
             raise self._too_large()

@@ -11,8 +11,9 @@ class Limits:
     """Sizes of requests, of batches, of the queue before them.
 
     A batch is what the model embeds at once, from as many requests as there are: it goes when it is full, or when its first
-    text has waited `batch_wait` seconds. `queue_texts` may wait in all, more are turned away. A request has `seconds` for
-    everything. `batch_tokens` is one pass of the model on a CPU; a GPU can do with fifty times as many.
+    text has waited `batch_wait` seconds. `queue_texts` may wait in all, and `requests` be at work, more are turned away: the
+    first is for slow models, the second for fast ones, where the requests themselves are the work. A request has `seconds`
+    for everything. `batch_tokens` is one pass of the model on a CPU; a GPU can do with fifty times as many.
     """
 
     body_bytes: int = 4 << 20
@@ -25,7 +26,8 @@ class Limits:
     batch_tokens: int = TOKENS_PER_BATCH_CPU
     batch_wait: float = 0.003
     queue_texts: int = 2048
-    connections: int = 512
+    requests: int = 128
+    connections: int = 1024
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
