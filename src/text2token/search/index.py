@@ -97,8 +97,8 @@ class Hit:
     """A found document, with all that a page needs to show it.
 
     `score` ranks: the cosine, the BM25 score, or the sum of both on one scale, by the mode. `dense` (the cosine) and
-    `sparse` (BM25; 0 where no word is shared) are given in every mode. `reasons` are the strongest first within a half, those of
-    "sparse" add up to `sparse`. `highlights` are where words of the query stand in `text`, as (start, end).
+    `sparse` (BM25; 0 where no word is shared) are given in every mode. `reasons` are the strongest first within a half; of
+    those of "sparse" the sum is `sparse`. `highlights` are where words of the query stand in `text`, as (start, end).
     """
 
     id: str
