@@ -40,6 +40,7 @@ def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
         "search",
         "lens",
         "report",
+        "serve",
         "embed",
         "evaluate",
         "compare",

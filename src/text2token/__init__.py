@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from text2token.loss import TokenTargetLoss, sparse_kl
     from text2token.recipe import Recipe, RunResult, run
     from text2token.search.index import Hit, Index, fill_index
+    from text2token.serve.app import create_app
+    from text2token.serve.limits import Limits
+    from text2token.serve.service import Service, open_service
     from text2token.static import static_embedder
     from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
     from text2token.targets.store import open_targets, write_targets
@@ -40,9 +43,11 @@ _HOMES = {
     "Index": "search.index",
     "KeyToken": "lens.key_tokens",
     "LanguageModelHead": "head",
+    "Limits": "serve.limits",
     "LoraSettings": "adapters",
     "Recipe": "recipe",
     "RunResult": "recipe",
+    "Service": "serve.service",
     "StageSettings": "training",
     "TargetVocabulary": "vocabulary",
     "Text2TokenError": "errors",
@@ -50,6 +55,7 @@ _HOMES = {
     "TokenTargetLoss": "loss",
     "VocabularySettings": "vocabulary",
     "alignment": "lens.metrics",
+    "create_app": "serve.app",
     "export_embedder": "export",
     "fill_index": "search.index",
     "key_tokens": "lens.key_tokens",
@@ -58,6 +64,7 @@ _HOMES = {
     "load_embedder": "backbone",
     "load_head": "head",
     "open_reader": "lens.reader",
+    "open_service": "serve.service",
     "open_targets": "targets.store",
     "prepare_corpus": "corpus.prepare",
     "read_documents": "corpus.readers",
@@ -81,9 +88,11 @@ __all__ = [
     "Index",
     "KeyToken",
     "LanguageModelHead",
+    "Limits",
     "LoraSettings",
     "Recipe",
     "RunResult",
+    "Service",
     "StageSettings",
     "TargetVocabulary",
     "Text2TokenError",
@@ -91,6 +100,7 @@ __all__ = [
     "TokenTargetLoss",
     "VocabularySettings",
     "alignment",
+    "create_app",
     "export_embedder",
     "fill_index",
     "key_tokens",
@@ -99,6 +109,7 @@ __all__ = [
     "load_embedder",
     "load_head",
     "open_reader",
+    "open_service",
     "open_targets",
     "prepare_corpus",
     "read_documents",

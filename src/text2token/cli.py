@@ -602,6 +602,36 @@ def compare(
         sys.stderr.write(f"Open {output / 'leaderboard.html'} in a browser; the figures are in leaderboard.csv beside it.\n")
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Embedder: a folder, hub id, or pypi:PACKAGE.")],
+    index: Annotated[Path | None, typer.Option(help="An index made with this embedder, to search in.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that clients must send. Default: TEXT2TOKEN_API_KEY, else none.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Without --index: auto (what this machine is fastest in), float32 or bfloat16.")
+    ] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any limit of docs/serve.md, such as seconds=30. Repeatable.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Serve an embedder over HTTP: OpenAI's embeddings, the lens, search, and a page at /."""
+    reporter = _reporter(quiet)
+    server = _needs("serve", "text2token.serve.server")
+    if index:
+        _needs("search", "text2token.search.index")
+    from text2token.serve.limits import Limits
+    from text2token.settings import with_assignments
+
+    limits = with_assignments(Limits(), set_ or [])
+    key = server.read_api_key(api_key_file)
+    server.serve(model, index, host=host, port=port, api_key=key, limits=limits, dtype=dtype, reporter=reporter)
+
+
 def _print_lens(models: Any, texts: Any, said: Any, pair: Any, pairs: Any, alignments: Any) -> None:
     """Print what `lens` found as JSON: an object for each model."""
     found: list[dict[str, Any]] = [{"model": one.name, "reads": one.reader.card.reads} for one in models]

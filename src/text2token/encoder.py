@@ -16,7 +16,7 @@ from sentence_transformers.base.modules import Transformer
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from text2token.backbone import Progress, embed, open_embedder, resolve_dtype, tokenizer_of, transformer_of
+from text2token.backbone import NO_LIMIT, Progress, embed, open_embedder, resolve_dtype, tokenizer_of, transformer_of
 from text2token.isotropy import Whitening
 
 Embed = Callable[[Sequence[str], Progress | None], Tensor]
@@ -27,7 +27,7 @@ class TextEncoder:
     """`embed` gives vectors of shape (texts, dimension), float32; `finish`, where set, maps them to what is compared.
 
     `memory` holds what `embed` gave for each text, so that several finishes share one pass over the texts; None remembers
-    nothing, for corpora that do not fit.
+    nothing, for corpora that do not fit. `model` is what cuts the texts into tokens, where there is one.
     """
 
     name: str
@@ -35,6 +35,7 @@ class TextEncoder:
     embed: Embed
     finish: Whitening | None = None
     memory: dict[str, Tensor] | None = field(default_factory=dict, repr=False)
+    model: SentenceTransformer | None = field(default=None, repr=False)
 
     def __call__(self, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
         """Return finished vectors, shape (texts, dimension), float32; `progress` counts the texts that were new."""
@@ -58,7 +59,9 @@ class TextEncoder:
 
 def encoder_of(embedder: SentenceTransformer, name: str) -> TextEncoder:
     """Return the encoder of a loaded model, as it is now: the model must not be changed afterwards."""
-    return TextEncoder(name, model_fingerprint(embedder), lambda texts, progress: embed(embedder, texts, progress))
+    return TextEncoder(
+        name, model_fingerprint(embedder), lambda texts, progress: embed(embedder, texts, progress), model=embedder
+    )
 
 
 def open_encoder(name: str, dtype: str = "float32") -> TextEncoder:
@@ -72,7 +75,9 @@ def open_encoder(name: str, dtype: str = "float32") -> TextEncoder:
         return encoder_of(model, name)
     pooled, rest = in_two_parts(model, resolve_dtype(dtype))
     fingerprint = _digest(model_fingerprint(pooled), model_fingerprint(rest))
-    return TextEncoder(name, fingerprint, lambda texts, progress: finish_with(rest, embed(pooled, texts, progress)))
+    return TextEncoder(
+        name, fingerprint, lambda texts, progress: finish_with(rest, embed(pooled, texts, progress)), model=pooled
+    )
 
 
 def in_two_parts(model: SentenceTransformer, dtype: torch.dtype) -> tuple[SentenceTransformer, SentenceTransformer]:
@@ -86,6 +91,22 @@ def finish_with(rest: SentenceTransformer, embeddings: Tensor) -> Tensor:
     """Return `embeddings`, shape (texts, dimension), after the modules that follow the pooling."""
     with torch.inference_mode():
         return cast(Tensor, rest({"sentence_embedding": embeddings})["sentence_embedding"]).clone()
+
+
+def token_counter(model: SentenceTransformer) -> Callable[[Sequence[str]], list[int]]:
+    """Return a function texts → how many tokens of each `model` reads: the prompt counts, what is cut off does not.
+
+    It has a tokenizer of its own, because `embed` in another thread changes the settings of the model's.
+    """
+    given: Any = model.tokenizer
+    table = isinstance(given, Tokenizer)
+    own = Tokenizer.from_str((given if table else given.backend_tokenizer).to_str())
+    own.no_padding()
+    own.no_truncation()
+    limit = getattr(model, "max_seq_length", None) or NO_LIMIT  # infinity for a table of vectors
+    return lambda texts: [
+        min(limit, len(encoding.ids)) for encoding in own.encode_batch_fast(list(texts), add_special_tokens=not table)
+    ]
 
 
 def model_fingerprint(model: SentenceTransformer) -> str:

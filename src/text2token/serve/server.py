@@ -1,0 +1,115 @@
+"""`text2token serve`: the application on a socket, until it is told to stop."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from text2token.errors import RecipeError
+from text2token.reporter import Reporter, Silent
+from text2token.serve.app import create_app
+from text2token.serve.limits import Limits
+from text2token.serve.service import open_service
+
+KEY_VARIABLE = "TEXT2TOKEN_API_KEY"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+GRACE = 5.0  # seconds beyond the time that a request has
+# Seconds that a silent connection is kept: longer than clients keep theirs (5 to 60), for whoever sends over one that the
+# server is just closing gets an error. With uvicorn's 5 that happened in the open loop of benchmarks/serve_load.py.
+KEEP_ALIVE = 75
+
+
+def serve(
+    model: str,
+    index: Path | None = None,
+    *,
+    host: str = LOOPBACK[0],
+    port: int = 8000,
+    api_key: str | None = None,
+    limits: Limits | None = None,
+    dtype: str = "auto",
+    reporter: Reporter | None = None,
+) -> None:
+    """Serve `model`, and `index` where given, until SIGTERM or an interrupt; what has begun is finished.
+
+    `port` 0 is any free one. Raises a `Text2TokenError` when the address, the model or the index cannot be used.
+    """
+    reporter, limits = reporter or Silent(), limits or Limits()
+    with _bound(host, port) as listening:  # before the model is loaded: a port in use is told at once
+        reporter.note(f"Loading {model} …")
+        service = open_service(model, index, dtype)
+        try:
+            local = host in LOOPBACK
+            app = create_app(service, limits, api_key=api_key, hosts=LOOPBACK if local else None)
+            if not (local or api_key):
+                reporter.note(f"Whoever reaches {host} can use this server: ask for a key with --api-key-file FILE.")
+            documents = f", {service.index.count:,} documents to search" if service.index else ""
+            lens = "" if service.reader else ", no lens (text2token lens MODEL --head fit --corpus FILE --save)"
+            shown = f"[{host}]" if ":" in host else host
+            address = f"http://{shown}:{listening.getsockname()[1]}"
+            said = f"{service.name}: {service.dimension} dimensions{documents}{lens}.\n{address}  (Ctrl-C stops)"
+            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when everything has been finished
+                _Server(_settings(app, limits), lambda: reporter.note(said)).run(sockets=[listening])
+        finally:
+            service.close()
+    reporter.note("Stopped.")
+
+
+class _Server(uvicorn.Server):
+    """Says `started` once it answers, and from when on a signal ends it in order."""
+
+    def __init__(self, settings: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._say = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._say()
+
+
+def _settings(app: ASGIApp, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=KEEP_ALIVE,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=int(limits.seconds + GRACE),
+    )
+
+
+def read_api_key(file: Path | None) -> str | None:
+    """Return the key that `file` holds, else that of the environment, else None; `RecipeError` where it cannot be one."""
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        key = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: no key can be read from it ({error})") from None
+    if not key or not key.isascii() or any(character.isspace() for character in key):
+        raise RecipeError(f"{file}: holds no key; it must be one line of letters, digits and signs, without spaces")
+    return key
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise RecipeError(f"{host}:{port} cannot be listened on ({error}). Choose another --host or --port") from None
+    return listening

@@ -1,0 +1,97 @@
+"""What is served: a model, what reads it, and an index to search in, where there are any.
+
+Everything here blocks and may be called from several threads at once, but for the encoder, which belongs to the batcher.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from text2token.encoder import TextEncoder, open_encoder, token_counter
+from text2token.errors import BackboneError
+from text2token.lens.pair import Contributions
+from text2token.lens.readable import SaidWord
+from text2token.lens.reader import FOLDER, TokenReader, open_reader
+
+if TYPE_CHECKING:  # the engine is an extra
+    from text2token.search.index import Hit, Index, Mode
+
+REASONS = 6  # words that explain a hit's meaning
+
+
+@dataclass
+class Service:
+    """An open model, to be closed; `name` is what clients call it, `dimension` the length of its vectors."""
+
+    name: str
+    encoder: TextEncoder
+    count_tokens: Callable[[Sequence[str]], list[int]]
+    dimension: int
+    reader: TokenReader | None = None
+    index: "Index | None" = None
+    _tokenizer: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def says(self, texts: Sequence[str], vectors: Tensor, k: int) -> list[list[SaidWord]]:
+        """Return the `k` words that each vector says most, strongest first; `vectors` has shape (texts, dimension)."""
+        reader = self._reader
+        with self._tokenizer:  # its settings are changed at every call, which another thread must not see
+            there = reader.words_in(texts)
+        return [
+            [SaidWord(said.word, said.weight, said.word in words) for said in row]
+            for row, words in zip(reader.words(vectors, k), there, strict=True)
+        ]
+
+    def pair(self, a: Tensor, b: Tensor, k: int) -> Contributions:
+        """Return the words that make two vectors, each shape (dimension,), similar."""
+        return self._reader.contributions(a, b, k)
+
+    def search(self, query: str, vector: Tensor, k: int, mode: "Mode", filters: Mapping[str, Sequence[str]]) -> "list[Hit]":
+        """Return the `k` best documents; `vector`, shape (dimension,), is the query's. `RecipeError` for a bad filter."""
+        assert self.index
+        # an index asks its encoder for the query; this one has been told already
+        knowing = replace(self.index.encoder, memory={query: vector})
+        return replace(self.index, _encoder=knowing).search(query, k, mode, filters)
+
+    def close(self) -> None:
+        """Let others open the index; it cannot be searched any more."""
+        index, self.index = self.index, None
+        if index:
+            index.close()
+
+    @property
+    def _reader(self) -> TokenReader:
+        assert self.reader
+        return self.reader
+
+
+def open_service(model: str, index: Path | None = None, dtype: str = "auto") -> Service:
+    """Load the embedder `model` (folder, hub id, `pypi:PACKAGE`), the reader beside it, and the `index` made with it.
+
+    The index, which nobody else can open meanwhile, says in which number format the model computes; without one it is
+    `dtype`. Raises a `Text2TokenError` when something cannot be used, or the index was made with another model.
+    """
+    opened: Index | None = None
+    if index:
+        from text2token.search.index import Index as _Index
+
+        opened = _Index.open(index, model)
+    try:
+        encoder = opened.encoder if opened else replace(open_encoder(model, dtype), memory=None)
+        if encoder.model is None:
+            raise BackboneError(f"{model}: has no tokenizer, so nothing says how long a text is")
+        folder = Path(model).expanduser()
+        reader = open_reader(folder, encoder) if (folder / FOLDER).is_dir() else None
+        if opened and reader:
+            opened.explain = lambda query, found: reader.contributions(torch.tensor(query), torch.tensor(found), REASONS)
+        dimension = encoder(["warm"]).shape[1]
+    except BaseException:
+        if opened:
+            opened.close()
+        raise
+    name = folder.resolve().name if folder.is_dir() else model
+    return Service(name, encoder, token_counter(encoder.model), dimension, reader, opened)
