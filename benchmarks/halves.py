@@ -2,8 +2,9 @@
 
     python benchmarks/halves.py MODEL SUITE [--suite-tokens N] [--sparse]
 
-dense is the cosine of MODEL, BM25 the sparse half of `text2token index`; fused by reciprocal ranks or by the sum of
-z-scores. With --sparse also `text2token export --sparse`, its decoder learnt from the task's own documents, unlabelled.
+dense is the cosine of MODEL, BM25 the sparse half of `text2token index`; fused by reciprocal ranks, by the sum of z-scores,
+or as the engine's distribution-based fusion does it. With --sparse also `text2token export --sparse`, its decoder learnt
+from the task's own documents, unlabelled.
 """
 
 import argparse
@@ -71,6 +72,19 @@ def z_scores(scores: Scores) -> Scores:
     return (scores - scores.mean(axis=1, keepdims=True)) / (scores.std(axis=1, keepdims=True) + 1e-9)
 
 
+def by_distribution(first: Scores, second: Scores, candidates: int = 100) -> Scores:
+    """Return what the engine's Fusion.Dbsf does: where a score lies between mean ± 3 spreads of the best of its half."""
+    total = np.zeros_like(first)
+    for scores in (first, second):
+        for row, own in enumerate(scores):
+            best = np.argsort(-own, kind="stable")[:candidates]
+            best = best[own[best] != 0]
+            if len(best) > 1:
+                low = own[best].mean() - 3 * own[best].std(ddof=1)
+                total[row, best] += (own[best] - low) / max(1e-9, 6 * own[best].std(ddof=1))
+    return total
+
+
 def ndcg_at_10(scores: Scores, task: SuiteTask) -> float:
     """Return nDCG@10 in percent."""
     names = [row["_id"] for row in task.tables["corpus"]]
@@ -112,6 +126,7 @@ def main() -> None:
         for name, half in halves.items():
             ways |= {f"dense + {name}, ranks, k = {k}": by_ranks(dense, half, k) for k in (2, 10, 60)}
             ways[f"dense + {name}, z-scores"] = z_scores(dense) + z_scores(half)
+            ways[f"dense + {name}, by distribution of the best 100"] = by_distribution(dense, half)
         for name, scores in ways.items():
             figures[name].append(f"{ndcg_at_10(scores, task):.1f}")
     described = [f"{t.name} ({len(t.tables['queries'])} / {len(t.tables['corpus'])})" for t in tasks]

@@ -64,7 +64,7 @@ def main() -> None:
     quick = sample_suite(whole, chosen.tokens)
     scores = read_scores(chosen.output) if chosen.output and chosen.output.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
-        settings = CorpusSettings(passage_characters=220, held_out=0)
+        settings = CorpusSettings(held_out=0)
         corpus = prepare_corpus(read_documents([chosen.corpus]), Path(temporary) / "corpus", settings)
         backbone = BackboneSettings(BACKBONE, max_length=128)
         workshop = Workshop(backbone, corpus.passages, 0, 0, Path(temporary) / "work", reporter)

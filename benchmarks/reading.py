@@ -65,7 +65,7 @@ def main() -> None:
     tasks = sample_suite(read_suite(chosen.suite), chosen.suite_tokens) if chosen.suite else []
     embedder = load(chosen.model)
     with tempfile.TemporaryDirectory() as folder:
-        settings = CorpusSettings(passage_characters=220, held_out=200)
+        settings = CorpusSettings()
         corpus = prepare_corpus(read_documents([chosen.corpus]), Path(folder) / "corpus", settings)
         queries, passages = list(corpus.held_out["query"]), list(corpus.held_out["passage"])
         sample = sample_texts(corpus.passages, seed=0)

@@ -94,7 +94,7 @@ class Comparison:
     sources: tuple[str, ...] = ()
     suite: str | None = None
     suite_tokens: int | None = 250_000
-    corpus: CorpusSettings = field(default_factory=lambda: CorpusSettings(passage_characters=220, held_out=200))
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
     max_tokens: int = 100_000
 
     def __post_init__(self) -> None:

@@ -1,18 +1,24 @@
 """Why a hit was found, in words, and where they stand in its text.
 
 For the sparse half this is exact: a score is the sum over shared words of rarity · weight in the document, and these are the
-parts of the sum. What a dense score is made of, only a reader of the embedding can say: `DenseExplanation` is its place, and
-where there is none, nothing is claimed.
+parts of the sum. What a dense score is made of, a reader of the embedding says (`text2token.lens`), where the model has one
+beside it; where there is none, nothing is claimed.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from text2token.encoder import TextEncoder
+from text2token.lens.reader import FOLDER, open_reader
+
+DENSE_WORDS = 6
 Half = Literal["sparse", "dense"]
 # (query vector, document vector), each of shape (dimension,) and unit length → words with their part of the similarity
 DenseExplanation = Callable[[NDArray[np.float32], NDArray[np.float32]], Sequence[tuple[str, float]]]
@@ -37,6 +43,21 @@ def shared_words(query: dict[int, str], document: dict[int, float], rarity: dict
         Reason(word, rarity[number] * document[number], "sparse") for number, word in query.items() if number in document
     ]
     return sorted(shared, key=lambda reason: -reason.contribution)
+
+
+def explanation_beside(model: str, encoder: TextEncoder) -> DenseExplanation | None:
+    """Return what says which words two vectors of `encoder` share; None where `model` has no reader in its folder.
+
+    Raises `BackboneError` when the reader is damaged or another model's.
+    """
+    if not (Path(model) / FOLDER).is_dir():
+        return None
+    reader = open_reader(model, encoder)
+
+    def explain(query: NDArray[np.float32], document: NDArray[np.float32]) -> Sequence[tuple[str, float]]:
+        return reader.contributions(torch.from_numpy(query), torch.from_numpy(document), DENSE_WORDS)
+
+    return explain
 
 
 def dense_reasons(

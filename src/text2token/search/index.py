@@ -34,7 +34,7 @@ from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import CorpusError, OutputError, RecipeError, Text2TokenError
 from text2token.files import atomic_file, atomic_folder, writing
 from text2token.reporter import Reporter, Silent
-from text2token.search.explain import DenseExplanation, Reason, dense_reasons, shared_words
+from text2token.search.explain import DenseExplanation, Reason, dense_reasons, explanation_beside, shared_words
 from text2token.search.words import Words, average_length, check_language
 
 Mode = Literal["dense", "sparse", "hybrid"]
@@ -46,7 +46,6 @@ FORMAT = 1
 BATCH = 256  # documents between two moments that a killed run can go on from
 DENSE, SPARSE = "dense", "words"
 CANDIDATES = 100  # of each half, before they are fused
-RRF_K = 10  # lost less than the usual 60 beside a weak dense half (docs/search.md)
 WAIT_TO_READ, WAIT_TO_WRITE = 10.0, 0.0  # seconds
 LONGEST_FILTER = 200  # characters of a value that can be filtered by
 
@@ -97,9 +96,9 @@ class Filled:
 class Hit:
     """A found document, with all that a page needs to show it.
 
-    `score` ranks: the cosine, the BM25 score, or the sum of reciprocal ranks, by the mode. `dense` (the cosine) and `sparse`
-    (BM25; 0 where no word is shared) are given in every mode. `reasons` are the strongest first within a half, those of
-    "sparse" add up to `sparse`. `highlights` are where words of the query stand in `text`, as (start, end).
+    `score` ranks: the cosine, the BM25 score, or the sum of both on one scale, by the mode. `dense` (the cosine) and
+    `sparse` (BM25; 0 where no word is shared) are given in every mode. `reasons` are the strongest first within a half; of
+    those of "sparse" the sum is `sparse`. `highlights` are where words of the query stand in `text`, as (start, end).
     """
 
     id: str
@@ -117,7 +116,7 @@ class Hit:
 class Index:
     """An open index; nobody else can open it until it is closed. Use it in a `with` block.
 
-    `explain` says what a dense score is made of, where somebody can.
+    `explain` says what a dense score is made of; where it is None, the reader beside the model does, if there is one.
     """
 
     folder: Path
@@ -127,6 +126,7 @@ class Index:
     lock: filelock.BaseFileLock
     explain: DenseExplanation | None = None
     _encoder: TextEncoder | None = field(default=None, repr=False)
+    _encoder_is_read: bool = field(default=False, repr=False)  # whether a reader has been looked for
 
     @classmethod
     def open(cls, folder: Path, model: str | None = None, explain: DenseExplanation | None = None) -> "Index":
@@ -287,9 +287,10 @@ class Index:
     ) -> list[Hit]:
         """Return the `k` best documents, best first.
 
-        "dense" ranks by meaning, "sparse" by words (BM25), "hybrid" by both ranks, 1 / (10 + rank) each. `filters`: a
-        document must have one of the values of every field named; they are compared as text, lists by each of their
-        elements. Raises `RecipeError` for a mode or field that there is not.
+        "dense" ranks by meaning, "sparse" by words (BM25), "hybrid" by the sum of both scores, each on the scale of the
+        best hundred of its half (mean ± 3 standard deviations), which keeps more of the better half than their ranks do
+        (docs/search.md). `filters`: a document must have one of the values of every field named; they are compared as
+        text, lists by each of their elements. Raises `RecipeError` for a mode or field that there is not.
         """
         if mode not in MODES:
             raise RecipeError(f"mode is {mode!r}; choose {', '.join(MODES)}")
@@ -299,6 +300,8 @@ class Index:
         condition = self._condition(filters or {})
         words = self.words.of_query(query)
         vector: NDArray[np.float32] = self.encoder([query])[0].numpy()
+        if self.explain is None and not self._encoder_is_read:
+            self.explain, self._encoder_is_read = explanation_beside(self.card.model, self.encoder), True
         halves = {DENSE: engine.Query.Nearest(vector.tolist(), using=DENSE)}
         if words.indices:
             halves[SPARSE] = engine.Query.Nearest(words, using=SPARSE)
@@ -306,8 +309,8 @@ class Index:
             return []
         if mode == "hybrid":
             fused = [engine.Prefetch(limit=max(CANDIDATES, k), query=half, filter=condition) for half in halves.values()]
-            reciprocal: Any = engine.Fusion.Rrf(k=RRF_K)  # which the engine's stubs do not count among its queries
-            request = engine.QueryRequest(limit=k, prefetches=fused, query=reciprocal, with_payload=True, with_vector=True)
+            summed: Any = engine.Fusion.Dbsf()  # which the engine's stubs do not count among its queries
+            request = engine.QueryRequest(limit=k, prefetches=fused, query=summed, with_payload=True, with_vector=True)
         else:
             ranked = halves[DENSE if mode == "dense" else SPARSE]
             request = engine.QueryRequest(limit=k, query=ranked, filter=condition, with_payload=True, with_vector=True)
