@@ -128,6 +128,7 @@ def test_a_search_explains_its_hits_and_is_done_without_a_mouse(browser: Any, ad
 def test_two_texts_are_compared_as_they_are_typed(browser: Any, address: str) -> None:
     visit = Visit(browser, address)
     page = visit.page
+    page.wait_for_selector("#query:focus")  # the page has begun, and takes the focus no more
     page.focus("#tab-search")
     page.keyboard.press("ArrowRight")
     page.fill("#text-a", "A girl is styling her hair.")
