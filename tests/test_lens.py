@@ -255,3 +255,14 @@ def test_mistakes_are_one_line(arguments: list[str], code: int, message: str, tm
     assert result.returncode == code
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_table_of_vectors_is_read_by_the_command_line(
+    make_backbone: BackboneMaker, text_file: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "table"
+    made = call("static", text_file, "--backbone", make_backbone("llama_tied"), "--output", table, "--quiet")
+    assert made.returncode == 0, made.stderr
+    read = call("lens", table, TEXTS[0], "--head", "fit", "--corpus", text_file, "--json", "--quiet")
+    assert read.returncode == 0, read.stderr
+    assert json.loads(read.stdout)[0]["texts"][0]["words"]

@@ -107,7 +107,7 @@ def _tokenizer(model: SentenceTransformer) -> Tokenizer:
 
 
 def _longest(model: SentenceTransformer) -> int:
-    return min(int(model.max_seq_length or NO_LIMIT), NO_LIMIT)
+    return int(min(model.max_seq_length or NO_LIMIT, NO_LIMIT))
 
 
 class _Pipeline(nn.Module):

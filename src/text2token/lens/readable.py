@@ -148,9 +148,9 @@ def _learn(
     model: SentenceTransformer, encoder: TextEncoder, how: HowToRead, texts: list[str], folder: Path, reporter: Reporter
 ) -> TokenReader:
     """Learn a reader on `texts`; their vectors wait in `folder` until it is there."""
-    limit = int(getattr(model, "max_seq_length", None) or NO_LIMIT)
+    limit = int(min(getattr(model, "max_seq_length", None) or NO_LIMIT, NO_LIMIT))  # a table of vectors has infinity
     if isinstance(model[0], Transformer):
-        limit = min(limit, NO_LIMIT) - prompt_tokens(tokenizer_of(model))
+        limit -= prompt_tokens(tokenizer_of(model))
     if how.head == FIT:
         tokenizer = _tokenizer(how.backbone) if how.backbone else _own_tokenizer(model, encoder.name)
         embeddings = _vectors(encoder, texts, folder, reporter)
