@@ -18,7 +18,7 @@ from text2token.head import LanguageModelHead, load_head
 from text2token.lens.reader import WordSplitter
 from text2token.recipe import DIARY, Recipe, run
 from text2token.reporter import Silent
-from text2token.vocabulary import TargetVocabulary, VocabularySettings
+from text2token.vocabulary import VocabularySettings
 
 
 @pytest.fixture
@@ -89,9 +89,8 @@ def test_an_interrupted_run_ends_with_the_same_diary(recipe: Recipe, tmp_path: P
 def test_a_look_says_what_the_embeddings_say(tiny: BackboneSettings) -> None:
     embedder = load_embedder(tiny)
     head = load_head(embedder, tiny.name)
-    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
     queries, passages = TEXTS[:5], TEXTS[5:]
-    watch = Watch.over(queries, passages, head, vocabulary, looks=1)
+    watch = Watch.over(queries, passages, head, WordSplitter(tokenizer_of(embedder)), looks=1)
     assert watch
     seen = watch.look(embedder.train(), 7)
     assert embedder.training
@@ -117,6 +116,6 @@ def test_an_embedding_that_points_at_a_word_says_it(tiny: BackboneSettings) -> N
 
 def test_where_there_is_nothing_to_see_there_is_no_watch(tiny: BackboneSettings) -> None:
     embedder = load_embedder(tiny)
-    given = load_head(embedder, tiny.name), TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
+    given = load_head(embedder, tiny.name), WordSplitter(tokenizer_of(embedder))
     assert Watch.over(["one"], ["text"], *given, looks=1) is None
     assert Watch.over(TEXTS, TEXTS, *given, looks=0) is None

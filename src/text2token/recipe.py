@@ -43,7 +43,7 @@ from text2token.head import LanguageModelHead, load_head
 from text2token.isotropy import Isotropy
 from text2token.lens.learning import joined, learn_from_head, learn_from_words
 from text2token.lens.reader import FOLDER as READER_FOLDER
-from text2token.lens.reader import PROBE, TokenReader, save_reader
+from text2token.lens.reader import PROBE, TokenReader, WordSplitter, save_reader
 from text2token.loss import TokenTargetLoss
 from text2token.model_card import model_card
 from text2token.reporter import Reporter, Silent
@@ -240,7 +240,8 @@ def run(
         untrained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
 
     cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter)
-    watch = Watch.over(texts.queries, texts.passages, head, vocabulary, recipe.looks)
+    splitter = WordSplitter(tokenizer_of(embedder), recipe.vocabulary)
+    watch = Watch.over(texts.queries, texts.passages, head, splitter, recipe.looks)
     results = train(recipe, embedder, head, vocabulary, texts.sample, untrained.head_centre, work, steps, reporter, watch)
 
     with reporter.progress("Embedding, trained", texts.count, "texts") as progress:

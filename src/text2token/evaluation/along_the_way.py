@@ -1,7 +1,7 @@
 """How an embedder changes while it is trained: what its embeddings say, and how well they compare, at a few moments.
 
 The paper's figure, on one's own run: alignment in the vocabulary space and quality in the representation space improve
-together (confirmed as a claim of the paper; METHOD: what is claimed). Held-out documents are embedded after the last layer,
+together (confirmed as a claim of the paper). Held-out documents are embedded after the last layer,
 less their own mean: decoded through the head they should say the documents' words, and compared they should find each other.
 """
 
@@ -22,7 +22,6 @@ from text2token.evaluation.label_free import dense_scores, geometry
 from text2token.head import LanguageModelHead
 from text2token.lens.metrics import alignment_of_scores
 from text2token.lens.reader import WordSplitter
-from text2token.vocabulary import TargetVocabulary
 
 DOCUMENTS = 50  # a hundred short texts cost a look two to three seconds on two CPU cores
 
@@ -51,7 +50,7 @@ class Watch:
     queries: Sequence[str]
     passages: Sequence[str]
     head: LanguageModelHead
-    vocabulary: TargetVocabulary
+    splitter: WordSplitter
     looks: int
 
     @classmethod
@@ -60,13 +59,13 @@ class Watch:
         queries: Sequence[str],
         passages: Sequence[str],
         head: LanguageModelHead,
-        vocabulary: TargetVocabulary,
+        splitter: WordSplitter,
         looks: int,
     ) -> "Watch | None":
         """Return a watch over the first `DOCUMENTS` held-out documents; None when there is nothing to see, or no look."""
         if not looks or len(queries) < 2:
             return None
-        return cls(queries[:DOCUMENTS], passages[:DOCUMENTS], head, vocabulary, looks)
+        return cls(queries[:DOCUMENTS], passages[:DOCUMENTS], head, splitter, looks)
 
     def look(self, embedder: SentenceTransformer, step: int) -> Moment:
         """Embed the texts with the embedder as it is and return what it is like; it stays in the mode it was in."""
@@ -76,11 +75,10 @@ class Watch:
         both = both - both.mean(0)
         queries, passages = torch.split(both, len(self.queries))
         said: tuple[float | None, float | None] = (None, None)
-        splitter = WordSplitter(tokenizer_of(embedder), self.vocabulary.settings)
         room = tokenizer_of(embedder).model_max_length - prompt_tokens(tokenizer_of(embedder))
         try:
-            lexicon, scores = word_scores(passages, self.head, splitter)
-            found = alignment_of_scores(scores, lexicon, splitter.words_in(self.passages, room))
+            lexicon, scores = word_scores(passages, self.head, self.splitter)
+            found = alignment_of_scores(scores, lexicon, self.splitter.words_in(self.passages, room))
             said = (found.hit_at_1, found.precision_at_10)
         except CorpusError:
             pass

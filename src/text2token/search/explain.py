@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from text2token.encoder import TextEncoder
-from text2token.lens.reader import FOLDER, open_reader
+from text2token.lens.reader import FOLDER, TokenReader, open_reader
 
 DENSE_WORDS = 6
 Half = Literal["sparse", "dense"]
@@ -52,7 +52,11 @@ def explanation_beside(model: str, encoder: TextEncoder) -> DenseExplanation | N
     """
     if not (Path(model) / FOLDER).is_dir():
         return None
-    reader = open_reader(model, encoder)
+    return explained_by(open_reader(model, encoder))
+
+
+def explained_by(reader: TokenReader) -> DenseExplanation:
+    """Return what says which words two vectors share, as `reader` reads them."""
 
     def explain(query: NDArray[np.float32], document: NDArray[np.float32]) -> Sequence[tuple[str, float]]:
         return reader.contributions(torch.from_numpy(query), torch.from_numpy(document), DENSE_WORDS)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from text2token.encoder import TextEncoder, open_encoder, token_counter
@@ -17,11 +16,10 @@ from text2token.errors import BackboneError
 from text2token.lens.pair import Contributions
 from text2token.lens.readable import SaidWord
 from text2token.lens.reader import FOLDER, TokenReader, open_reader
+from text2token.search.explain import explained_by
 
 if TYPE_CHECKING:  # the engine is an extra
     from text2token.search.index import Hit, Index, Mode
-
-REASONS = 6  # words that explain a hit's meaning
 
 
 @dataclass
@@ -87,7 +85,7 @@ def open_service(model: str, index: Path | None = None, dtype: str = "auto") -> 
         folder = Path(model).expanduser()
         reader = open_reader(folder, encoder) if (folder / FOLDER).is_dir() else None
         if opened and reader:
-            opened.explain = lambda query, found: reader.contributions(torch.tensor(query), torch.tensor(found), REASONS)
+            opened.explain = explained_by(reader)
         dimension = encoder(["warm"]).shape[1]
     except BaseException:
         if opened:
