@@ -27,6 +27,7 @@ import filelock
 import numpy as np
 import qdrant_edge as engine
 from numpy.typing import NDArray
+from torch import Tensor
 
 from text2token.backbone import resolve_dtype
 from text2token.corpus.documents import Document
@@ -283,14 +284,21 @@ class Index:
         return Filled(**counts, total=self.card.documents)
 
     def search(
-        self, query: str, k: int = 10, mode: Mode = "hybrid", filters: Mapping[str, Sequence[str]] | None = None
+        self,
+        query: str,
+        k: int = 10,
+        mode: Mode = "hybrid",
+        filters: Mapping[str, Sequence[str]] | None = None,
+        *,
+        vector: Tensor | None = None,
     ) -> list[Hit]:
         """Return the `k` best documents, best first.
 
         "dense" ranks by meaning, "sparse" by words (BM25), "hybrid" by the sum of both scores, each on the scale of the
         best hundred of its half (mean ± 3 standard deviations), which keeps more of the better half than their ranks do
         (docs/search.md). `filters`: a document must have one of the values of every field named; they are compared as
-        text, lists by each of their elements. Raises `RecipeError` for a mode or field that there is not.
+        text, lists by each of their elements. `vector`, shape (dimension,), is the query's embedding where the caller has
+        it already. Raises `RecipeError` for a mode or field that there is not.
         """
         if mode not in MODES:
             raise RecipeError(f"mode is {mode!r}; choose {', '.join(MODES)}")
@@ -299,10 +307,10 @@ class Index:
             raise RecipeError("the query is empty; say what to look for")
         condition = self._condition(filters or {})
         words = self.words.of_query(query)
-        vector: NDArray[np.float32] = self.encoder([query])[0].numpy()
+        asked: NDArray[np.float32] = (self.encoder([query])[0] if vector is None else vector).numpy()
         if self.explain is None and not self._encoder_is_read:
             self.explain, self._encoder_is_read = explanation_beside(self.card.model, self.encoder), True
-        halves = {DENSE: engine.Query.Nearest(vector.tolist(), using=DENSE)}
+        halves = {DENSE: engine.Query.Nearest(asked.tolist(), using=DENSE)}
         if words.indices:
             halves[SPARSE] = engine.Query.Nearest(words, using=SPARSE)
         if mode == "sparse" and SPARSE not in halves:
@@ -317,7 +325,7 @@ class Index:
         found = self.shard.query(request)
         spelt = {number: word for number, word in self.words.spelt(query).items() if number in set(words.indices)}
         rarity = self._rarity(words.indices)
-        return [self._hit(point, vector, spelt, rarity) for point in found]
+        return [self._hit(point, asked, spelt, rarity) for point in found]
 
     def _hit(
         self, point: "engine.ScoredPoint", query: NDArray[np.float32], spelt: dict[int, str], rarity: dict[int, float]

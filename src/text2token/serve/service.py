@@ -51,9 +51,7 @@ class Service:
     def search(self, query: str, vector: Tensor, k: int, mode: "Mode", filters: Mapping[str, Sequence[str]]) -> "list[Hit]":
         """Return the `k` best documents; `vector`, shape (dimension,), is the query's. `RecipeError` for a bad filter."""
         assert self.index
-        # an index asks its encoder for the query; this one has been told already
-        knowing = replace(self.index.encoder, memory={query: vector})
-        return replace(self.index, _encoder=knowing).search(query, k, mode, filters)
+        return self.index.search(query, k, mode, filters, vector=vector)
 
     def close(self) -> None:
         """Let others open the index; it cannot be searched any more."""
