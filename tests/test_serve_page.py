@@ -65,6 +65,9 @@ class Visit:
         """Search, and wait for what is found: whatever stands there from the last search may hold the same words."""
         self.page.fill("#query", query)
         self.page.keyboard.press("Enter")
+        self.done()
+
+    def done(self) -> None:
         self.until("!document.querySelector('#hits').hasAttribute('aria-busy')")
 
     def width_fits(self) -> bool:
@@ -127,6 +130,33 @@ def test_a_search_explains_its_hits_and_is_done_without_a_mouse(browser: Any, ad
     page.reload()
     page.wait_for_selector(".hit")
     assert page.input_value("#query") == "guitar long"
+    visit.end(address)
+
+
+def test_documents_can_be_filtered_by_a_field(browser: Any, address: str) -> None:
+    visit = Visit(browser, f"{address}/#q=girl+guitar")
+    page = visit.page
+    page.wait_for_selector(".hit")
+    everything = page.locator(".hit").count()
+    assert not page.is_visible("#value")
+    page.select_option("#field", "year")
+    visit.done()
+    page.fill("#value", "2001")
+    page.keyboard.press("Enter")
+    visit.done()
+    assert 0 < page.locator(".hit").count() < everything
+    places = visit.texts(".hit .place")
+    assert all(int(place.split(":")[1]) % 3 == 1 for place in places), places
+    page.reload()
+    page.wait_for_selector(".hit")
+    assert visit.texts(".hit .place") == places
+    page.fill("#value", "1066")
+    page.keyboard.press("Enter")
+    visit.done()
+    assert page.inner_text("#found") == "No such document where year is 1066."
+    page.select_option("#field", "")
+    visit.done()
+    assert page.locator(".hit").count() == everything
     visit.end(address)
 
 
@@ -224,7 +254,7 @@ def test_it_fits_and_is_readable_at_every_width_light_and_dark(browser: Any, add
     assert visit.width_fits()
     assert min(json.loads(visit.page.evaluate(CONTRAST)).values()) >= 4.5
     unnamed = visit.page.evaluate(
-        "[...document.querySelectorAll('input, textarea')].filter(field => !field.labels.length).map(field => field.id)"
+        "[...document.querySelectorAll('input, select, textarea')].filter(field => !field.labels.length).map(field => field.id)"
     )
     assert unnamed == []
     visit.end(address)

@@ -95,6 +95,9 @@ const searching = onlyLatest($("hits"));
 function search() {
   const query = $("query").value.trim();
   const mode = document.querySelector("[name=mode]:checked").value;
+  const field = $("field").value, value = $("value").value.trim();
+  $("value").hidden = !field;
+  const only = field && value ? { field, value } : null;
   if (!query) {
     $("hits").replaceChildren();
     $("found").textContent = "";
@@ -105,13 +108,13 @@ function search() {
     const wrong = tooLong(query, "The query");
     if (wrong) throw wrong;
     const started = performance.now();
-    const { hits } = await ask("/v1/search", { query, mode, k: 10 }, signal);
+    const { hits } = await ask("/v1/search", { query, mode, k: 10, filters: only ? { [field]: value } : {} }, signal);
     show(null);
-    $("found").textContent = hits.length ? `${hits.length} found in ${Math.round(performance.now() - started)} ms` : mode === "sparse" ? "No document has any of these words." : "Nothing found.";
+    $("found").textContent = hits.length ? `${hits.length} found in ${Math.round(performance.now() - started)} ms` : only ? `No such document where ${field} is ${value}.` : mode === "sparse" ? "No document has any of these words." : "Nothing found.";
     const longest = {};
     for (const { half, contribution } of hits.flatMap(hit => hit.reasons)) longest[half] = Math.max(longest[half] ?? 0, contribution);
     $("hits").replaceChildren(...hits.map(hit => result(hit, query, longest)));
-    history.replaceState(null, "", `#${new URLSearchParams({ q: query.slice(0, 500), mode })}`);
+    history.replaceState(null, "", `#${new URLSearchParams({ q: query.slice(0, 500), mode, ...only })}`);
   });
 }
 
@@ -191,7 +194,7 @@ $("search-form").addEventListener("submit", event => {
   event.preventDefault();
   search();
 });
-$("search-form").addEventListener("change", event => event.target.name === "mode" && search());
+$("search-form").addEventListener("change", event => event.target !== $("query") && search());
 $("query").addEventListener("input", () => $("query").value || search());
 
 document.addEventListener("keydown", event => {
@@ -309,6 +312,10 @@ async function begin() {
     const mode = document.querySelector(`[name=mode][value="${CSS.escape(wanted.get("mode") ?? "hybrid")}"]`);
     if (mode) mode.checked = true;
     $("query").value = wanted.get("q") ?? "";
+    $("filter").hidden = !index.fields.length;
+    $("field").replaceChildren($("field").options[0], ...index.fields.map(name => element("option", { value: name, textContent: `Where ${name}` })));
+    $("field").value = index.fields.includes(wanted.get("field")) ? wanted.get("field") : "";
+    $("value").value = wanted.get("value") ?? "";
     $("query").focus();
     search();
   } else if (lens) {
