@@ -254,7 +254,7 @@ def test_it_fits_and_is_readable_at_every_width_light_and_dark(browser: Any, add
     assert visit.width_fits()
     assert min(json.loads(visit.page.evaluate(CONTRAST)).values()) >= 4.5
     unnamed = visit.page.evaluate(
-        "[...document.querySelectorAll('input, select, textarea')].filter(field => !field.labels.length).map(field => field.id)"
+        "[...document.querySelectorAll('input, select, textarea')].filter(field => !field.labels.length).map(it => it.id)"
     )
     assert unnamed == []
     visit.end(address)

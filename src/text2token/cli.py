@@ -632,6 +632,22 @@ def serve(
     server.serve(model, index, host=host, port=port, api_key=key, limits=limits, dtype=dtype, reporter=reporter)
 
 
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Say what this machine has, what of text2token is installed, and how to install the rest."""
+    from text2token.doctor import examine
+
+    diagnosis = examine()
+    if json_:
+        print(json.dumps(asdict(diagnosis), indent=2))
+    else:
+        from text2token.terminal import show_diagnosis
+
+        show_diagnosis(diagnosis)
+    if not diagnosis.able:
+        raise RecipeError(f"the installation is not complete: {diagnosis.parts[0].remedy}")
+
+
 def _print_lens(models: Any, texts: Any, said: Any, pair: Any, pairs: Any, alignments: Any) -> None:
     """Print what `lens` found as JSON: an object for each model."""
     found: list[dict[str, Any]] = [{"model": one.name, "reads": one.reader.card.reads} for one in models]

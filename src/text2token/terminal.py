@@ -17,6 +17,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from text2token.backbone import Progress as Advance
+from text2token.doctor import Diagnosis
 from text2token.evaluation.before_after import Evaluation
 from text2token.leaderboard import Leaderboard, best_rows
 from text2token.lens.key_tokens import KeyToken
@@ -99,6 +100,20 @@ def _logged_progress(description: str, total: int | None, unit: str) -> Iterator
             print(f"{description}: {so_far} {unit}, {speed:,.0f}/s{left}", file=sys.stderr, flush=True)
 
     yield advance
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print the machine, then every part of the installation with the line that completes it, to stdout."""
+    console = Console(highlight=False)
+    width = max(map(len, diagnosis.machine))
+    for name, finding in diagnosis.machine.items():
+        console.print(Text(f"{name:>{width}}  {finding}"), soft_wrap=True)
+    console.print()
+    for part in diagnosis.parts:
+        name = f"[{part.extra}]" if part.extra else "the package"
+        console.print(Text(f"{name:>{width}}  {'complete' if part.able else part.remedy}  ({part.used_by})"), soft_wrap=True)
+        for requirement in part.missing:
+            console.print(Text(f"{'':>{width}}    missing: {requirement}"), soft_wrap=True)
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
