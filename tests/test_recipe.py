@@ -5,7 +5,7 @@ import multiprocessing
 import time
 import tomllib
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,28 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(recipe: Recipe, tmp_path: 
 
 
 def test_contrast_and_smoothing_are_settings_of_a_run(recipe: Recipe, tmp_path: Path) -> None:
-    both = ["stage1.contrast=0.2", "lora.dropout=0.1", "targets.smoothing.share=0.2"]
+    both = [
+        "stage1.contrast=0.2",
+        "stage1.contrast_with=itself",
+        "lora.dropout=0.1",
+        "targets.smoothing.share=0.2",
+    ]
     result = run_here(recipe.with_settings(both), tmp_path)
     assert result["stages"]["stage1"]["tokens"] % 2 == 0
     assert read_card(tmp_path / "run" / "targets" / "data_driven").settings["smoothing"]["share"] == 0.2
+
+
+def test_neighbouring_passages_meet_in_a_run_at_no_further_tokens(recipe: Recipe, tmp_path: Path) -> None:
+    lines = Path(recipe.sources[0]).read_text().splitlines()
+    long = tmp_path / "long.txt"
+    long.write_text("\n".join(" ".join(lines[start : start + 3]) for start in range(0, len(lines) - 3, 3)))
+    short = replace(recipe, sources=(str(long),)).with_settings(["corpus.passage_characters=100", "stage1.contrast=0"])
+    without = run_here(short, tmp_path / "without")
+    beside = run_here(short.with_settings(["stage1.contrast=0.5"]), tmp_path / "beside")
+    assert without["corpus"]["passages"] > without["corpus"]["documents"]
+    assert beside["stages"]["stage1"]["tokens"] == without["stages"]["stage1"]["tokens"]
+    alone = weights(tmp_path / "without")
+    assert any(not torch.equal(value, alone[name]) for name, value in weights(tmp_path / "beside").items())
 
 
 TWO_STAGES = ["stage2.targets=model_derived", "stage2.tokens_per_batch=512", "stage2.learning_rate=0.005"]
@@ -227,7 +245,7 @@ def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
         ("stage1.epochs", "expected section.key=value"),
         ("stage1.epochs=0", "must be above zero"),
         ("stage1.contrast=2", "between 0 and 1"),
-        ("stage1.contrast=0.1", "needs lora.dropout"),
+        ("stage1.contrast_with=itself", "needs lora.dropout"),
         ("targets.smoothing.share=1", "between 0 and 1"),
     ],
 )

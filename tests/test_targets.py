@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import TEXTS
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from text2token.errors import RecipeError, TargetMismatch
 from text2token.targets import store
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
-from text2token.targets.store import open_targets, read_card, write_targets
+from text2token.targets.store import documents_of, open_targets, read_card, write_targets
 from text2token.vocabulary import TargetVocabulary, VocabularySettings
 
 
@@ -217,3 +218,11 @@ def test_a_failure_while_writing_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "targets", vocabulary, failing())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
+def test_targets_know_the_documents_of_their_texts(rows: list[tuple[str, int, bool]]) -> None:
+    passages = [{"text": f"{text}{number}", "document": document} for number, (text, document, _) in enumerate(rows)]
+    kept = [passage for passage, (_, _, keep) in zip(passages, rows, strict=True) if keep]
+    targets = Dataset.from_list(kept) if kept else Dataset.from_dict({"text": [], "document": []})
+    assert documents_of(targets, Dataset.from_list(passages)).tolist() == [passage["document"] for passage in kept]

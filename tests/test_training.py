@@ -84,12 +84,43 @@ def test_a_token_budget_is_met_and_hardly_exceeded(budget: int, accumulate: int)
     assert min(budget, 2 * lengths.sum()) <= schedule.tokens_to_see < budget + 200 * accumulate or schedule.steps == 1
 
 
-def test_a_contrastive_term_counts_every_text_twice_and_lets_texts_meet_at_random() -> None:
+def mean_spread(lengths: np.ndarray, schedule: Schedule) -> float:
+    return float(np.mean([np.ptp(lengths[batch]) for batch in schedule.batches]))
+
+
+def test_contrast_with_itself_counts_every_text_twice_and_lets_texts_meet_at_random() -> None:
     lengths = np.random.default_rng(0).integers(5, 60, size=200)
-    alone, contrastive = (plan(lengths, StageSettings(tokens_per_batch=400, contrast=share), 0) for share in (0.0, 0.1))
-    assert contrastive.tokens_to_see == 2 * alone.tokens_to_see
-    spread = [np.mean([np.ptp(lengths[batch]) for batch in schedule.batches]) for schedule in (alone, contrastive)]
-    assert spread[0] < 5 < spread[1]
+    stage = StageSettings(tokens_per_batch=400)
+    alone, twice = (plan(lengths, replace(stage, contrast=share, contrast_with="itself"), 0) for share in (0.0, 0.1))
+    assert twice.tokens_to_see == 2 * alone.tokens_to_see
+    assert mean_spread(lengths, alone) < 5 < mean_spread(lengths, twice)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(40, 300), st.integers(0, 5))
+def test_neighbouring_passages_share_a_batch(passages_of: list[int], budget: int, seed: int) -> None:
+    documents = np.repeat(np.arange(len(passages_of)), passages_of)
+    lengths = np.random.default_rng(seed).integers(1, 90, size=len(documents))
+    stage = StageSettings(tokens_per_batch=budget, contrast=0.3)
+    schedule = plan(lengths, stage, seed, documents=documents)
+    assert sorted(np.concatenate(schedule.batches)) == list(range(len(documents)))
+    assert schedule.tokens_to_see == lengths.sum()
+    batch_of = {row: number for number, batch in enumerate(schedule.batches) for row in batch.tolist()}
+    first = np.cumsum([0, *passages_of[:-1]])
+    for start, count in zip(first.tolist(), passages_of, strict=True):
+        for row in range(start, start + count - 1, 2):
+            assert batch_of[row] == batch_of[row + 1]
+    for batch in schedule.batches:
+        pair = len(batch) == 2 and documents[batch[0]] == documents[batch[1]]
+        assert len(batch) == 1 or pair or len(batch) * lengths[batch].max() <= budget
+
+
+def test_documents_of_one_passage_keep_their_tight_batches() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, size=200)
+    stage = StageSettings(tokens_per_batch=400, contrast=0.3)
+    plain = plan(lengths, replace(stage, contrast=0.0), 0)
+    for documents in (np.arange(200), None):
+        schedule = plan(lengths, stage, 0, documents=documents)
+        assert all(map(np.array_equal, schedule.batches, plain.batches))
 
 
 def test_lengths_are_what_the_model_sees(tiny: BackboneSettings) -> None:

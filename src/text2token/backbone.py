@@ -278,17 +278,21 @@ def token_lengths(tokenizer: PreTrainedTokenizerBase, batches: Iterable[Sequence
     return np.minimum(np.array(lengths, dtype=np.int64), min(tokenizer.model_max_length, NO_LIMIT))
 
 
-def batches_of(order: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int) -> list[NDArray[np.int64]]:
+def batches_of(
+    order: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int, follows: NDArray[np.bool_] | None = None
+) -> list[NDArray[np.int64]]:
     """Cut `order`, row numbers, into batches of at most `tokens` tokens, padding counted; a longer row is one by itself.
 
-    `lengths`, shape (rows,), is in tokens.
+    `lengths`, shape (rows,), is in tokens. `follows`, in the same order as `order`, marks second rows of pairs, which
+    share a batch with the row before them.
     """
     batches: list[NDArray[np.int64]] = []
     start, longest = 0, 0
     for end, length in enumerate(lengths[order]):
-        if end > start and (end + 1 - start) * max(longest, length) > tokens:
-            batches.append(order[start:end])
-            start, longest = end, 0
+        cut = end - 1 if follows is not None and follows[end] else end
+        if cut > start and (end + 1 - start) * max(longest, length) > tokens:
+            batches.append(order[start:cut])
+            start, longest = cut, lengths[order[cut:end]].max(initial=0)
         longest = max(longest, length)
     batches.append(order[start:])
     return batches

@@ -3,6 +3,8 @@
 The KL objective is the paper's; sparse targets and centring before the head are ours.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from sentence_transformers import SentenceTransformer
@@ -11,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from text2token.errors import TrainingDiverged
 from text2token.head import LanguageModelHead
+
+ContrastWith = Literal["next_passage", "itself"]
 
 
 def sparse_kl(
@@ -30,15 +34,23 @@ def sparse_kl(
     return divergence
 
 
-def own_view_among_others(
-    one: Float[Tensor, "batch dimension"], other: Float[Tensor, "batch dimension"], temperature: float
-) -> Float[Tensor, ""]:
-    """SimCSE's loss (Gao et al. 2021), in nats: each text's `other` view must be told from those of its batch.
+def own_among_others(
+    embeddings: Float[Tensor, "batch dimension"], groups: Int[Tensor, " batch"], temperature: float
+) -> Float[Tensor, " matched"]:
+    """InfoNCE in nats (van den Oord et al. 2018): each embedding must tell those of its own group from the rest.
 
-    -log softmax over j of cos(one i, other j) / temperature, at j = i
+        -log ( sum over others of its group exp(cos / temperature)  /  sum over all others exp(cos / temperature) )
+
+    Embeddings that are alone in their group are only what the rest is told from; the result has one figure for each of
+    the others.
     """
-    cosines = nn.functional.normalize(one.float()) @ nn.functional.normalize(other.float()).T
-    return nn.functional.cross_entropy(cosines / temperature, torch.arange(len(one), device=one.device))
+    directions = nn.functional.normalize(embeddings.float())
+    itself = torch.eye(len(groups), dtype=torch.bool, device=groups.device)
+    own = (groups[:, None] == groups[None]) & ~itself
+    matched = own.any(1)
+    likeness = (directions @ directions.T / temperature).masked_fill(itself, -torch.inf)[matched]
+    missed: Tensor = likeness.logsumexp(1) - likeness.masked_fill(~own[matched], -torch.inf).logsumexp(1)
+    return missed
 
 
 class TokenTargetLoss(nn.Module):
@@ -46,11 +58,13 @@ class TokenTargetLoss(nn.Module):
 
         h = pooled embedding (dimension)      z = head(h - centre) / temperature (vocabulary)
 
-    With `contrast` the texts are read a second time, under other dropout, and SimCSE's loss has that share of the whole:
+    With `contrast` a second loss has that share of the whole (ours; it is open in the paper):
 
-        (1 - contrast) · KL  +  contrast · own_view_among_others(h, h')
+        (1 - contrast) · KL  +  contrast · own_among_others(h - centre)
 
-    Whether the two add to each other is open in the paper (docs/ablations.md).
+    `contrast_with` says what is a text's own: "next_passage", the passages of the same document in the batch, or "itself",
+    the text read a second time under other dropout (SimCSE, Gao et al. 2021). A batch in which no text has its own is left
+    to the KL alone.
 
     `h` is taken before any normalisation to unit length, after which the softmax would be nearly flat. `centre` has
     shape (dimension,); it takes the prior of function words out of the logits. At most
@@ -67,6 +81,7 @@ class TokenTargetLoss(nn.Module):
         *,
         temperature: float = 1.0,
         contrast: float = 0.0,
+        contrast_with: ContrastWith = "next_passage",
         contrast_temperature: float = 0.05,
         rows_per_chunk: int = 256,
     ) -> None:
@@ -77,11 +92,15 @@ class TokenTargetLoss(nn.Module):
         self.register_buffer("centre", torch.zeros(dimension) if centre is None else centre.float(), persistent=False)
         self.temperature = temperature
         self.contrast = contrast
+        self.contrast_with = contrast_with
         self.contrast_temperature = contrast_temperature
         self.rows_per_chunk = rows_per_chunk
 
     def forward(self, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
-        """Return the loss of a batch; `labels` holds `token_ids`, `weights` and `rows` as the collator made them."""
+        """Return the loss of a batch; `labels` holds `token_ids`, `weights` and `rows` as the collator made them.
+
+        Without `documents` among them no two texts belong together.
+        """
         features = sentence_features[0]
         embeddings = self.model(dict(features))["sentence_embedding"]  # the modules write into what they are given
         divergences = self.divergences(embeddings, labels["token_ids"], labels["weights"])
@@ -91,11 +110,20 @@ class TokenTargetLoss(nn.Module):
                 f"the loss is not a number for rows {rows[:8]} of the targets. "
                 "Lower the learning rate, or look at these texts"
             )
-        if not self.contrast:
+        missed = self._missed(embeddings, features, labels) if self.contrast else embeddings.new_empty(0)
+        if not len(missed):
             return divergences.mean()
-        again = self.model(dict(features))["sentence_embedding"]
-        contrastive = own_view_among_others(embeddings, again, self.contrast_temperature)
-        return (1 - self.contrast) * divergences.mean() + self.contrast * contrastive
+        return (1 - self.contrast) * divergences.mean() + self.contrast * missed.mean()
+
+    def _missed(self, embeddings: Tensor, features: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+        """Return the contrastive loss of each text that has its own in the batch."""
+        groups = labels["rows"]
+        if self.contrast_with == "itself":
+            embeddings = torch.cat([embeddings, self.model(dict(features))["sentence_embedding"]])
+            groups = groups.repeat(2)
+        elif "documents" in labels:
+            groups = labels["documents"]
+        return own_among_others(embeddings.float() - self.centre, groups, self.contrast_temperature)
 
     def divergences(self, embeddings: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
         """Return the KL of each row, shape (batch,)."""

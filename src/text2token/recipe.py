@@ -49,7 +49,7 @@ from text2token.model_card import model_card
 from text2token.reporter import Reporter, Silent
 from text2token.settings import from_toml, to_toml, with_assignments
 from text2token.targets.constructors import ConstructorName, Materials, TargetSettings, make_constructor, write_constructed
-from text2token.targets.store import TargetCard, open_targets, read_card, shuffle_targets
+from text2token.targets.store import TargetCard, documents_of, open_targets, read_card, shuffle_targets
 from text2token.training import (
     StageResult,
     StageSettings,
@@ -92,8 +92,8 @@ class Recipe:
             raise RecipeError(f"looks is {self.looks}; it must not be below zero")
         if not self.stages:
             raise RecipeError('the targets of both stages are "none": there is nothing to train on')
-        if any(stage.contrast for stage in self.stages.values()) and not self.lora.dropout:
-            raise RecipeError("contrast needs lora.dropout above zero: without it both views of a text are the same")
+        if any(stage.reads_twice for stage in self.stages.values()) and not self.lora.dropout:
+            raise RecipeError("contrast with itself needs lora.dropout above zero: without it a text is the same both times")
 
     @property
     def stages(self) -> dict[str, StageSettings]:
@@ -242,7 +242,19 @@ def run(
     cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter)
     splitter = WordSplitter(tokenizer_of(embedder), recipe.vocabulary)
     watch = Watch.over(texts.queries, texts.passages, head, splitter, recipe.looks)
-    results = train(recipe, embedder, head, vocabulary, texts.sample, untrained.head_centre, work, steps, reporter, watch)
+    results = train(
+        recipe,
+        embedder,
+        head,
+        vocabulary,
+        corpus.passages,
+        texts.sample,
+        untrained.head_centre,
+        work,
+        steps,
+        reporter,
+        watch,
+    )
 
     with reporter.progress("Embedding, trained", texts.count, "texts") as progress:
         trained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
@@ -268,8 +280,11 @@ def made_from(recipe: Recipe, corpus: Any) -> dict[str, str]:
     for kind in recipe.constructors:
         of_targets = [recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
         settings = [recipe.backbone, recipe.vocabulary, *of_targets]
-        lengths = [(s.max_tokens, s.epochs, s.tokens_per_batch, s.accumulate, s.contrast) for s in recipe.stages_on(kind)]
-        steps[f"targets/{kind}"] = _digest(steps["corpus"], *settings, lengths, recipe.seed)
+        seen = [
+            (stage.max_tokens, stage.epochs, stage.tokens_per_batch, stage.accumulate, stage.contrast, stage.contrast_with)
+            for stage in recipe.stages_on(kind)
+        ]
+        steps[f"targets/{kind}"] = _digest(steps["corpus"], *settings, seen, recipe.seed)
     before = [dataclasses.replace(recipe.lora, blend=0), recipe.shuffled_targets, recipe.seed]
     for name, stage in recipe.stages.items():
         steps[name] = _digest(steps[f"targets/{stage.targets}"], stage, *before)
@@ -300,9 +315,9 @@ def write_targets_of(
             constructor = make_constructor(kind, materials)
             rows = None
             if constructor.expensive:
-                lengths = text_lengths(embedder, passages)
-                seen = [plan(lengths, stage, recipe.seed).rows_to_see for stage in recipe.stages_on(kind)]
-                rows = np.unique(np.concatenate(seen))
+                lengths, documents = text_lengths(embedder, passages), np.array(passages["document"])
+                plans = [plan(lengths, stage, recipe.seed, documents=documents) for stage in recipe.stages_on(kind)]
+                rows = np.unique(np.concatenate([schedule.rows_to_see for schedule in plans]))
             with reporter.progress(f"Targets, {name}", len(passages if rows is None else rows), "texts") as progress:
                 write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress, rows)
             work.finished(step, steps[step])
@@ -316,6 +331,7 @@ def train(
     embedder: SentenceTransformer,
     head: LanguageModelHead,
     vocabulary: TargetVocabulary,
+    passages: Dataset,
     sample: Sequence[str],
     untrained_centre: Tensor,
     work: RunFolder,
@@ -323,7 +339,7 @@ def train(
     reporter: Reporter,
     watch: Watch | None = None,
 ) -> dict[str, StageResult]:
-    """Train `embedder` through all stages, in place, on the targets in `work`, and go back as far as `blend` says.
+    """Train `embedder` through all stages, in place, on the targets of `passages` in `work`; go back as far as `blend` says.
 
     Finished stages are taken from `work`, and a broken-off one goes on from its last checkpoint. The head reads from the
     mean embedding of `sample`: that of the untrained backbone, `untrained_centre`, or as it is when the stage begins.
@@ -343,6 +359,7 @@ def train(
         targets = open_targets(work.targets / str(stage.targets), vocabulary, cache=work.cache)
         if recipe.shuffled_targets:
             targets = shuffle_targets(targets, recipe.seed)
+        documents = documents_of(targets, passages)
         centre = centre_for_head(embedder, sample) if stage.recentre else untrained_centre
         loss = TokenTargetLoss(
             embedder,
@@ -350,16 +367,17 @@ def train(
             centre,
             temperature=stage.temperature,
             contrast=stage.contrast,
+            contrast_with=stage.contrast_with,
             contrast_temperature=stage.contrast_temperature,
         )
-        schedule = plan(text_lengths(embedder, targets), stage, recipe.seed)
+        schedule = plan(text_lengths(embedder, targets), stage, recipe.seed, documents=documents)
         checkpoints = made / f"checkpoints-{steps[name]}"  # those of other settings are no good here
         title = "Training" if len(recipe.stages) == 1 else f"Training, {name}"
         with reporter.progress(title, schedule.tokens_to_see, "tokens") as progress:
             results[name] = train_stage(
                 embedder,
                 loss,
-                targets,
+                targets.add_column("document", documents),
                 schedule,
                 stage,
                 checkpoints,

@@ -2,7 +2,8 @@
 
 Ours are only the collator that carries targets beside texts, the sampler that counts tokens, and checkpoints that hold
 what changes (the trainable weights) instead of the whole model. Batches are fixed once and only their order is shuffled:
-this loss compares no texts with each other, so who shares a batch does not matter, and equal lengths waste no padding.
+the token loss compares no texts with each other, so who shares a batch does not matter, and equal lengths waste no padding;
+with a contrastive term beside it texts meet at random, pairs together.
 """
 
 import json
@@ -27,6 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from text2token.backbone import Progress, batches_of, token_lengths, tokenizer_of
 from text2token.errors import OutputError, RecipeError
 from text2token.files import writing
+from text2token.loss import ContrastWith
 from text2token.targets.constructors import ConstructorName
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
@@ -44,12 +46,15 @@ class StageSettings:
     `tokens_per_batch` bounds one forward pass; an optimiser step takes `accumulate` of them. The learning rate rises
     over the first `warmup` share of the steps and falls linearly to zero.
 
-    `contrast` is the share of SimCSE's loss beside the token loss (1: instead of it). Every text is then read twice, under
-    other dropout (`lora.dropout` must be above zero), costs twice the tokens, and meets others at random in its batch.
+    `contrast` is the share of a contrastive loss beside the token loss (1: instead of it; ours, docs/ablations.md): among
+    the texts of its batch, which then meet at random, a text must find what belongs to it. `contrast_with` says what that
+    is. "next_passage" costs nothing: neighbouring passages of a document share a batch, and where no document has two
+    nothing changes. "itself" is SimCSE: every text is read twice, under other dropout (`lora.dropout` must be above zero),
+    at twice the tokens.
     """
 
     targets: ConstructorName | Literal["none"] = "corpus_derived"
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     max_tokens: int | None = 500_000
     epochs: int = 1
     tokens_per_batch: int = 1024
@@ -58,7 +63,8 @@ class StageSettings:
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     temperature: float = 1.0
-    contrast: float = 0.0
+    contrast: float = 0.5
+    contrast_with: ContrastWith = "next_passage"
     contrast_temperature: float = 0.05
     recentre: bool = False
     steps_per_checkpoint: int = 50
@@ -79,6 +85,11 @@ class StageSettings:
             raise RecipeError(f"max_tokens is {self.max_tokens}; it must be above zero")
         if not 0 <= self.contrast <= 1:
             raise RecipeError(f"contrast is {self.contrast}; it must lie between 0 and 1")
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether the model reads every text two times."""
+        return self.contrast > 0 and self.contrast_with == "itself"
 
 
 @dataclass(frozen=True)
@@ -131,20 +142,34 @@ class Schedule:
         return np.unique(np.concatenate([self.batches[batch] for batch in sorted(batches)]))
 
 
-def plan(lengths: NDArray[np.int64], settings: StageSettings, seed: int, *, by_length: bool = True) -> Schedule:
+def plan(
+    lengths: NDArray[np.int64],
+    settings: StageSettings,
+    seed: int,
+    *,
+    documents: NDArray[np.int64] | None = None,
+    by_length: bool = True,
+) -> Schedule:
     """Group rows of similar length into batches of at most `tokens_per_batch` tokens, and count the steps.
 
     `lengths` has shape (rows,): tokens of each text as the model sees it. A row longer than the budget is a batch of
     its own. No batch holds more padding than the differences of neighbouring lengths. Without `by_length` rows meet at
     random, for losses that compare the texts of a batch; padding then counts towards the bound. A contrastive term is
-    such a loss, and reads every text twice.
+    such a loss. `documents`, shape (rows,), says which document each row was cut from: for that term two successive rows
+    of one are a pair, which shares a batch.
     """
-    if settings.contrast:
-        lengths, by_length = 2 * lengths, False
-    order = np.random.default_rng(seed).permutation(len(lengths))
-    if by_length:
-        order = order[np.argsort(lengths[order], kind="stable")]
-    batches = batches_of(order, lengths, settings.tokens_per_batch)
+    follows = np.zeros(len(lengths), dtype=bool)
+    if settings.contrast and settings.contrast_with == "next_passage" and documents is not None:
+        follows = _second_of_pairs(documents)
+    if settings.reads_twice:
+        lengths = 2 * lengths
+    first = np.random.default_rng(seed).permutation(np.flatnonzero(~follows))
+    if by_length and not settings.reads_twice and not follows.any():
+        first = first[np.argsort(lengths[first], kind="stable")]
+    order = np.repeat(first, 1 + np.append(follows[1:], False)[first])
+    second = np.append(False, order[1:] == order[:-1])
+    order = order + second
+    batches = batches_of(order, lengths, settings.tokens_per_batch, second)
     tokens = np.array([int(lengths[batch].sum()) for batch in batches], dtype=np.int64)
     schedule = Schedule(
         batches, tokens, settings.epochs * -(-len(batches) // settings.accumulate), seed, settings.accumulate
@@ -157,6 +182,14 @@ def plan(lengths: NDArray[np.int64], settings: StageSettings, seed: int, *, by_l
         if seen >= settings.max_tokens:
             return replace(schedule, steps=step)
     return schedule
+
+
+def _second_of_pairs(documents: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rows end a pair: every second one of the successive rows of a document."""
+    rows = np.arange(len(documents))
+    begins = np.append(True, documents[1:] != documents[:-1])
+    ends: NDArray[np.bool_] = (rows - np.maximum.accumulate(np.where(begins, rows, 0))) % 2 == 1
+    return ends
 
 
 def text_lengths(embedder: SentenceTransformer, rows: Dataset, column: str = "text") -> NDArray[np.int64]:
@@ -269,8 +302,10 @@ class TargetCollator(SentenceTransformerDataCollator):
         for index, row in enumerate(features):
             token_ids[index, : len(row["token_ids"])] = torch.as_tensor(row["token_ids"])
             weights[index, : len(row["weights"])] = torch.as_tensor(row["weights"])
-        rows = torch.tensor([row["row"] for row in features])
-        return {**batch, "label": {"token_ids": token_ids, "weights": weights, "rows": rows}}
+        labels = {"token_ids": token_ids, "weights": weights, "rows": torch.tensor([row["row"] for row in features])}
+        if "document" in features[0]:
+            labels["documents"] = torch.tensor([row["document"] for row in features])
+        return {**batch, "label": labels}
 
 
 class StageTrainer(SentenceTransformerTrainer):

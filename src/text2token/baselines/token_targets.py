@@ -30,7 +30,7 @@ def build(workshop: Workshop, settings: Settings, name: str) -> Built:
     work, steps, sample = RunFolder(workshop.folder / "run"), made_from(recipe, None), workshop.sample()
     write_targets_of(recipe, embedder, vocabulary, workshop.passages, work, steps, workshop.reporter)
     centre = centre_for_head(embedder, sample)
-    results = train(recipe, embedder, head, vocabulary, sample, centre, work, steps, workshop.reporter)
+    results = train(recipe, embedder, head, vocabulary, workshop.passages, sample, centre, work, steps, workshop.reporter)
     cut_last_layers(embedder, recipe.cut_layers)
     return finished(workshop, embedder, name, sum(result.tokens for result in results.values()))
 
@@ -40,8 +40,10 @@ def variant(name: str, *candidates: Settings, family: Family = "text2token") -> 
     return Peer(name, family, partial(build, name=name), candidates, seeded=True)
 
 
-_WHOLE = {"stage1.targets": "data_driven", "stage1.learning_rate": 1e-4, "lora.blend": 1.0}  # small steps, all of them kept
-_SECOND = {**_WHOLE, "cut_layers": 0, "stage2.learning_rate": 1e-4, STAGE2_SHARE: 0.3}
+# small steps, all of them kept; tokens alone, as in the paper
+_WHOLE = {"stage1.targets": "data_driven", "stage1.learning_rate": 1e-4, "stage1.contrast": 0.0, "lora.blend": 1.0}
+_SECOND = {**_WHOLE, "cut_layers": 0, "stage2.learning_rate": 1e-4, "stage2.contrast": 0.0, STAGE2_SHARE: 0.3}
+_BESIDE = {"stage1.targets": "corpus_derived", "lora.blend": 1.0, "cut_layers": 1, "stage1.tokens_per_batch": 1024}
 PEERS = (
     variant(
         "text2token, data-driven",
@@ -50,6 +52,12 @@ PEERS = (
         {**_WHOLE, "cut_layers": 1},
     ),
     variant("text2token, corpus-derived", {**_WHOLE, "stage1.targets": "corpus_derived", "cut_layers": 1}),
+    variant(
+        "text2token, default",
+        {**_BESIDE, "stage1.learning_rate": 2e-4, "stage1.contrast": 0.5},
+        {**_BESIDE, "stage1.learning_rate": 2e-4, "stage1.contrast": 0.3},
+        {**_BESIDE, "stage1.learning_rate": 2e-4, "stage1.contrast": 0.7},
+    ),
     variant(
         "text2token, two stages",
         {**_SECOND, "stage2.targets": "model_derived"},

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 from datasets import config as datasets_config
+from numpy.typing import NDArray
 
 from text2token.errors import TargetMismatch
 from text2token.files import atomic_file, atomic_folder, writing
@@ -165,6 +166,22 @@ def open_targets(folder: Path, vocabulary: TargetVocabulary, cache: Path | None 
     cache = cache or Path(datasets_config.HF_DATASETS_CACHE)
     with writing(cache):
         return Dataset.from_parquet(files, cache_dir=str(cache))
+
+
+def documents_of(targets: Dataset, passages: Dataset) -> NDArray[np.int64]:
+    """Return the document that each text of `targets` was cut from; shape (rows,).
+
+    `passages` are what the targets were made of: the same texts in the same order, and more between them.
+    """
+    remaining = (
+        (text, number)
+        for batch in passages.iter(10_000)
+        for text, number in zip(batch["text"], batch["document"], strict=True)
+    )
+    texts = (text for batch in targets.iter(10_000) for text in batch["text"])
+    return np.fromiter(
+        (next(number for other, number in remaining if other == text) for text in texts), dtype=np.int64, count=len(targets)
+    )
 
 
 def shuffle_targets(targets: Dataset, seed: int) -> Dataset:
