@@ -1,7 +1,9 @@
 """The rooms import one way: each only from rooms above it in this list."""
 
-import ast
 from pathlib import Path
+
+import networkx
+from architecture import MARK, PAGE, ROOT, drawn, imported, modules, rooms
 
 import text2token
 
@@ -55,26 +57,7 @@ LAYERS = [
     ["cli"],
     ["__main__"],
 ]
-ROOT = Path(text2token.__file__).parent
-
-
-def modules() -> dict[str, Path]:
-    return {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-        for path in ROOT.rglob("*.py")
-        if path.name != "__init__.py"
-    }
-
-
-def imported_rooms(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("text2token."):
-            module = node.module.removeprefix("text2token.")
-            names |= {module} if module in modules() else {f"{module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.level or node.module == "text2token"):
-            raise AssertionError(f"{path}: import the room itself, not through the package")
-    return names
+README = Path(__file__).parents[1] / "README.md"
 
 
 def test_every_module_has_its_place() -> None:
@@ -84,8 +67,13 @@ def test_every_module_has_its_place() -> None:
 def test_a_room_imports_only_from_rooms_above_it() -> None:
     height = {name: index for index, layer in enumerate(LAYERS) for name in layer}
     for name, path in modules().items():
-        for other in imported_rooms(path):
+        for other in imported(path):
             assert height[other] < height[name], f"{name} imports {other}"
+
+
+def test_rooms_form_no_circle_and_are_drawn_as_they_are() -> None:
+    assert networkx.is_directed_acyclic_graph(rooms())
+    assert PAGE.read_text().partition(MARK)[2].strip() == drawn().strip(), "run python docs/architecture.py"
 
 
 def test_public_names_are_listed_and_importable() -> None:
@@ -95,8 +83,7 @@ def test_public_names_are_listed_and_importable() -> None:
 
 
 def test_the_file_map_in_the_readme_names_every_room() -> None:
-    readme = (ROOT.parents[1] / "README.md").read_text()
-    file_map = readme.partition("## Files")[2]
+    file_map = README.read_text().partition("## Files")[2]
     for name, path in modules().items():
         relative = path.relative_to(ROOT).as_posix()
         folder = relative.rpartition("/")[0]

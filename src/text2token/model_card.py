@@ -102,9 +102,10 @@ The prompt is part of the tokenizer: give plain text. Plain sentence-transformer
 ## How it was made
 
 text2token: the embedding of a text, decoded through the backbone's own language-model head, was trained to predict the
-text's key tokens (KL divergence), without labels, pairs or negatives. Afterwards the mean embedding of the corpus was
-subtracted (the `Dense` module) and vectors are scaled to unit length. Unless the settings say `isotropy = "none"`, the first
-dimensions say most, so vectors can be cut (`truncate_dim`).
+text's key tokens (KL divergence). Where the settings below say `contrast` above zero, passages of the same document also had
+to find each other among those of their batch. No labels. Afterwards the mean embedding of the corpus was subtracted (the
+`Dense` module) and vectors are scaled to unit length. Unless the settings say `isotropy = "none"`, the first dimensions say
+most, so vectors can be cut (`truncate_dim`).
 
 - Corpus: {corpus["documents"]:,} documents, of which {corpus["broken"]:,} broken, {corpus["empty"]:,} empty and
   {corpus["duplicates"]:,} duplicate ones were left out and {corpus["held_out"]:,} held out;
