@@ -41,6 +41,7 @@ def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
         "lens",
         "report",
         "serve",
+        "doctor",
         "embed",
         "evaluate",
         "compare",

