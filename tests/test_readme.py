@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there, on a small corpus and a tiny backbone."""
+"""What README and docs show works as it stands there: README's is run, on a small corpus and a tiny backbone."""
 
 import json
 import re
@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import TEXTS, BackboneMaker
 
 from text2token.backbone import BackboneSettings
+from text2token.cli import app
 from text2token.recipe import Recipe
 
-pytestmark = pytest.mark.slow
-README = (Path(__file__).parents[1] / "README.md").read_text()
-COMMANDS = re.findall(r"^(?:    |\$ )(text2token .*)$", README, re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMAND = re.compile(r"^(?:    |\$ )(text2token (?:.*\\\n)*.*)$", re.MULTILINE)
+COMMANDS = COMMAND.findall(README)
 # the first trains every peer, which tests/test_comparison.py does on less; the second ends only when it is stopped
 ELSEWHERE = ("compare", "serve")
 
@@ -51,6 +54,16 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_commands_on_other_pages_are_ones_that_there_are(page: str) -> None:
+    commands = typer.main.get_command(app)
+    for shown in COMMAND.findall((ROOT / "docs" / page).read_text()):
+        _, name, *words = shlex.split(re.sub(r"\[(--.*?)\]", r"\1", shown.replace("\\\n", " ")), comments=True)
+        command = commands.commands[name]  # type: ignore[attr-defined]
+        command.make_context(name, words)  # refuses what it does not know
+
+
+@pytest.mark.slow
 def test_the_commands_run_in_their_order(folder: Path) -> None:
     written: set[str] = set()
     for number, command in enumerate(COMMANDS):
@@ -71,6 +84,7 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
     assert len(COMMANDS) > 12
 
 
+@pytest.mark.slow
 def test_the_python_runs(folder: Path, tmp_path: Path) -> None:
     using, training = (small(block) for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     run(folder, "-c", f"{using}\nassert best in documents")
