@@ -88,12 +88,21 @@ def mean_spread(lengths: np.ndarray, schedule: Schedule) -> float:
     return float(np.mean([np.ptp(lengths[batch]) for batch in schedule.batches]))
 
 
-def test_contrast_with_itself_counts_every_text_twice_and_lets_texts_meet_at_random() -> None:
+def test_contrast_with_itself_counts_every_text_twice() -> None:
     lengths = np.random.default_rng(0).integers(5, 60, size=200)
     stage = StageSettings(tokens_per_batch=400)
     alone, twice = (plan(lengths, replace(stage, contrast=share, contrast_with="itself"), 0) for share in (0.0, 0.1))
     assert twice.tokens_to_see == 2 * alone.tokens_to_see
-    assert mean_spread(lengths, alone) < 5 < mean_spread(lengths, twice)
+
+
+def test_pairs_meet_pairs_of_their_length() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, size=400)
+    stage, documents = StageSettings(tokens_per_batch=400, contrast=0.5), np.arange(400) // 2
+    longest = lengths.reshape(-1, 2).max(1).repeat(2)
+    together = plan(lengths, stage, 0, documents=documents)
+    at_random = plan(lengths, stage, 0, documents=documents, by_length=False)
+    assert mean_spread(longest, together) < 3 < mean_spread(longest, at_random)
+    assert len(together.batches) < len(at_random.batches)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(40, 300), st.integers(0, 5))

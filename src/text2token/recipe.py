@@ -209,8 +209,9 @@ def run(
 
     With `resume`, steps that are finished in `folder` are taken from there, unless their settings or the files that
     `recipe.sources` names have changed, and training goes on from its last checkpoint; the result is the same as without
-    the interruption; a recipe without sources takes `documents` for what they were. With `overwrite`, an earlier run and model are replaced. `broken` is what the reader of `documents`
-    counts in. Raises a `Text2TokenError` for anything a user can mend.
+    the interruption. A recipe without sources takes `documents` for what they were. With `overwrite`, an earlier run and
+    model are replaced. `broken` is what the reader of `documents` counts in. Raises a `Text2TokenError` for anything a
+    user can mend.
     """
     reporter = reporter or Silent()
     work = RunFolder(folder)
