@@ -95,14 +95,13 @@ def test_contrast_with_itself_counts_every_text_twice() -> None:
     assert twice.tokens_to_see == 2 * alone.tokens_to_see
 
 
-def test_pairs_meet_pairs_of_their_length() -> None:
+def test_texts_that_are_compared_meet_whatever_their_length() -> None:
     lengths = np.random.default_rng(0).integers(5, 60, size=400)
-    stage, documents = StageSettings(tokens_per_batch=400, contrast=0.5), np.arange(400) // 2
-    longest = lengths.reshape(-1, 2).max(1).repeat(2)
-    together = plan(lengths, stage, 0, documents=documents)
-    at_random = plan(lengths, stage, 0, documents=documents, by_length=False)
-    assert mean_spread(longest, together) < 3 < mean_spread(longest, at_random)
-    assert len(together.batches) < len(at_random.batches)
+    for compared in ("itself", "next_passage"):
+        stage = StageSettings(tokens_per_batch=400, contrast=0.5, contrast_with=compared)
+        at_random = plan(lengths, stage, 0, documents=np.arange(400) // 2)
+        alone = plan(lengths, replace(stage, contrast=0.0), 0)
+        assert mean_spread(lengths, alone) < 5 < mean_spread(lengths, at_random)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(40, 300), st.integers(0, 5))

@@ -3,8 +3,8 @@
 Ours are only the collator that carries targets beside texts, the sampler that counts tokens, and checkpoints that hold
 what changes (the trainable weights) instead of the whole model. Batches are fixed once and only their order is shuffled:
 the token loss compares no texts with each other, so who shares a batch does not matter, and equal lengths waste no padding.
-A contrastive term beside it does compare: pairs stay together, and their strangers are as long as they are, which is less
-padding (13 % instead of 45 % at random, LOG.md) and no hint.
+A contrastive term beside it does compare: texts then meet at random, pairs together, at the price of padding. Among
+strangers of their own length they learnt less: retrieval was six points lower (LOG.md).
 """
 
 import json
@@ -48,7 +48,7 @@ class StageSettings:
     over the first `warmup` share of the steps and falls linearly to zero.
 
     `contrast` is the share of a contrastive loss beside the token loss (1: instead of it; ours, docs/ablations.md): among
-    the texts of its batch a text must find what belongs to it. `contrast_with` says what that
+    the texts of its batch, which then meet at random, a text must find what belongs to it. `contrast_with` says what that
     is. "next_passage" costs nothing: neighbouring passages of a document share a batch, and where no document has two
     nothing changes. "itself" is SimCSE: every text is read twice, under other dropout (`lora.dropout` must be above zero),
     at twice the tokens.
@@ -155,21 +155,19 @@ def plan(
 
     `lengths` has shape (rows,): tokens of each text as the model sees it. A row longer than the budget is a batch of
     its own. No batch holds more padding than the differences of neighbouring lengths. Without `by_length` rows meet at
-    random, as published contrastive methods have it; padding then counts towards the bound. `documents`, shape (rows,),
-    says which document each row was cut from: with a contrastive term two successive rows of one are a pair, which shares a
-    batch with pairs as long as its longer text.
+    random, for losses that compare the texts of a batch; padding then counts towards the bound. A contrastive term is
+    such a loss. `documents`, shape (rows,), says which document each row was cut from: for that term two successive rows
+    of one are a pair, which shares a batch.
     """
     follows = np.zeros(len(lengths), dtype=bool)
     if settings.contrast and settings.contrast_with == "next_passage" and documents is not None:
         follows = _second_of_pairs(documents)
     if settings.reads_twice:
         lengths = 2 * lengths
-    in_pair = np.append(follows[1:], False)
-    longest = np.maximum(lengths, np.where(in_pair, np.roll(lengths, -1), 0))
     first = np.random.default_rng(seed).permutation(np.flatnonzero(~follows))
-    if by_length:
-        first = first[np.argsort(longest[first], kind="stable")]
-    order = np.repeat(first, 1 + in_pair[first])
+    if by_length and not settings.reads_twice and not follows.any():
+        first = first[np.argsort(lengths[first], kind="stable")]
+    order = np.repeat(first, 1 + np.append(follows[1:], False)[first])
     second = np.append(False, order[1:] == order[:-1])
     order = order + second
     batches = batches_of(order, lengths, settings.tokens_per_batch, second)
