@@ -47,11 +47,11 @@ class StageSettings:
     `tokens_per_batch` bounds one forward pass; an optimiser step takes `accumulate` of them. The learning rate rises
     over the first `warmup` share of the steps and falls linearly to zero.
 
-    `contrast` is the share of a contrastive loss beside the token loss (1: instead of it; ours, docs/ablations.md): among
+    `contrast` is the share of a contrastive loss beside the token loss (1: instead of it; ours, LOG.md 2026-11-24): among
     the texts of its batch, which then meet at random, a text must find what belongs to it. `contrast_with` says what that
-    is. "next_passage" costs nothing: neighbouring passages of a document share a batch, and where no document has two
-    nothing changes. "itself" is SimCSE: every text is read twice, under other dropout (`lora.dropout` must be above zero),
-    at twice the tokens.
+    is. "next_passage" costs no further tokens: neighbouring passages of a document share a batch, and where no document
+    has two nothing changes. "itself" is SimCSE: every text is read twice, under other dropout (`lora.dropout` must be
+    above zero), at twice the tokens.
     """
 
     targets: ConstructorName | Literal["none"] = "corpus_derived"
