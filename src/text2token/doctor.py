@@ -16,7 +16,6 @@ from packaging.utils import canonicalize_name
 from text2token.backbone import resolve_dtype
 
 PACKAGE = "text2token"
-FOR_DEVELOPERS = "dev"
 # what an extra is for; the names are those of pyproject.toml
 USED_BY = {
     "bench": "evaluate, compare",
@@ -24,7 +23,7 @@ USED_BY = {
     "report": "report",
     "search": "index, search in an index",
     "serve": "serve",
-    FOR_DEVELOPERS: "make test",
+    "dev": "make test",
 }
 
 
@@ -113,12 +112,8 @@ def _missing(requirements: list[Requirement], extra: str) -> tuple[str, ...]:
     """Return which of the requirements of `extra` (empty: of the package itself) are absent or of another version."""
     missing = []
     for requirement in requirements:
-        marker = requirement.marker
-        if extra and (marker is None or not marker.evaluate({"extra": extra}) or marker.evaluate({"extra": ""})):
-            continue
-        if not extra and marker is not None and not marker.evaluate({"extra": ""}):
-            continue
-        if canonicalize_name(requirement.name) == PACKAGE:
+        of_others = extra and _applies(requirement, "")  # what the package itself needs is no extra's
+        if of_others or not _applies(requirement, extra) or canonicalize_name(requirement.name) == PACKAGE:
             continue  # an extra of extras: each has a line of its own
         wanted = f"{requirement.name}{requirement.specifier}"
         try:
@@ -129,3 +124,7 @@ def _missing(requirements: list[Requirement], extra: str) -> tuple[str, ...]:
         if not requirement.specifier.contains(here, prereleases=True):
             missing.append(f"{wanted} (here is {here})")
     return tuple(missing)
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
