@@ -144,7 +144,13 @@ class _Stage:
         collate = TargetCollator(preprocess_fn=self.embedder.preprocess)
         steps = [self.schedule.batches[number] for number in self.schedule.order(0)[: self.schedule.steps]]
         self.texts = [text for step in steps for text in self.rows[step]["text"]]
-        self.batches = [collate([{**self.rows[int(row)], "row": int(row)} for row in step]) for step in steps]
+        batches = [collate([{**self.rows[int(row)], "row": int(row)} for row in step]) for step in steps]
+        self.passes = [
+            (tokens, batch[name.replace("input_ids", "attention_mask")])
+            for batch in batches
+            for name, tokens in batch.items()
+            if name.endswith("_input_ids")
+        ]
         self.loss = TokenTargetLoss(self.embedder, load_head(self.embedder, SETTINGS.name))
         add_lora(self.embedder, lora or LoraSettings(), seed=0)
 
@@ -160,9 +166,9 @@ def training() -> list[Line]:
     table = backbone.get_input_embeddings()
 
     def bare() -> None:
-        for batch in stage.batches:
-            embedded = table(batch["text_input_ids"]).detach().requires_grad_(True)
-            hidden = backbone(inputs_embeds=embedded, attention_mask=batch["text_attention_mask"]).last_hidden_state
+        for tokens, mask in stage.passes:
+            embedded = table(tokens).detach().requires_grad_(True)
+            hidden = backbone(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
             hidden[:, -1].float().square().mean().backward()
 
     tokens = stage.schedule.tokens_to_see

@@ -29,6 +29,7 @@ from text2token.training import (
     StageSettings,
     TargetCollator,
     last_checkpoint,
+    passes_of,
     plan,
     text_lengths,
     train_stage,
@@ -139,17 +140,60 @@ def test_lengths_are_what_the_model_sees(tiny: BackboneSettings) -> None:
     assert text_lengths(embedder, long).tolist() == [tiny.max_length]
 
 
-def test_collator_keeps_each_target_beside_its_text(tiny: BackboneSettings) -> None:
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(0, 300))
+def test_passes_read_every_row_once_and_cost_no_more_than_one_pass_or_one_a_row(lengths: list[int], cost: int) -> None:
+    rows = np.array(lengths)
+    passes = passes_of(rows, cost)
+    assert sorted(np.concatenate(passes)) == list(range(len(rows)))
+    spent = sum(len(one) * rows[one].max() + cost for one in passes)
+    assert spent <= min(len(rows) * rows.max() + cost, rows.sum() + len(rows) * cost)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_collator_keeps_each_target_beside_its_text(tiny: BackboneSettings, side: str) -> None:
     embedder, _, targets = prepare(tiny)
+    tokenizer_of(embedder).padding_side = side
     rows = [{**targets[i], "row": i} for i in (7, 2, 5)]
-    batch = TargetCollator(preprocess_fn=embedder.preprocess)(rows)
+    batch = TargetCollator(embedder.preprocess, pass_cost=0)(rows)
+    read = [
+        tokens[mask.bool()].tolist()
+        for number in range(3)
+        if f"pass_{number}_input_ids" in batch
+        for tokens, mask in zip(batch[f"pass_{number}_input_ids"], batch[f"pass_{number}_attention_mask"], strict=True)
+    ]
+    assert f"pass_{len({len(tokens) for tokens in read}) - 1}_input_ids" in batch  # one for each length
     labels = batch["label"]
-    assert labels["rows"].tolist() == [7, 2, 5]
-    for index, row in enumerate(rows):
+    assert sorted(labels["rows"].tolist()) == [2, 5, 7]
+    for index, row in enumerate(labels["rows"].tolist()):
         kept = labels["weights"][index] > 0
-        assert labels["token_ids"][index][kept].tolist() == row["token_ids"]
-        mask = batch["text_attention_mask"][index].bool()
-        assert batch["text_input_ids"][index][mask].tolist() == tokenizer_of(embedder)(row["text"])["input_ids"]
+        assert labels["token_ids"][index][kept].tolist() == targets[row]["token_ids"]
+        assert read[index] == tokenizer_of(embedder)(targets[row]["text"])["input_ids"]
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.5])
+def test_loss_and_gradients_are_those_of_one_padded_pass(tiny: BackboneSettings, contrast: float) -> None:
+    embedder, loss, targets = prepare(tiny, dropout=0.0)
+    loss.contrast = contrast
+    rows = [{**targets[i], "row": i, "document": i // 2} for i in range(12)]
+    gradients: list[dict[str, torch.Tensor]] = []
+    losses: list[float] = []
+    for cost in (0, 1_000_000):
+        batch = TargetCollator(embedder.preprocess, pass_cost=cost)(rows)
+        passes = sum(name.endswith("_input_ids") for name in batch)
+        assert (passes == 1) == (cost > 0)
+        features = [
+            {name: batch[f"pass_{number}_{name}"] for name in ("input_ids", "attention_mask")} for number in range(passes)
+        ]
+        embedder.zero_grad()
+        value = loss(features, batch["label"])
+        value.backward()
+        losses.append(value.item())
+        gradients.append({n: p.grad.clone() for n, p in embedder.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert gradients[0]
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
 
 
 def test_training_lowers_the_loss_and_moves_only_the_adapters(tiny: BackboneSettings, tmp_path: Path) -> None:

@@ -99,10 +99,9 @@ class TokenTargetLoss(nn.Module):
     def forward(self, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch; `labels` holds `token_ids`, `weights` and `rows` as the collator made them.
 
-        Without `documents` among them no two texts belong together.
+        The texts of the batch may come in several passes. Without `documents` among the labels no two belong together.
         """
-        features = sentence_features[0]
-        embeddings = self.model(dict(features))["sentence_embedding"]  # the modules write into what they are given
+        embeddings = self._embed(sentence_features)
         divergences = self.divergences(embeddings, labels["token_ids"], labels["weights"])
         if not torch.isfinite(divergences).all():
             rows = labels["rows"][~torch.isfinite(divergences)].tolist()
@@ -110,16 +109,21 @@ class TokenTargetLoss(nn.Module):
                 f"the loss is not a number for rows {rows[:8]} of the targets. "
                 "Lower the learning rate, or look at these texts"
             )
-        missed = self._missed(embeddings, features, labels) if self.contrast else embeddings.new_empty(0)
+        missed = self._missed(embeddings, sentence_features, labels) if self.contrast else embeddings.new_empty(0)
         if not len(missed):
             return divergences.mean()
         return (1 - self.contrast) * divergences.mean() + self.contrast * missed.mean()
 
-    def _missed(self, embeddings: Tensor, features: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+    def _embed(self, sentence_features: list[dict[str, Tensor]]) -> Tensor:
+        """Return the embeddings of all passes, shape (batch, dimension)."""
+        # the modules write into what they are given, and a second reading needs it as it was
+        return torch.cat([self.model(dict(features))["sentence_embedding"] for features in sentence_features])
+
+    def _missed(self, embeddings: Tensor, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the contrastive loss of each text that has its own in the batch."""
         groups = labels["rows"]
         if self.contrast_with == "itself":
-            embeddings = torch.cat([embeddings, self.model(dict(features))["sentence_embedding"]])
+            embeddings = torch.cat([embeddings, self._embed(sentence_features)])
             groups = groups.repeat(2)
         elif "documents" in labels:
             groups = labels["documents"]

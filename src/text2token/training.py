@@ -3,8 +3,9 @@
 Ours are only the collator that carries targets beside texts, the sampler that counts tokens, and checkpoints that hold
 what changes (the trainable weights) instead of the whole model. Batches are fixed once and only their order is shuffled:
 the token loss compares no texts with each other, so who shares a batch does not matter, and equal lengths waste no padding.
-A contrastive term beside it does compare: texts then meet at random, pairs together, at the price of padding. Among
-strangers of their own length they learnt less: retrieval was six points lower (LOG.md).
+A contrastive term beside it does compare: texts then meet at random, pairs together. Among strangers of their own length
+they learnt less: retrieval was six points lower (LOG.md). So that this costs no padding, a batch of many lengths goes
+through the model in several passes of similar ones (`passes_of`), and its loss is taken over all of them.
 """
 
 import json
@@ -34,6 +35,9 @@ from text2token.targets.constructors import ConstructorName
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
 TRAINER_STATE = "trainer_state.json"
+# What a forward and backward pass costs before its first token, in tokens of padding that would cost as much. Read off a
+# 135M model on a CPU (some 50); a GPU waits for kernels to start while it could read thousands (estimated).
+PASS_COST_CPU, PASS_COST_GPU = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,27 @@ def _second_of_pairs(documents: NDArray[np.int64]) -> NDArray[np.bool_]:
     return ends
 
 
+def passes_of(lengths: NDArray[np.int64], cost: int) -> list[NDArray[np.int64]]:
+    """Split the rows of a batch into passes through the model, so that padding and passes together cost least.
+
+    `lengths` has shape (rows,). A pass costs its rows times its longest, and `cost` tokens more. Returns the row numbers of
+    each pass, the short ones first.
+    """
+    order = np.argsort(lengths, kind="stable")
+    least = np.zeros(len(order) + 1)  # of the first rows in that order
+    begin = np.zeros(len(order) + 1, dtype=np.int64)  # where the last pass of that optimum begins
+    for end in range(1, len(order) + 1):
+        costs = least[:end] + (end - np.arange(end)) * lengths[order[end - 1]] + cost
+        begin[end] = np.argmin(costs)
+        least[end] = costs[begin[end]]
+    passes: list[NDArray[np.int64]] = []
+    end = len(order)
+    while end:
+        passes.append(order[begin[end] : end])
+        end = int(begin[end])
+    return passes[::-1]
+
+
 def text_lengths(embedder: SentenceTransformer, rows: Dataset, column: str = "text") -> NDArray[np.int64]:
     """Return how many tokens the model sees of each text, prompt included and truncated; shape (rows,)."""
     return token_lengths(tokenizer_of(embedder), (batch[column] for batch in rows.iter(2048)))
@@ -223,6 +248,7 @@ def train_stage(
     if checkpoint and not resume:
         raise OutputError(f"{folder}: holds checkpoints of an earlier run. Go on with --resume, or delete the folder")
     counter = _TokenCounter(schedule, progress)
+    pass_cost = PASS_COST_CPU if embedder.device.type == "cpu" else PASS_COST_GPU
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.steps,
@@ -248,7 +274,7 @@ def train_stage(
         args=arguments,
         train_dataset=rows if collator else rows.add_column("row", np.arange(len(rows))),
         loss=loss,
-        data_collator=collator or TargetCollator(preprocess_fn=embedder.preprocess),
+        data_collator=collator or TargetCollator(embedder.preprocess, pass_cost=pass_cost),
         callbacks=[counter, *callbacks],
     )
     trainer.remove_callback(_callback_named(trainer, "PrinterCallback"))
@@ -292,11 +318,27 @@ class ScheduledBatches(DefaultBatchSampler):
         return len(self.schedule.batches)
 
 
+@dataclass
 class TargetCollator(SentenceTransformerDataCollator):
-    """Tokenises the texts as usual and hands the targets to the loss as `label`, padded with tokens of weight 0."""
+    """Tokenises the texts as usual and hands the targets to the loss as `label`, padded with tokens of weight 0.
+
+    The texts come out as one set of features for each pass through the model (`passes_of`, at `pass_cost`), and all that
+    is in `label` in the same order.
+    """
+
+    pass_cost: int = PASS_COST_CPU
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().__call__([{"text": row["text"]} for row in features])
+        tokenised: dict[str, Any] = super().__call__([{"text": row["text"]} for row in features])
+        mask = tokenised["text_attention_mask"]
+        passes = passes_of(mask.sum(1).numpy(), self.pass_cost)
+        batch: dict[str, Any] = {}
+        for number, rows in enumerate(passes):
+            used = mask[rows].any(0)  # whichever side the padding is on
+            for name, value in tokenised.items():
+                each_token = isinstance(value, Tensor) and value.shape == mask.shape
+                batch[f"pass_{number}_{name.removeprefix('text_')}"] = value[rows][:, used] if each_token else value
+        features = [features[row] for rows in passes for row in rows]
         width = max(len(row["token_ids"]) for row in features)
         token_ids = torch.zeros(len(features), width, dtype=torch.long)
         weights = torch.zeros(len(features), width)
