@@ -35,9 +35,9 @@ from text2token.targets.constructors import ConstructorName
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
 TRAINER_STATE = "trainer_state.json"
-# What a forward and backward pass costs before its first token, in tokens of padding that would cost as much. Read off a
-# 135M model on a CPU (some 50); a GPU waits for kernels to start while it could read thousands (estimated).
-PASS_COST_CPU, PASS_COST_GPU = 64, 4096
+# What a forward and backward pass costs before its first token, in tokens that would cost as much: some 80 for a 135M
+# model on a CPU, which packs all weights anew each time (LOG.md 2026-11-24); a GPU waits for kernels (estimated).
+PASS_COST_CPU, PASS_COST_GPU = 80, 4096
 
 
 @dataclass(frozen=True)
