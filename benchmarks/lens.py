@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from text2token.adapters import add_lora, blend_lora
-from text2token.backbone import embed, load_embedder, prompt_tokens, tokenizer_of, without_last_layers
+from text2token.backbone import embed, load_embedder, room_for_text, tokenizer_of, without_last_layers
 from text2token.corpus.prepare import Corpus
 from text2token.evaluation.before_after import CENTRE_TEXTS, EvaluationTexts
 from text2token.head import load_head
@@ -77,7 +77,7 @@ def main() -> None:
             save_file(states, chosen.states)
 
     tokenizer = tokenizer_of(embedder)
-    room = tokenizer.model_max_length - prompt_tokens(tokenizer)
+    room = room_for_text(tokenizer)
     splitter = WordSplitter(tokenizer, recipe.vocabulary)
     head = load_head(embedder, recipe.backbone.name)
     whitening = fit_isotropy(states["cut.sample"], recipe.isotropy)

@@ -199,6 +199,11 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     return len(tokenizer("")["input_ids"])
 
 
+def room_for_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens of a text the model sees, beside its prompt."""
+    return int(tokenizer.model_max_length) - prompt_tokens(tokenizer)
+
+
 def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
     """Cut the decoder down to its first `layers` blocks; the final norm stays."""
     present = model.config.num_hidden_layers

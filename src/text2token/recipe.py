@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from text2token.adapters import LoraSettings, add_lora, blend_lora
-from text2token.backbone import BackboneSettings, cut_last_layers, embed, load_embedder, prompt_tokens, tokenizer_of
+from text2token.backbone import BackboneSettings, cut_last_layers, embed, load_embedder, room_for_text, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
 from text2token.corpus.readers import BrokenLines, source_state
@@ -259,7 +259,8 @@ def run(
 
     with reporter.progress("Embedding, trained", texts.count, "texts") as progress:
         trained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
-    evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary)
+    room = room_for_text(tokenizer_of(embedder))
+    evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary, splitter, room)
 
     result = RunResult(str(model_folder), asdict(corpus.summary), cards, results, evaluation)
     readme = model_card(recipe.to_toml(), asdict(result))
@@ -411,7 +412,7 @@ def reader_of(
         return normalize(trained.whitening(embeddings))
 
     tokenizer, probe, embeddings = tokenizer_of(embedder), finished(embed(embedder, PROBE)), finished(trained.sample)
-    room = tokenizer.model_max_length - prompt_tokens(tokenizer)
+    room = room_for_text(tokenizer)
     words = learn_from_words(
         texts.sample,
         embeddings,

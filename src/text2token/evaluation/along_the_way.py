@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from text2token.backbone import embed, prompt_tokens, tokenizer_of
+from text2token.backbone import embed, room_for_text, tokenizer_of
 from text2token.errors import CorpusError
 from text2token.evaluation.label_free import dense_scores, geometry
 from text2token.head import LanguageModelHead
@@ -75,7 +75,7 @@ class Watch:
         both = both - both.mean(0)
         queries, passages = torch.split(both, len(self.queries))
         said: tuple[float | None, float | None] = (None, None)
-        room = tokenizer_of(embedder).model_max_length - prompt_tokens(tokenizer_of(embedder))
+        room = room_for_text(tokenizer_of(embedder))
         try:
             lexicon, scores = word_scores(passages, self.head, self.splitter)
             found = alignment_of_scores(scores, lexicon, self.splitter.words_in(self.passages, room))

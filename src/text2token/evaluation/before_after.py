@@ -8,10 +8,12 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from text2token.backbone import Progress, embed, without_last_layers
+from text2token.evaluation.change import Change, change_of
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.head import LanguageModelHead
 from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts
 from text2token.lens.key_tokens import KeyToken, key_tokens
+from text2token.lens.reader import WordSplitter
 from text2token.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
@@ -20,7 +22,7 @@ CENTRE_TEXTS = 256  # for the mean alone, where whitening wants more: its error 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Label-free scores on held-out documents, and the key tokens of a few of their passages."""
+    """Label-free scores on held-out documents, the key tokens of a few of their passages, and what training changed."""
 
     untrained: RetrievalScores
     trained: RetrievalScores
@@ -28,6 +30,7 @@ class Evaluation:
     texts: list[str]
     key_tokens_untrained: list[Sequence[KeyToken]]
     key_tokens_trained: list[Sequence[KeyToken]]
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,13 @@ def compare(
     trained: Embedded,
     head: LanguageModelHead,
     vocabulary: TargetVocabulary,
+    splitter: WordSplitter,
+    max_tokens: int,
 ) -> Evaluation | None:
-    """Return the scores before and after, beside TF-IDF fitted on `passages`; None when no document is held out."""
+    """Return the scores before and after, beside TF-IDF fitted on `passages`; None when no document is held out.
+
+    `max_tokens` is how much of a text the model sees.
+    """
     if not texts.queries:
         return None
 
@@ -109,4 +117,7 @@ def compare(
         texts=texts.passages[:SHOWN_TEXTS],
         key_tokens_untrained=says(untrained),
         key_tokens_trained=says(trained),
+        change=change_of(
+            untrained.head_sample, trained.head_sample, texts.sample[:CENTRE_TEXTS], head, splitter, max_tokens
+        ),
     )

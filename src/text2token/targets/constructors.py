@@ -15,7 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from text2token.backbone import BackboneSettings, Progress, load_embedder, open_embedder, prompt_tokens, tokenizer_of
+from text2token.backbone import BackboneSettings, Progress, load_embedder, open_embedder, room_for_text, tokenizer_of
 from text2token.errors import TargetMismatch
 from text2token.files import writing
 from text2token.head import load_head
@@ -54,7 +54,7 @@ class Materials:
 def data_driven(materials: Materials) -> DataDrivenTargets:
     """Return the constructor of the text's own meaningful tokens."""
     tokenizer = tokenizer_of(materials.embedder)
-    room = tokenizer.model_max_length - prompt_tokens(tokenizer)
+    room = room_for_text(tokenizer)
     return DataDrivenTargets(tokenizer, materials.vocabulary, materials.settings.data_driven, max_tokens=room)
 
 

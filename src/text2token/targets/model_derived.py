@@ -25,7 +25,7 @@ from scipy.sparse import csr_array, vstack
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.backbone import DEFAULT_PROMPT, Progress, embed, prompt_tokens, set_prompt, tokenizer_of
+from text2token.backbone import DEFAULT_PROMPT, Progress, embed, room_for_text, set_prompt, tokenizer_of
 from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead
 from text2token.targets.data_driven import DataDrivenTargets
@@ -90,7 +90,7 @@ class ModelDerivedTargets:
         self.vocabulary = vocabulary
         self.words = _Words.of(vocabulary)
         tokenizer = tokenizer_of(teacher)
-        room = tokenizer.model_max_length - prompt_tokens(tokenizer)
+        room = room_for_text(tokenizer)
         self.data_driven = data_driven or DataDrivenTargets(tokenizer, vocabulary, max_tokens=room)
         self.fitted_on = 0
         self.prior_: Tensor = torch.zeros(len(self.words.forms))

@@ -1,0 +1,56 @@
+"""What training changed is taken apart into directions, and put together it is what was there."""
+
+import pytest
+import torch
+from conftest import TEXTS
+
+from text2token.backbone import BackboneSettings, embed, load_embedder, room_for_text, tokenizer_of
+from text2token.evaluation.along_the_way import word_scores
+from text2token.evaluation.change import RANKS, change_of
+from text2token.head import LanguageModelHead, load_head
+from text2token.lens.metrics import alignment_of_scores
+from text2token.lens.reader import WordSplitter
+
+Reading = tuple[LanguageModelHead, WordSplitter, int, torch.Tensor]
+
+
+@pytest.fixture
+def reading(tiny: BackboneSettings) -> Reading:
+    embedder = load_embedder(tiny)
+    tokenizer = tokenizer_of(embedder)
+    before = embed(embedder, TEXTS)
+    return load_head(embedder, tiny.name), WordSplitter(tokenizer), room_for_text(tokenizer), before
+
+
+def test_no_step_is_the_text_before_and_all_of_them_the_text_after(reading: Reading) -> None:
+    head, splitter, room, before = reading
+    after = before + torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
+    change = change_of(before, after, TEXTS, head, splitter, room)
+    assert change is not None
+    words = splitter.words_in(TEXTS, room)
+    for part, embeddings in ((change.parts[0], before), (change.parts[-1], after)):
+        lexicon, scores = word_scores(embeddings - embeddings.mean(0), head, splitter)
+        said = alignment_of_scores(scores, lexicon, words)
+        assert (part.hit_at_1, part.precision_at_10) == (said.hit_at_1, said.precision_at_10)
+    shares = [part.share for part in change.parts]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, pytest.approx(100))
+    assert [part.directions for part in change.parts[:-1]] == [rank for rank in RANKS if rank < len(TEXTS)]
+
+
+def test_a_direction_is_named_by_the_word_that_it_leads_to(reading: Reading) -> None:
+    head, splitter, room, before = reading
+    row = splitter.word_of.index("girl")
+    towards = torch.nn.functional.normalize(head.weight[row], dim=0)
+    strength = 100 * torch.tensor([float("girl" in words) for words in splitter.words_in(TEXTS, room)])
+    change = change_of(before, before + torch.outer(strength, towards), TEXTS, head, splitter, room)
+    assert change is not None
+    first = change.directions[0]
+    assert first.share == pytest.approx(100, abs=0.1)
+    assert "girl" in (first.one_way[0], first.other_way[0])
+    assert change.parts[1].hit_at_1 == change.parts[-1].hit_at_1  # along the first direction everything has come
+
+
+def test_where_nothing_changed_there_is_nothing_to_take_apart(reading: Reading) -> None:
+    head, splitter, room, before = reading
+    assert change_of(before, before.clone(), TEXTS, head, splitter, room) is None
