@@ -5,8 +5,6 @@ from pathlib import Path
 import networkx
 from architecture import MARK, PAGE, ROOT, drawn, imported, modules, rooms
 
-import text2token
-
 LAYERS = [
     ["errors"],
     ["files", "settings"],
@@ -76,12 +74,6 @@ def test_a_room_imports_only_from_rooms_above_it() -> None:
 def test_rooms_form_no_circle_and_are_drawn_as_they_are() -> None:
     assert networkx.is_directed_acyclic_graph(rooms())
     assert PAGE.read_text().partition(MARK)[2].strip() == drawn().strip(), "run python docs/architecture.py"
-
-
-def test_public_names_are_listed_and_importable() -> None:
-    assert sorted(text2token.__all__) == list(text2token.__all__) == sorted(text2token._HOMES)
-    for name in text2token.__all__:
-        assert getattr(text2token, name).__doc__
 
 
 def test_the_file_map_in_the_readme_names_every_room() -> None:

@@ -1,0 +1,58 @@
+"""What a program may build on: few names, stable, typed, and quick to import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import text2token
+
+# to take a name away, or to give one another meaning, is a new major version
+PUBLIC = [
+    "BackboneSettings",
+    "Document",
+    "Index",
+    "Recipe",
+    "RunResult",
+    "Text2TokenError",
+    "TokenReader",
+    "Yardsticks",
+    "build_static",
+    "build_targets",
+    "evaluate_models",
+    "fill_index",
+    "fit_isotropy",
+    "learn_from_words",
+    "load_embedder",
+    "open_reader",
+    "read_documents",
+    "read_recipe",
+    "run",
+]
+
+
+def test_public_names_are_these_and_say_what_they_are() -> None:
+    assert text2token.__all__ == PUBLIC == sorted(text2token._HOMES)
+    assert set(PUBLIC) <= set(dir(text2token))
+    for name in PUBLIC:
+        assert getattr(text2token, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'Embedder'"):
+        _ = text2token.Embedder
+
+
+def test_type_checkers_see_every_name_where_it_is() -> None:
+    tree = ast.parse(Path(str(text2token.__file__)).read_text())
+    seen = {
+        alias.name: str(node.module).removeprefix("text2token.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("text2token.")
+        for alias in node.names
+    }
+    assert seen == text2token._HOMES
+
+
+def test_importing_the_package_imports_no_heavy_library() -> None:
+    seen = "import sys, text2token; print(*{'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.strip() == ""
