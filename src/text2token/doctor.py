@@ -19,6 +19,7 @@ PACKAGE = "text2token"
 # what an extra is for; the names are those of pyproject.toml
 USED_BY = {
     "bench": "evaluate, compare",
+    "docs": "make docs",
     "onnx": "export --onnx",
     "report": "report",
     "search": "index, search in an index",

@@ -1,0 +1,163 @@
+"""Writes the pages of reference that must agree with the code: the command line, the settings, the Python names.
+
+python docs/reference.py               # after a change of any of them; tests/test_docs.py says when
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import text2token
+from text2token.cli import app
+from text2token.recipe import Recipe
+from text2token.serve.limits import Limits
+
+FOLDER = Path(__file__).parent
+WIDTH = 100
+WRITTEN = "<!-- written by docs/reference.py; change the code, not this page -->\n"
+
+
+def cli_page() -> str:
+    """Return what `--help` says of every command."""
+    program = typer.main.get_command(app)
+    context = program.make_context("text2token", [], resilient_parsing=True, terminal_width=WIDTH)
+    lines = [
+        "# The command line",
+        "",
+        WRITTEN,
+        "What `text2token COMMAND --help` says. Results go to standard output, everything else to standard error.",
+    ]
+    for name, command in [("", program), *program.commands.items()]:  # type: ignore[attr-defined]
+        own = (
+            command.make_context(name, [], parent=context, resilient_parsing=True, terminal_width=WIDTH) if name else context
+        )
+        lines += ["", f"## text2token {name}".rstrip(), "", "```text", command.get_help(own).strip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def settings_page() -> str:
+    """Return every key of a recipe, with its type, its default and what its section says about it."""
+    lines = [
+        "# Settings",
+        "",
+        WRITTEN,
+        "A recipe is a TOML file with these sections; `--set section.key=value` changes one setting for one run. What a",
+        "file leaves out has its default. An unknown key is refused, with the nearest one named.",
+        *_sections(Recipe, "", "A recipe"),
+        *_sections(Limits, "", "Limits of the server (`text2token serve --set`)"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sections(kind: type, path: str, title: str) -> Iterator[str]:
+    hints = typing.get_type_hints(kind)
+    described: Any = kind
+    fields = dataclasses.fields(described)
+    own = [field for field in fields if not dataclasses.is_dataclass(hints[field.name])]
+    yield from ["", f"## {title}", "", inspect.cleandoc(kind.__doc__ or "")]
+    if own:
+        yield from ["", "| key | type | default |", "|---|---|---|"]
+    for field in own:
+        yield f"| `{path}{field.name}` | {_type(hints[field.name])} | {_default(field)} |"
+    seen: set[type] = set()
+    for field in fields:
+        inner = hints[field.name]
+        if dataclasses.is_dataclass(inner) and inner not in seen:
+            same = [other.name for other in fields if hints[other.name] is inner]  # two stages, one kind of section
+            seen.add(typing.cast(type, inner))
+            yield from _sections(
+                typing.cast(type, inner), f"{path}{field.name}.", ", ".join(f"[{path}{name}]" for name in same)
+            )
+
+
+def _type(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(f'"{choice}"' for choice in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return ", ".join("none" if one is type(None) else _type(one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"list of {_type(typing.get_args(hint)[0])}"
+    return {str: "text", int: "whole number", float: "number", bool: "true, false"}[hint]
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default is dataclasses.MISSING:
+        return "must be given"
+    if field.default in (None, ()):
+        return "none"
+    if isinstance(field.default, tuple):
+        return ", ".join(f"`{one}`" for one in field.default)
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+def names_page() -> str:
+    """Return every public name with its signature and docstring, and the public parts of classes."""
+    lines = [
+        "# Python",
+        "",
+        WRITTEN,
+        "`from text2token import …`: these names are the ones to build on. The rest may change with any release.",
+    ]
+    for name in text2token.__all__:
+        source = Path(str(importlib.import_module(f"text2token.{text2token._HOMES[name]}").__file__)).read_text()
+        lines += ["", f"## {name}", "", *_told(_definition(ast.parse(source), name))]
+    return "\n".join(lines) + "\n"
+
+
+def _definition(tree: ast.Module, name: str) -> ast.ClassDef | ast.FunctionDef:
+    return next(node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name)
+
+
+def _told(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
+    yield from ["```python", *_signature(node), "```", "", ast.get_docstring(node) or ""]
+    for part in node.body if isinstance(node, ast.ClassDef) else []:
+        if isinstance(part, ast.FunctionDef) and not part.name.startswith("_") and ast.get_docstring(part):
+            yield from ["", *(_told(part))]
+
+
+def _signature(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
+    """Yield the head of a definition as it is written: a class with its fields, a function with an argument a line."""
+    yield from (f"@{ast.unparse(one)}" for one in node.decorator_list if not isinstance(node, ast.ClassDef))
+    if isinstance(node, ast.ClassDef):
+        yield f"class {node.name}({', '.join(map(ast.unparse, node.bases))}):".replace("():", ":")
+        fields = [
+            part for part in node.body if isinstance(part, ast.AnnAssign) and not ast.unparse(part.target).startswith("_")
+        ]
+        yield from (f"    {ast.unparse(part)}" for part in fields)
+        return
+    head = f"def {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns) if node.returns else 'None'}"
+    yield from [head] if len(head) <= WIDTH else _broken(node)
+
+
+def _broken(node: ast.FunctionDef) -> Iterator[str]:
+    yield f"def {node.name}("
+    positional, keyword = node.args.args, node.args.kwonlyargs
+    defaults = [None] * (len(positional) - len(node.args.defaults)) + list(node.args.defaults)
+    arguments = [
+        *zip(positional, defaults, strict=True),
+        *([None] if keyword else []),
+        *zip(keyword, node.args.kw_defaults, strict=True),
+    ]
+    for argument in arguments:
+        if argument is None:
+            yield "    *,"
+            continue
+        name, default = argument
+        annotation = f": {ast.unparse(name.annotation)}" if name.annotation else ""
+        yield f"    {name.arg}{annotation}{f' = {ast.unparse(default)}' if default else ''},"
+    yield f") -> {ast.unparse(node.returns) if node.returns else 'None'}"
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "settings.md": settings_page, "python.md": names_page}
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        (FOLDER / page).write_text(write())
