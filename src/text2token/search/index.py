@@ -296,7 +296,7 @@ class Index:
 
         "dense" ranks by meaning, "sparse" by words (BM25), "hybrid" by the sum of both scores, each on the scale of the
         best hundred of its half (mean ± 3 standard deviations), which keeps more of the better half than their ranks do
-        (docs/search.md). `filters`: a document must have one of the values of every field named; they are compared as
+        (docs/searching.md). `filters`: a document must have one of the values of every field named; they are compared as
         text, lists by each of their elements. `vector`, shape (dimension,), is the query's embedding where the caller has
         it already. Raises `RecipeError` for a mode or field that there is not.
         """
