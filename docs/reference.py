@@ -7,6 +7,8 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import subprocess
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -109,7 +111,7 @@ def names_page() -> str:
     for name in text2token.__all__:
         source = Path(str(importlib.import_module(f"text2token.{text2token._HOMES[name]}").__file__)).read_text()
         lines += ["", f"## {name}", "", *_told(_definition(ast.parse(source), name))]
-    return "\n".join(lines) + "\n"
+    return _formatted("\n".join(lines) + "\n")
 
 
 def _definition(tree: ast.Module, name: str) -> ast.ClassDef | ast.FunctionDef:
@@ -124,36 +126,22 @@ def _told(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
 
 
 def _signature(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
-    """Yield the head of a definition as it is written: a class with its fields, a function with an argument a line."""
-    yield from (f"@{ast.unparse(one)}" for one in node.decorator_list if not isinstance(node, ast.ClassDef))
+    """Yield the head of a definition: a class with its fields, a function without its body."""
     if isinstance(node, ast.ClassDef):
         yield f"class {node.name}({', '.join(map(ast.unparse, node.bases))}):".replace("():", ":")
-        fields = [
-            part for part in node.body if isinstance(part, ast.AnnAssign) and not ast.unparse(part.target).startswith("_")
-        ]
-        yield from (f"    {ast.unparse(part)}" for part in fields)
+        fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+        public = [ast.unparse(part) for part in fields if not ast.unparse(part.target).startswith("_")]
+        yield from (f"    {line}" for line in public or ["..."])
         return
-    head = f"def {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns) if node.returns else 'None'}"
-    yield from [head] if len(head) <= WIDTH else _broken(node)
+    yield from (f"@{ast.unparse(one)}" for one in node.decorator_list)
+    returned = ast.unparse(node.returns) if node.returns else "None"
+    yield f"def {node.name}({ast.unparse(node.args)}) -> {returned}: ..."
 
 
-def _broken(node: ast.FunctionDef) -> Iterator[str]:
-    yield f"def {node.name}("
-    positional, keyword = node.args.args, node.args.kwonlyargs
-    defaults = [None] * (len(positional) - len(node.args.defaults)) + list(node.args.defaults)
-    arguments = [
-        *zip(positional, defaults, strict=True),
-        *([None] if keyword else []),
-        *zip(keyword, node.args.kw_defaults, strict=True),
-    ]
-    for argument in arguments:
-        if argument is None:
-            yield "    *,"
-            continue
-        name, default = argument
-        annotation = f": {ast.unparse(name.annotation)}" if name.annotation else ""
-        yield f"    {name.arg}{annotation}{f' = {ast.unparse(default)}' if default else ''},"
-    yield f") -> {ast.unparse(node.returns) if node.returns else 'None'}"
+def _formatted(page: str) -> str:
+    """Return a page with its Python as ruff writes it, which is what `make check` asks for."""
+    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(FOLDER / "python.md"), "-"]
+    return subprocess.run(command, input=page, capture_output=True, text=True, check=True).stdout
 
 
 PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "settings.md": settings_page, "python.md": names_page}

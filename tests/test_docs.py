@@ -1,15 +1,22 @@
 """The site is whole and loads nothing from elsewhere, and its reference says what the code does."""
 
+import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import typer
+from conftest import BackboneMaker
 from reference import FOLDER, names_page, settings_page
+from sentence_transformers import SentenceTransformer
 
+from text2token import BackboneSettings, Recipe, read_documents, run
 from text2token.cli import app
 
 LOADING = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
@@ -84,3 +91,50 @@ def test_the_reference_has_every_command_option_and_help() -> None:
         words = " ".join(told[name].split())
         for parameter in command.params:
             assert " ".join((parameter.help or "").split()) in words, (name, parameter.name, "run python docs/reference.py")
+
+
+def python_on(page: str) -> list[str]:
+    """Return the Python that a page shows, a text for each block."""
+    return re.findall(r"```python\n(.*?)```", (FOLDER / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def workplace(make_backbone: BackboneMaker, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, the current one, with what the pages speak of: docs.jsonl, my-embedder, my-embedder.run."""
+    folder = text_file.parent
+    texts = text_file.read_text().splitlines()
+    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    backbone = BackboneSettings(str(make_backbone("llama_tied")), dtype="float32", max_length=64)
+    recipe = Recipe(backbone).with_settings(["stage1.max_tokens=2000", "looks=0"])
+    run(recipe, read_documents([str(folder / "docs.jsonl")]), folder / "my-embedder.run", folder / "my-embedder")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_python_of_the_how_tos_does_what_they_say(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["a girl", "Prices of coffee rose sharply after frost.", "我的猫"]
+    before = SentenceTransformer("my-embedder")
+
+    (whitened,) = python_on("adapt.md")
+    exec(whitened.replace("sentence-transformers/all-MiniLM-L6-v2", "my-embedder"), {})
+    after = SentenceTransformer("my-minilm")
+    assert [type(module).__name__ for module in after][-3:] == ["Normalize", "Dense", "Normalize"]
+    assert not np.allclose(before.encode(texts), after.encode(texts), atol=0.01)
+
+    (one_target,) = python_on("files.md")
+    exec(one_target, {})
+    assert capsys.readouterr().out.strip().endswith("}")
+
+    by_hand, compared = python_on("other_servers.md")
+    names: dict[str, Any] = {}
+    exec(by_hand, names)
+    bare = before.tokenizer.backend_tokenizer
+    states = []
+    for text in texts:  # what llama.cpp would be asked: the transformer alone, on ids that the caller made
+        ids = torch.tensor([names["token_ids"](bare.encode(text, add_special_tokens=False).ids)])
+        with torch.no_grad():
+            states.append(before[0].model(input_ids=ids).last_hidden_state[0, -1].numpy())
+    served = names["finished"](np.stack(states))
+    np.testing.assert_allclose(served, before.encode(texts), atol=1e-5)
+    exec(compared, {"ask_the_server": lambda given: before.encode(given).tolist()})
+    assert min(map(float, capsys.readouterr().out.strip("[] \n").split())) > 0.999

@@ -2,7 +2,8 @@
 
 A word is a dimension, whose number is the hash of its stem; the engine weighs it by how rare it is among the documents it
 holds at the moment. The trap is the average length: BM25 compares every document with it, and the engine's 256 words for
-any corpus cost two points of nDCG@10 on short abstracts (docs/searching.md), so it is measured on the first documents and kept.
+any corpus cost two points of nDCG@10 on short abstracts (docs/searching.md), so it is measured on the first documents
+and kept.
 """
 
 import re
