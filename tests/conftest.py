@@ -38,29 +38,45 @@ def _wrapped(tokenizer: Tokenizer, **options: str) -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture(scope="session")
-def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+def trained_byte_level(texts: list[str], size: int, frequency: int = 0) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer of `size` tokens at most, made of pieces that occur `frequency` times in `texts`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS * 5, trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=5 * frequency,
+        special_tokens=SPECIAL,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts * 5, trainer)
     return _wrapped(tokenizer)
 
 
 @pytest.fixture(scope="session")
-def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    return trained_byte_level(TEXTS, size=600)
+
+
+def trained_sentencepiece(texts: list[str], size: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer in SentencePiece's manner, of `size` tokens at most, that was trained on `texts`."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=SPECIAL + byte_tokens, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS * 5, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL + byte_tokens, show_progress=False)
+    tokenizer.train_from_iterator(texts * 5, trainer)
     # as in Llama's own files, byte tokens are ordinary vocabulary, not added tokens
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
     return _wrapped(Tokenizer.from_str(json.dumps(state)))
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    return trained_sentencepiece(TEXTS, size=900)
 
 
 @pytest.fixture(scope="session")

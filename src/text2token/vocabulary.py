@@ -25,6 +25,23 @@ NOT_A_TARGET = -1
 
 Surface = Literal["space", "bare", "both", "as_is"]
 
+# Scripts in which words are not set apart by spaces, by the beginning of their characters' Unicode names.
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+# Scripts of which one character may be a word: a letter of an alphabet is a piece of one.
+WORD_CHARACTERS = ("CJK UNIFIED", "CJK COMPATIBILITY", "HANGUL SYLLABLE")
+# What writers put in or leave out at will: Arabic vowel signs, tatweel and the hamza of alif; Hebrew points; the nukta and
+# the two nasal signs of Devanagari; the dot that case folding leaves of the Turkish İ. After Lucene's normalisers.
+AT_WILL = dict.fromkeys((*range(1611, 1622), 1648, 1600, *range(1425, 1470), 1471, 2364, 775))
+AT_WILL |= {**dict.fromkeys(map(ord, "أإآٱ"), "ا"), ord("ँ"): "ं"}
+# The pinned lists have no Chinese; function words, simplified and traditional.
+CHINESE_STOP_WORDS = """
+    的 了 着 著 过 過 地 得 在 是 有 不 没 沒 没有 沒有 也 都 就 才 又 再 还 還 还是 還是 很 太 更 最 和 与 與 或 或者
+    及 以及 并 並 并且 並且 而 而且 但 但是 却 卻 因为 因為 所以 因此 如果 虽然 雖然 把 被 给 給 对 對 对于 對於 关于
+    關於 从 從 到 向 往 于 於 以 为 為 为了 為了 由 由于 由於 等 等等 吗 嗎 呢 吧 啊 呀 嘛 其 之 所 者 会 會 能 可
+    可以 要 一 个 個 一个 一個 一些 我 你 您 他 她 它 们 們 我们 我們 你们 你們 他们 他們 她们 她們 它们 它們 这 這 那
+    这个 這個 那个 那個 这些 這些 那些 这里 這裡 那里 那裡 什么 什麼 自己
+"""
+
 
 @dataclass(frozen=True)
 class VocabularySettings:
@@ -53,7 +70,8 @@ class TargetVocabulary:
 
     `representatives` has shape (vocabulary size, 2): the ids that stand for each token id in targets, the second
     `NOT_A_TARGET` unless `surface="both"` found two forms; both `NOT_A_TARGET` for ids that may not be targets.
-    `words` are the merged spellings by token id, for people.
+    `words` are the merged spellings by token id, for people. `special_ids` are no text by themselves: special, added and
+    unassigned ids, and fragments of a character; they are never in a target, not even of a text that has no other.
     """
 
     representatives: NDArray[np.int32]
@@ -68,9 +86,9 @@ class TargetVocabulary:
     ) -> "TargetVocabulary":
         """Build the target vocabulary of a fast tokenizer (byte-level BPE, SentencePiece or WordPiece).
 
-        Left out: special and added tokens, fragments of a UTF-8 character, what has no letter or digit, single
-        characters of scripts with upper and lower case, and single digits (pieces of words, not words; a single Chinese
-        character is a word), stop words. Merged: spellings equal after NFKC, case folding and without the leading space.
+        Left out: special and added tokens, fragments of a UTF-8 character, what begins with a sign that belongs to the
+        letter before it, what has no letter or digit, single letters and digits (pieces of words; but one Chinese character
+        or Korean syllable may be a word), stop words. Merged: spellings that are `folded` alike, with a space before or not.
         """
         settings = settings or VocabularySettings()
         forms, special_ids = token_forms(tokenizer)
@@ -145,7 +163,7 @@ def remember_more_words(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def token_forms(tokenizer: PreTrainedTokenizerBase) -> tuple[list[TokenForm], frozenset[int]]:
-    """Return every token id's text, and the ids that are special, added or unassigned.
+    """Return every token id's text, and the ids that are no text: special, added, unassigned, fragments of a character.
 
     Decoding one id at a time would lose the leading space of SentencePiece and the "##" of WordPiece, so the tokenizer's
     own spelling is read instead: the byte alphabet, "▁" or "##". A fragment of a UTF-8 character has empty text.
@@ -161,7 +179,24 @@ def token_forms(tokenizer: PreTrainedTokenizerBase) -> tuple[list[TokenForm], fr
         unassigned.discard(token_id)
         if token_id not in added:
             forms[token_id] = _form(token, spelling)
-    return forms, frozenset(added | unassigned)
+    fragments = {token_id for token_id, form in enumerate(forms) if not (form.text or form.starts_word)}
+    return forms, frozenset(added | unassigned | fragments)
+
+
+def folded(text: str) -> str:
+    """Return the spelling that stands for all spellings of a word: compatible forms, case and signs set at will are one."""
+    text = unicodedata.normalize("NFKC", text).casefold().translate(AT_WILL)
+    return "".join(character for character in text if unicodedata.category(character) != "Cf")  # joiners, soft hyphens
+
+
+def is_unspaced(word: str) -> bool:
+    """Say whether a word is of a script that sets no spaces between words, so that a token of it may be a whole word."""
+    return unicodedata.name(word[:1] or " ", "").startswith(UNSPACED)
+
+
+def is_of_a_word(character: str) -> bool:
+    """Say whether a character is a letter, a digit or a sign on a letter; of none ("") False."""
+    return character.isalnum() or unicodedata.category(character or " ").startswith("M")
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]
@@ -210,12 +245,13 @@ _BYTE_ALPHABET: dict[str, int] = {}
 
 def _word(form: TokenForm) -> str:
     """Return the merged spelling, or "" for what says nothing by itself."""
-    word = unicodedata.normalize("NFKC", form.text).casefold()
+    word = folded(form.text)
     if not any(character.isalnum() for character in word) or "\ufffd" in word:
         return ""
-    if len(word) == 1 and (word.isdigit() or word != word.upper()):
+    if unicodedata.category(word[0]).startswith("M"):  # a sign without its letter, cut off by the tokenizer
         return ""
-    return word
+    alone = len(word) == 1 or len(form.text) == 1  # "ß" is folded to "ss"
+    return "" if alone and not unicodedata.name(word[0], "").startswith(WORD_CHARACTERS) else word
 
 
 def _stop_words(languages: str) -> frozenset[str]:
@@ -225,13 +261,16 @@ def _stop_words(languages: str) -> frozenset[str]:
 
     found: set[str] = set()
     for language in languages.split("+"):
+        if language == "zh":
+            found.update(CHINESE_STOP_WORDS.split())
+            continue
         if language not in LANGUAGE_MAPPING:
-            known = ", ".join(sorted(LANGUAGE_MAPPING))
+            known = ", ".join(sorted([*LANGUAGE_MAPPING, "zh"]))
             raise RecipeError(f"no stop words for language {language!r}; there are {known}, or off")
         for phrase in get_stop_words(language):
             # "don't" reaches the model as pieces, so its pieces are stop words too
-            found.update(unicodedata.normalize("NFKC", phrase).casefold().replace("’", "'").split("'"))
-            found.add(phrase.casefold())
+            found.update(folded(phrase).replace("’", "'").split("'"))
+            found.add(folded(phrase))
     return frozenset(found)
 
 

@@ -31,7 +31,8 @@ HELD_OUT_SCHEMA = pa.schema([("query", pa.large_string()), ("passage", pa.large_
 
 MIN_HALVED_CHARACTERS = 120  # a shorter document has no two halves worth matching
 MIN_TITLE_CHARACTERS = 20  # shorter titles ("Return self.") name no document
-SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+|(?<=[。！？])")
+# with spaces behind them also the danda of Hindi, the question mark of Arabic and the full stop of Urdu
+SENTENCE_END = re.compile(r"(?<=[.!?।॥؟۔])\s+|\n+|(?<=[。！？])\s*")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,15 @@ from text2token.errors import BackboneError
 from text2token.files import atomic_folder
 from text2token.lens.key_tokens import KeyToken
 from text2token.lens.pair import Contributions, taken_apart
-from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, VocabularySettings, token_forms, tokenise
+from text2token.vocabulary import (
+    NOT_A_TARGET,
+    TargetVocabulary,
+    VocabularySettings,
+    is_of_a_word,
+    is_unspaced,
+    token_forms,
+    tokenise,
+)
 
 FOLDER = "lens"
 CARD, TENSORS, TOKENIZER = "reader.json", "reader.safetensors", "tokenizer.json"
@@ -136,7 +144,7 @@ class WordSplitter:
     """Texts to the words that a reader may know: target tokens that are whole words, by their merged spellings.
 
     Pieces ("bu" of "bubblewrap", "ings" of "bindings") say nothing to a reader, so a token counts only where a word begins
-    and ends with it; in scripts without capitals, which often write no spaces, every target token is a word.
+    and ends with it; in scripts that set no spaces between words every target token is one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: VocabularySettings | None = None) -> None:
@@ -144,16 +152,16 @@ class WordSplitter:
         self.vocabulary = TargetVocabulary.from_tokenizer(tokenizer, settings)
         words = self.vocabulary.words
         forms, _ = token_forms(tokenizer)
-        caseless = [bool(word) and word == word.upper() for word in words]
-        whole = {word for word, form, alone in zip(words, forms, caseless, strict=True) if form.starts_word or alone}
+        unspaced = [is_unspaced(word) for word in words]
+        whole = {word for word, form, alone in zip(words, forms, unspaced, strict=True) if form.starts_word or alone}
         self.word_of = [
             word if word in whole and first != NOT_A_TARGET else ""
             for word, first in zip(words, self.vocabulary.representatives[:, 0].tolist(), strict=True)
         ]
-        self._caseless = caseless
+        self._unspaced = unspaced
         # a fragment of a character has no text; it is part of a word
-        self._goes_on = [not form.starts_word and (form.text[:1].isalnum() or not form.text) for form in forms]
-        self._is_open = [form.text[-1:].isalnum() or not (form.text or form.starts_word) for form in forms]
+        self._goes_on = [not form.starts_word and (is_of_a_word(form.text[:1]) or not form.text) for form in forms]
+        self._is_open = [is_of_a_word(form.text[-1:]) or not (form.text or form.starts_word) for form in forms]
 
     def words_in(self, texts: Sequence[str], max_tokens: int) -> list[frozenset[str]]:
         """Return the words in the first `max_tokens` tokens of each text."""
@@ -164,7 +172,7 @@ class WordSplitter:
             if word := self.word_of[token_id]:
                 begins = not self._goes_on[token_id] or not place or not self._is_open[ids[place - 1]]
                 ends = place + 1 == len(ids) or not self._goes_on[ids[place + 1]]
-                if self._caseless[token_id] or (begins and ends):
+                if self._unspaced[token_id] or (begins and ends):
                     yield word
 
 
