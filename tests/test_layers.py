@@ -40,7 +40,7 @@ LAYERS = [
     ["evaluation.along_the_way", "evaluation.labelled"],
     ["evaluation.change"],
     ["evaluation.before_after"],
-    ["search.one_off", "recipe", "static", "evaluation.report", "vectors"],
+    ["search.one_off", "recipe", "static", "evaluation.report", "vectors", "publish"],
     ["lens.readable", "report"],
     ["search.explain", "search.sparse", "search.words"],
     ["search.index"],

@@ -3,6 +3,8 @@
 import importlib.metadata
 import json
 import platform
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ pipeline_tag: sentence-similarity
 tags: [sentence-transformers, sentence-similarity, feature-extraction, text2token]
 ---
 """
-USAGE = """```python
+PLACE = "path/to/this/folder"  # until it is published, and then its address
+USAGE = f"""```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/folder")
+model = SentenceTransformer("{PLACE}")
 embeddings = model.encode(["a text", "another text"])   # unit length; compare by dot product
 ```
 """
@@ -26,7 +29,7 @@ embeddings = model.encode(["a text", "another text"])   # unit length; compare b
 
 def static_card(backbone: str, documents: int) -> str:
     """Return the card of a static embedder made from `backbone` and so many documents."""
-    return f"""{FRONT}
+    return f"""{_front(backbone)}
 # A static text embedder made without labels
 
 {USAGE}
@@ -51,7 +54,7 @@ tags: [sentence-transformers, sparse-encoder, sparse, text2token]
 ```python
 from sentence_transformers import SparseEncoder
 
-model = SparseEncoder("path/to/this/folder")
+model = SparseEncoder("{PLACE}")
 vectors = model.encode(["a text", "another text"])   # sparse; compare by cosine
 print(model.decode(vectors[0], top_k=10))            # (token, weight), strongest first
 ```
@@ -93,7 +96,7 @@ second half among all of them. This measures matching parts of a document on thi
 |---|---|---|---|
 {rows}
 """
-    return f"""{FRONT}
+    return f"""{_front(tomllib.loads(recipe)["backbone"]["name"])}
 # A text embedder trained without labels
 
 {USAGE}
@@ -125,6 +128,12 @@ most, so vectors can be cut (`truncate_dim`).
 {targets}
 ```
 """
+
+
+def _front(backbone: str) -> str:
+    """Return the hub's metadata; the backbone is named there when it is the hub's itself."""
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", backbone, re.ASCII) and not Path(backbone).exists()
+    return FRONT.replace("tags:", f"base_model: {backbone}\ntags:") if is_hub_id else FRONT
 
 
 def _versions() -> str:
