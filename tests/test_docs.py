@@ -16,7 +16,7 @@ from conftest import BackboneMaker
 from reference import FOLDER, names_page, settings_page
 from sentence_transformers import SentenceTransformer
 
-from text2token import BackboneSettings, Recipe, read_documents, run
+from text2token import BackboneSettings, Document, Recipe, read_documents, run
 from text2token.cli import app
 
 LOADING = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
@@ -114,6 +114,7 @@ def workplace(make_backbone: BackboneMaker, text_file: Path, monkeypatch: pytest
 def test_the_python_of_the_how_tos_does_what_they_say(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["a girl", "Prices of coffee rose sharply after frost.", "我的猫"]
     before = SentenceTransformer("my-embedder")
+    documents = [Document(text, "here", fields={"section": "net"}) for text in [*texts, "flash the router"]]
 
     (whitened,) = python_on("adapt.md")
     exec(whitened.replace("sentence-transformers/all-MiniLM-L6-v2", "my-embedder"), {})
@@ -124,6 +125,10 @@ def test_the_python_of_the_how_tos_does_what_they_say(workplace: Path, capsys: p
     (one_target,) = python_on("files.md")
     exec(one_target, {})
     assert capsys.readouterr().out.strip().endswith("}")
+
+    (searched,) = python_on("searching.md")
+    exec(searched, {"documents": documents})
+    assert "Reason(" in capsys.readouterr().out
 
     by_hand, compared = python_on("other_servers.md")
     names: dict[str, Any] = {}

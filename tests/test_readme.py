@@ -1,4 +1,4 @@
-"""What README and docs show works as it stands there: README's is run, on a small corpus and a tiny backbone."""
+"""What README and docs show works as it stands there: README and tutorial are run, on a small corpus and a tiny backbone."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 from conftest import TEXTS, BackboneMaker
+from typer.testing import CliRunner
 
 from text2token.backbone import BackboneSettings
 from text2token.cli import app
@@ -82,6 +83,18 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
             assert answer.strip(), words
     assert {path.name for path in folder.iterdir()} >= {"my-embedder", "my-embedder.run", "my-table", "my-index", "small"}
     assert len(COMMANDS) > 12
+
+
+def test_the_commands_of_the_tutorial_run_in_their_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    commands = COMMAND.findall((ROOT / "docs" / "tutorial.md").read_text())
+    for command in commands:
+        words = shlex.split(small(command), comments=True)[1:]
+        if words[0] not in ELSEWHERE:
+            answer = CliRunner().invoke(app, words)
+            assert answer.exit_code == 0, (command, answer.output, answer.exception)
+    assert (folder / "embedder.run" / "report.html").exists()
+    assert len(commands) > 10
 
 
 @pytest.mark.slow
