@@ -41,7 +41,7 @@ def test_before_and_after_on_a_tiny_backbone(
 
 @pytest.mark.slow
 def test_before_and_after_as_it_stands(real_backbone: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_example(TOPICS=("email", "unittest"), MAX_TOKENS=8_000)
+    run_example(TOPICS=("email", "xml"), MAX_TOKENS=8_000)
     assert drawn(folder) == {"words", "course", "map"}
     before, _, after = capsys.readouterr().out.partition("held-out documents: ")[2].split()[:3]
     assert float(after) > float(before)
