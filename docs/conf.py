@@ -30,6 +30,11 @@ html_last_updated_fmt = None
 PAGES = Path(__file__).parent
 
 
+def without_the_rest(app: Sphinx, name: str, source: list[str]) -> None:
+    """Turn links to files that are beside this folder, and so not on the site, into their names."""
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", source[0])
+
+
 def with_navigation(app: Sphinx, name: str, source: list[str]) -> None:
     """Add to the list of pages what Sphinx makes its navigation of: a hidden table of contents for each heading.
 
@@ -90,5 +95,6 @@ def drawn(graph: networkx.DiGraph) -> str:
 
 def setup(app: Sphinx) -> None:
     """Connect the above to Sphinx."""
+    app.connect("source-read", without_the_rest)
     app.connect("source-read", with_navigation)
     app.add_directive("mermaid", Mermaid)
