@@ -1,4 +1,4 @@
-"""The examples run as they stand, on a tiny backbone and few documents; with the real one they are `slow`."""
+"""The examples run as they stand, on a tiny backbone and few documents."""
 
 from pathlib import Path
 
@@ -37,11 +37,3 @@ def test_before_and_after_on_a_tiny_backbone(
     run_example(BACKBONE=str(make_backbone("llama_tied")), TOPICS=("email", "xml"), MAX_TOKENS=2000)
     assert drawn(folder) == {"words", "course", "map"}
     assert "MRR@10 on held-out documents" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_before_and_after_as_it_stands(real_backbone: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_example(TOPICS=("email", "xml"), MAX_TOKENS=8_000)
-    assert drawn(folder) == {"words", "course", "map"}
-    before, _, after = capsys.readouterr().out.partition("held-out documents: ")[2].split()[:3]
-    assert float(after) > float(before)
