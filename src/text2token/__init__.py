@@ -65,10 +65,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'text2token' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"text2token.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # to a type checker it would give every name, misspelt ones too
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'text2token' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"text2token.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
