@@ -83,4 +83,4 @@ one, other = model.encode(
 parts = open_reader(FOLDER / "model").contributions(one, other, k=6)
 print(f"cosine {parts.cosine:.2f}: {parts.common:.2f} is in common with all texts, {parts.rest:.2f} is in no word, and")
 for word in parts:
-    print(f"  {word}")
+    print(f"  {word.share:.3f} {word.word}")
