@@ -171,7 +171,11 @@ def tiny(make_backbone: BackboneMaker) -> BackboneSettings:
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     """A corpus of a few hundred distinct texts."""
-    path = tmp_path / "docs.txt"
+    return write_corpus(tmp_path / "docs.txt")
+
+
+def write_corpus(path: Path) -> Path:
+    """Write the texts, two at a time with a number between, a line each."""
     pairs = list(zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True))
     lines = (f"{one} Number {number} comes before this: {two}" for number in range(12) for one, two in pairs)
     path.write_text("\n".join(lines) + "\n")

@@ -1,5 +1,6 @@
 """A stage learns, counts its tokens, and goes on after any interruption as if there had been none."""
 
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from text2token.adapters import LoraSettings, add_lora
 from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
@@ -31,6 +33,7 @@ from text2token.training import (
     last_checkpoint,
     passes_of,
     plan,
+    steps_per_log,
     text_lengths,
     train_stage,
 )
@@ -287,6 +290,28 @@ def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
             (folder / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-20").exists()
+
+
+class SetBack(TrainerCallback):
+    """A clock that is set back after every checkpoint."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        moment = 4e9 - 1000 * state.global_step
+        os.utime(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", (moment, moment))
+
+
+def test_the_newest_checkpoints_stay_when_the_clock_is_set_back(tiny: BackboneSettings, tmp_path: Path) -> None:
+    _, result = train(tiny, tmp_path, callbacks=[SetBack()])
+    last = {result.steps, (result.steps - 1) // STAGE.steps_per_checkpoint * STAGE.steps_per_checkpoint}
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in last}
+
+
+@given(st.integers(1, 5000), st.integers(1, 200))
+def test_every_checkpoint_falls_on_a_logged_loss(steps: int, steps_per_checkpoint: int) -> None:
+    every = steps_per_log(steps, steps_per_checkpoint)
+    assert steps_per_checkpoint % every == 0
+    assert 1 <= every <= 10
+    assert steps // every >= min(steps, 5)
 
 
 def test_an_earlier_run_is_not_overwritten(tiny: BackboneSettings, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ TRAINER_STATE = "trainer_state.json"
 # What a forward and backward pass costs before its first token, in tokens that would cost as much: some 80 for a 135M
 # model on a CPU, which packs all weights anew each time (LOG.md 2026-11-24); a GPU waits for kernels (estimated).
 PASS_COST_CPU, PASS_COST_GPU = 80, 4096
+CHECKPOINTS_KEPT = 2  # the newest, and the one before it while the newest is being written
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,7 @@ def train_stage(
         batch_sampler=lambda dataset, **_: ScheduledBatches(dataset, schedule),
         seed=schedule.seed,
         save_steps=settings.steps_per_checkpoint,
-        save_total_limit=2,
-        logging_steps=max(1, min(10, schedule.steps // 5)),
+        logging_steps=steps_per_log(schedule.steps, settings.steps_per_checkpoint),
         logging_nan_inf_filter=False,
         report_to=["tensorboard"],
         disable_tqdm=True,
@@ -292,6 +292,16 @@ def train_stage(
     )
 
 
+def steps_per_log(steps: int, steps_per_checkpoint: int) -> int:
+    """Return every how many steps the loss is logged: up to ten, at least five times in `steps`, and at every checkpoint.
+
+    A logged loss is the mean since the last log. A resumed run knows none from before its checkpoint, so where a checkpoint
+    falls between two logs the next one is another than without the interruption.
+    """
+    at_most = max(1, min(10, steps // 5))
+    return max(number for number in range(1, at_most + 1) if steps_per_checkpoint % number == 0)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint, deleting what a killed run left half-written; None where there is none."""
     complete: list[tuple[int, Path]] = []
@@ -301,6 +311,19 @@ def last_checkpoint(folder: Path) -> Path | None:
         except (OSError, ValueError, KeyError):
             shutil.rmtree(path, ignore_errors=True)
     return max(complete)[1] if complete else None
+
+
+def forget_old_checkpoints(folder: Path) -> None:
+    """Delete all checkpoints but the two of the most steps.
+
+    The trainer's own way goes by the time of their files: where the clock is set back it deletes the newest (seen with
+    transformers 5.24), and a killed run starts from long ago.
+    """
+    numbers = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
+    for number in numbers[:-CHECKPOINTS_KEPT]:
+        old = folder / f"checkpoint-{number}"
+        (old / TRAINER_STATE).unlink(missing_ok=True)  # first, so that a half-deleted one does not count as complete
+        shutil.rmtree(old, ignore_errors=True)
 
 
 class ScheduledBatches(DefaultBatchSampler):
@@ -361,6 +384,11 @@ class StageTrainer(SentenceTransformerTrainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trainable_weights(self.model), folder / TRAINABLE_WEIGHTS)
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        super()._save_checkpoint(*arguments, **options)
+        if self.args.should_save:
+            forget_old_checkpoints(Path(str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trainable(self.model, load_file(Path(resume_from_checkpoint) / TRAINABLE_WEIGHTS))

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from text2token.backbone import embed, room_for_text, tokenizer_of
 from text2token.errors import CorpusError
 from text2token.evaluation.label_free import dense_scores, geometry
+from text2token.files import atomic_file
 from text2token.head import LanguageModelHead
 from text2token.lens.metrics import alignment_of_scores
 from text2token.lens.reader import WordSplitter
@@ -116,8 +117,8 @@ class Diary(TrainerCallback):
         looks = self.watch.looks if self.watch else 0
         self.steps = {round(state.max_steps * (look + 1) / looks) for look in range(looks)}
         kept = [line for line in read_diary(self.path) if line["step"] <= state.global_step] if state.global_step else []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with atomic_file(self.path) as path:
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         if not state.global_step and self.watch:
             self._write(asdict(self.watch.look(self.embedder, 0)))
 
