@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset
 
-from text2token.corpus.documents import Document
+from text2token.corpus.documents import Document, whole_characters
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError
 from text2token.files import atomic_folder
@@ -147,8 +147,7 @@ def prepare_corpus(
 
 def normalise(text: str) -> str:
     """Return `text` in NFC, with Unix line ends, without outer whitespace; lone surrogates become U+FFFD."""
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").strip()
+    return unicodedata.normalize("NFC", whole_characters(text)).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def split_text(text: str, limit: int) -> list[str]:

@@ -11,6 +11,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -24,13 +25,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from text2token.corpus.docstrings import standard_library_documents
-from text2token.corpus.documents import Document
+from text2token.corpus.documents import Document, whole_characters
 from text2token.errors import CorpusError
 
 Format = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
 OnError = Literal["stop", "skip"]
 
 MAX_DOCUMENT_BYTES = 1_000_000  # longer than most novels' chapters; a longer line is far more often a damaged file
+LONGEST_ROW = 4 * MAX_DOCUMENT_BYTES  # characters of a row of a table, over all its lines
+ROWS_AT_ONCE = 64  # of Parquet: a small file may hold a dictionary of one long text that stands in every row
 TEXT_FIELDS = ("text", "content", "body", "document", "passage", "sentence")
 FORMATS: dict[str, Format] = {
     ".txt": "txt",
@@ -92,7 +95,7 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     """Return `sources` with globs expanded; raise `CorpusError` for what does not exist, before anything is read."""
     expanded: list[str] = []
     for source in sources:
-        if source in (STDIN, STANDARD_LIBRARY) or Path(source).exists():
+        if source in (STDIN, STANDARD_LIBRARY) or _exists(source):
             expanded.append(source)
         elif glob.has_magic(source):
             matches = sorted(glob.glob(source, recursive=True))
@@ -118,9 +121,16 @@ def source_state(sources: Sequence[str]) -> list[tuple[str, int, int]]:
             continue
         path = Path(source)
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            status = file.stat()
+            status = file.stat() if file.exists() else file.lstat()  # a link may lead nowhere
             state.append((str(file), status.st_size, status.st_mtime_ns))
     return state
+
+
+def _exists(source: str) -> bool:
+    try:
+        return bool(source) and Path(source).exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise CorpusError(f"{source[:200]}: cannot be read ({_reason(error)})") from error
 
 
 def _read_file(path: Path, format: Format, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
@@ -140,8 +150,9 @@ def _read_file(path: Path, format: Format, text_field: str | None, broken: Broke
         raw = path.open("rb")
     except OSError as error:
         raise CorpusError(f"{path}: cannot be opened ({_reason(error)})") from error
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")  # a name may be any bytes
     with raw:
-        yield from _read_stream(_decompressed(raw, compression), str(path), format, text_field, broken)
+        yield from _read_stream(_decompressed(raw, compression), shown, format, text_field, broken)
 
 
 def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
@@ -153,6 +164,8 @@ def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
 
 
 def _standard_input() -> IO[bytes]:
+    if sys.stdin is None:
+        raise CorpusError("<stdin>: there is no standard input to read from")
     return sys.stdin.buffer
 
 
@@ -217,11 +230,14 @@ def _read_jsonl(
         except json.JSONDecodeError as error:
             broken.report(f"{place}:{error.colno}", f"not JSON ({error.msg})")
             continue
+        except ValueError as error:  # a number of more digits than Python reads
+            broken.report(place, f"not JSON that can be read ({_reason(error).partition(';')[0]})")
+            continue
         except RecursionError:
             broken.report(place, "JSON nested too deeply")
             continue
         if isinstance(record, str):
-            yield Document(body=record, place=place)
+            yield Document(body=whole_characters(record), place=place)
             continue
         if not isinstance(record, dict):
             broken.report(place, f"expected a JSON object or string, found {_kind(record)}")
@@ -235,18 +251,20 @@ def _read_table(
     lines: Iterable[tuple[int, str]], name: str, text_field: str | None, broken: BrokenLines, delimiter: str
 ) -> Iterator[Document]:
     csv.field_size_limit(MAX_DOCUMENT_BYTES)
-    last_line = 0
+    last_line = size = 0
 
-    def texts() -> Iterator[str]:
-        nonlocal last_line
-        for number, line in lines:
-            last_line = number
-            yield line
+    def text_of(numbered: tuple[int, str]) -> str:
+        nonlocal last_line, size
+        last_line, line = numbered
+        size += len(line)
+        if size > LONGEST_ROW:  # each field may be short: one open quotation mark after the other
+            raise csv.Error(f"it is longer than {LONGEST_ROW:,} characters")
+        return line
 
-    rows = csv.reader(texts(), delimiter=delimiter, strict=True)
+    rows = csv.reader(map(text_of, lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        first_line = last_line + 1
+        first_line, size = last_line + 1, 0
         try:
             row = next(rows)
         except StopIteration:
@@ -287,12 +305,27 @@ def _read_parquet(stream: IO[bytes], name: str, text_field: str | None, broken: 
                 raise CorpusError(f"{name}: no text column {text_field!r}; there are {_listed(columns)}")
             row_number = 0
             fields = [column.name for column in table.schema_arrow if _is_scalar(column.type)]
-            for batch in table.iter_batches(batch_size=1024, columns=fields):
-                for record in batch.to_pylist():
+            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=fields):
+                for record in _records(batch):
                     row_number += 1
-                    yield from _field_document(record, text_field, f"{name}:row {row_number}", broken)
-        except (pa.ArrowException, OSError) as error:
+                    if record is None:
+                        broken.report(f"{name}:row {row_number}", "a text in it is not UTF-8")
+                    else:
+                        yield from _field_document(record, text_field, f"{name}:row {row_number}", broken)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorpusError(f"{name}: not a readable Parquet file ({_reason(error)})") from error
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
+    """Yield the rows of a batch; None for one whose bytes are not what its column says: no writer has to check that."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                yield batch.slice(number, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
 
 
 def _read_dataset_folder(folder: str, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
@@ -338,7 +371,9 @@ def _field_document(record: dict[str, Any], text_field: str, place: str, broken:
     if len(value.encode("utf-8", "surrogatepass")) > MAX_DOCUMENT_BYTES:
         broken.report(place, f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
         return
-    yield Document(body=value, place=place, fields={key: record[key] for key in record if key != text_field})
+    yield Document(
+        body=whole_characters(value), place=place, fields={key: record[key] for key in record if key != text_field}
+    )
 
 
 def _find_text_field(candidates: set[str], place: str) -> str:
@@ -377,6 +412,8 @@ def _is_scalar(type: pa.DataType) -> bool:
 
 
 def _is_string(type: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type):  # what pandas calls a categorical
+        type = type.value_type
     return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))
 
 
