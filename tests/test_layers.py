@@ -44,7 +44,7 @@ LAYERS = [
     ["lens.readable", "report"],
     ["search.explain", "search.sparse", "search.words"],
     ["search.index"],
-    ["serve.limits", "serve.refusal", "serve.metrics"],
+    ["serve.answers", "serve.limits", "serve.refusal", "serve.metrics"],
     ["serve.batching", "serve.guard", "serve.service"],
     ["serve.app"],
     ["serve.server"],

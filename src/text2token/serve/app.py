@@ -16,13 +16,14 @@ from pydantic import BaseModel, Field, field_validator
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from text2token.errors import Text2TokenError
+from text2token.serve import answers
 from text2token.serve.batching import Batcher, Overloaded
 from text2token.serve.guard import Guard
 from text2token.serve.limits import Limits
@@ -95,7 +96,13 @@ def create_app(
         await run_in_threadpool(batcher.close)
         service.close()
 
-    app = FastAPI(title="text2token", lifespan=lifespan, docs_url=None, redoc_url=None)  # their pages ask others for scripts
+    app = FastAPI(
+        title="text2token",
+        lifespan=lifespan,
+        responses={"4XX": {"model": answers.Refusal}, "5XX": {"model": answers.Refusal}},
+        docs_url=None,  # its page and the next one's ask others for scripts
+        redoc_url=None,
+    )
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -136,15 +143,15 @@ def create_app(
     async def page() -> Response:
         return FileResponse(PAGE / "index.html")
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses={200: {"model": answers.Health}})
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def numbers() -> Response:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses={200: {"model": answers.Models}})
     async def models() -> Response:
         index = service.index and {"documents": service.index.count, "fields": service.index.card.fields}
         reader = service.reader and {"reads": service.reader.card.reads, "words": len(service.reader.lexicon)}
@@ -152,7 +159,7 @@ def create_app(
         card |= {"dimensions": service.dimension, "lens": reader, "index": index, "limits": asdict(limits)}
         return JSONResponse({"object": "list", "data": [card]})
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", responses={200: {"model": answers.Embeddings}})
     async def embeddings(asked: EmbeddingRequest) -> Response:
         if asked.dimensions is not None and not 1 <= asked.dimensions <= service.dimension:
             raise Refused(
@@ -165,7 +172,7 @@ def create_app(
         )
         return Response(content, media_type=JSON)
 
-    @app.post("/v1/lens")
+    @app.post("/v1/lens", responses={200: {"model": answers.Read}})
     async def lens(asked: LensRequest) -> Response:
         if not service.reader:
             raise Refused(
@@ -187,7 +194,7 @@ def create_app(
             content["pair"] = {**shares, "words": [word._asdict() for word in pair]}
         return JSONResponse({**content, "usage": _usage(tokens)})
 
-    @app.post("/v1/search")
+    @app.post("/v1/search", responses={200: {"model": answers.Search}})
     async def search(asked: SearchRequest) -> Response:
         if not service.index:
             raise Refused(404, "this server has no index. Start it with --index DIR", code="no_index")
