@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 from text2token.backbone import BackboneSettings, resolve_dtype
+from text2token.cli import INTERRUPTED
 from text2token.corpus.prepare import CorpusSettings
 from text2token.encoder import open_encoder
 from text2token.recipe import Recipe
@@ -140,6 +141,25 @@ def test_killed_at_any_moment_a_command_ends_at_the_same_files(
     with capsys.disabled():
         if "KILLS" in os.environ:
             print(f"\n{command}: {tally}; vectors vary by {place.error:.1e}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["embed", "targets"])
+def test_told_to_stop_at_any_moment_once_or_twice_a_command_says_so_in_one_line(
+    command: str, number: int, launcher: Launcher, place: Place, tmp_path: Path
+) -> None:
+    random = np.random.default_rng([11, number])
+    for attempt, again in enumerate((None, 0.01)):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        moment = Moment(changes=int(random.integers(1, 12)), number=number, again=again)
+        ended = started(launcher, command, place, folder, moment)
+        complete(folder)
+        assert "Traceback" not in ended.said
+        if ended.code:  # it may have finished before it was told
+            assert ended.code == INTERRUPTED, ended.said
+            assert len(ended.said.splitlines()) == 1
+        assert not unfinished(folder)
 
 
 def hidden(path: Path, folder: Path) -> bool:

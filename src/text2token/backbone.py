@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -311,7 +312,7 @@ def open_embedder(name: str) -> SentenceTransformer:
     place = str(package_file(name.removeprefix(PYPI), "modules.json").parent) if name.startswith(PYPI) else name
     try:
         return SentenceTransformer(place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnpicklingError) as error:
         raise BackboneError(f"{name}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
 
 
@@ -366,7 +367,7 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except BackboneError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, UnpicklingError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackboneError(
             f"{name}: cannot be loaded as a model ({first_line}). "

@@ -494,6 +494,7 @@ def embed(
     """Write the vectors of a corpus to disk; its size does not matter, and a stopped run goes on."""
     reporter = _reporter(quiet)
     from text2token.encoder import open_encoder
+    from text2token.files import alone_in
     from text2token.vectors import embed_corpus
 
     total = None
@@ -503,7 +504,10 @@ def embed(
     broken = _broken_lines(on_error)
     documents = _documents(sources, text_field, format, broken)
     encoder = open_encoder(model, dtype)
-    card = embed_corpus(encoder, documents, output, sources=tuple(sources), resume=resume, total=total, reporter=reporter)
+    with alone_in(output):
+        card = embed_corpus(
+            encoder, documents, output, sources=tuple(sources), resume=resume, total=total, reporter=reporter
+        )
     _warn(broken)
     if json_:
         print(json.dumps(asdict(card), indent=2))

@@ -1,16 +1,68 @@
-"""Writing so that a half-made result never stands under its final name."""
+"""Writing so that a half-made result never stands under its final name, and by one process at a time.
+
+What is not finished has a hidden name that ends in `.unfinished`; a killed process leaves it there, and whoever next has
+the place for itself (`alone_in`) deletes it.
+"""
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import filelock
 
 from text2token.errors import OutputError, Text2TokenError
 
 FULL_BELOW_BYTES = 1 << 20  # a library may already have deleted the piece that did not fit
+
+
+@contextmanager
+def alone_in(folder: Path, *, beside: bool = False) -> Iterator[None]:
+    """Be the only process that writes to `folder` while the block runs; `OutputError` where another one does.
+
+    The lock is a hidden file in the folder, or `beside` it, for a folder that will appear whole; it vanishes at the end,
+    and so does a folder that holds nothing else.
+    """
+    lock = folder.resolve().parent / f".{folder.resolve().name}.lock" if beside else folder / ".lock"
+    created = [parent for parent in lock.absolute().parents if not parent.exists()]
+    try:
+        with writing(folder):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held = filelock.FileLock(lock, timeout=0)
+            try:
+                held.acquire()
+            except filelock.Timeout:
+                raise OutputError(f"{folder}: another process is writing to it. Wait until it has finished") from None
+        try:
+            with writing(folder):
+                tidy(folder)
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)  # before it is let go, so that nobody gets a lock that has no name
+            held.release()
+    finally:
+        _remove_empty(created)
+
+
+def tidy(folder: Path) -> None:
+    """Delete what killed processes left unfinished in or beside `folder`, which must be the caller's alone.
+
+    One killed between the two renames that replace a folder leaves the old one aside; it gets its name back.
+    """
+    for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced"):
+        if not folder.exists() and (replaced / folder.name).exists():
+            os.rename(replaced / folder.name, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    for left in [*folder.parent.glob(f".{glob.escape(folder.name)}.*.unfinished"), *folder.rglob(".*.unfinished")]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -38,9 +90,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 os.rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        for parent in created:
-            with suppress(OSError):  # not empty: the work succeeded
-                parent.rmdir()
+        _remove_empty(created)
 
 
 @contextmanager
@@ -72,6 +122,12 @@ def writing(path: Path) -> Iterator[None]:
         if not number and not isinstance(error, OSError):
             raise
         raise OutputError(f"{path}: cannot be written ({os.strerror(number) if number else error})") from error
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # not empty: the work succeeded
+            folder.rmdir()
 
 
 def _is_full(path: Path) -> bool:

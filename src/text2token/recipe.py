@@ -38,7 +38,7 @@ from text2token.errors import CorpusError, OutputError, RecipeError
 from text2token.evaluation.along_the_way import Diary, Watch
 from text2token.evaluation.before_after import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
 from text2token.export import check_output, export_embedder
-from text2token.files import atomic_file
+from text2token.files import alone_in, atomic_file
 from text2token.head import LanguageModelHead, load_head
 from text2token.isotropy import Isotropy
 from text2token.lens.learning import joined, learn_from_head, learn_from_words
@@ -213,8 +213,22 @@ def run(
     model are replaced. `broken` is what the reader of `documents` counts in. Raises a `Text2TokenError` for anything a
     user can mend.
     """
-    reporter = reporter or Silent()
-    work = RunFolder(folder)
+    with alone_in(folder), alone_in(model_folder, beside=True):
+        return _run_alone(
+            recipe, documents, RunFolder(folder), model_folder, resume, overwrite, broken, reporter or Silent()
+        )
+
+
+def _run_alone(
+    recipe: Recipe,
+    documents: Iterable[Document],
+    work: RunFolder,
+    model_folder: Path,
+    resume: bool,
+    overwrite: bool,
+    broken: BrokenLines | None,
+    reporter: Reporter,
+) -> RunResult:
     goes_on = _check_folders(work, model_folder, resume, overwrite)
 
     steps = made_from(recipe, source_state(recipe.sources) if recipe.sources else None)
@@ -446,7 +460,7 @@ def build_targets(
     embedder = load_embedder(recipe.backbone)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
     constructor = make_constructor(recipe.constructors[0], Materials(recipe.backbone, embedder, vocabulary, recipe.targets))
-    with tempfile.TemporaryDirectory(prefix="text2token-") as temporary:
+    with alone_in(folder, beside=True), tempfile.TemporaryDirectory(prefix="text2token-") as temporary:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
         passages = prepare_corpus(documents, Path(temporary) / "corpus", settings, broken).passages
         with (reporter or Silent()).progress("Targets", len(passages), "texts") as progress:

@@ -106,7 +106,7 @@ def read_vectors(folder: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _check(folder: Path, card: VectorCard, resume: bool) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
     if not resume:
         raise OutputError(f"{folder}: exists and is not empty. Go on with --resume, or choose another --output")

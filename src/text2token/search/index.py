@@ -33,7 +33,7 @@ from text2token.backbone import resolve_dtype
 from text2token.corpus.documents import Document
 from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import CorpusError, OutputError, RecipeError, Text2TokenError
-from text2token.files import atomic_file, atomic_folder, writing
+from text2token.files import atomic_file, atomic_folder, tidy, writing
 from text2token.reporter import Reporter, Silent
 from text2token.search.explain import DenseExplanation, Reason, dense_reasons, explanation_beside, shared_words
 from text2token.search.words import Words, average_length, check_language
@@ -158,7 +158,9 @@ class Index:
                 index.close()
                 raise
             return index
-        if folder.is_file() or (folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())):
+        if folder.is_file() or (
+            folder.is_dir() and any(path.name != LOCK and path.name[0] != "." for path in folder.iterdir())
+        ):
             raise OutputError(f"{folder}: exists and is no index. Choose another --store")
         check_language(language)
         dtype = str(resolve_dtype("auto")).removeprefix("torch.")
@@ -187,6 +189,7 @@ class Index:
         except filelock.Timeout:
             raise OutputError(f"{folder}: another process has the index open. Wait until it has finished") from None
         try:
+            tidy(folder)
             if not (folder / CARD).exists():
                 _write_card(folder, card)
             shard = _open_shard(folder / SHARD, card)
