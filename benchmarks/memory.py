@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from measure import Line
@@ -52,6 +52,7 @@ def run(work: str, count: int) -> None:
     from text2token.corpus.documents import Document
     from text2token.encoder import encoder_of
     from text2token.targets.data_driven import DataDrivenTargets
+    from text2token.targets.rows import TEXTS_PER_PART, bounds
     from text2token.targets.store import write_targets
     from text2token.vectors import embed_corpus
     from text2token.vocabulary import TargetVocabulary
@@ -62,7 +63,9 @@ def run(work: str, count: int) -> None:
         if work == "targets":
             vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
             constructor = DataDrivenTargets(tokenizer_of(embedder), vocabulary)
-            batches = constructor.fit_transform(islice(texts(), count), Path(folder) / "candidates.arrow")
+            constructor.fit(islice(texts(), count), scratch=Path(folder))
+            parts = range(len(bounds(count, TEXTS_PER_PART)))
+            batches = chain.from_iterable(constructor.recall(Path(folder), part) for part in parts)
             write_targets(
                 Path(folder) / "targets",
                 batches,

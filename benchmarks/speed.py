@@ -39,6 +39,7 @@ from text2token.loss import TokenTargetLoss
 from text2token.recipe import read_recipe
 from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings
 from text2token.targets.data_driven import DataDrivenTargets
+from text2token.targets.rows import TEXTS_PER_PART, bounds
 from text2token.training import Schedule, StageSettings, TargetCollator, plan, text_lengths, train_stage
 from text2token.vocabulary import TargetVocabulary, tokenise
 
@@ -92,8 +93,10 @@ def targets() -> list[Line]:
     def ours() -> None:
         constructor = DataDrivenTargets(tokenizer, vocabulary)
         with tempfile.TemporaryDirectory() as folder:
-            for _ in constructor.fit_transform(many, Path(folder) / "candidates.arrow"):
-                pass
+            constructor.fit(many, scratch=Path(folder))
+            for part, _ in enumerate(bounds(len(many), TEXTS_PER_PART)):
+                for _batch in constructor.recall(Path(folder), part):
+                    pass
 
     name = f"data-driven targets, {len(many):,} documents"
     return [

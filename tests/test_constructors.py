@@ -240,17 +240,19 @@ def test_every_constructor_writes_distributions_that_open(
         assert len(set(ids)) == len(ids)
         assert min(weights) > 0
         assert sum(weights) == pytest.approx(1, abs=1e-5)
-    one, two = CONSTRUCTORS[name](given), CONSTRUCTORS[name](given)
-    in_one = as_dicts(one.fit_transform(passages, tmp_path / "scratch"))
-    assert in_one == [pytest.approx(target, abs=1e-6) for target in as_dicts(two.fit(passages).transform(passages))]
-    some = as_dicts(two.transform(passages, rows=np.array([1, 3, 8])))
-    assert some == [pytest.approx(in_one[row], abs=1e-6) for row in (1, 3, 8)]
+    fitted = CONSTRUCTORS[name](given).fit(passages)
+    every = as_dicts(fitted.transform(passages))
+    written = [dict(zip(row["token_ids"], row["weights"], strict=True)) for row in rows]
+    assert written == [pytest.approx(target, abs=1e-6) for target in every]
+    some = as_dicts(fitted.transform(passages, rows=np.array([1, 3, 8])))
+    assert some == [pytest.approx(every[row], abs=1e-6) for row in (1, 3, 8)]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # what was left to recall is gone
 
 
 def test_a_killed_construction_goes_on_after_its_last_part(
     tiny: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constructors, "TEXTS_PER_PART", 3)
+    monkeypatch.setattr(constructors, "EXPENSIVE_TEXTS_PER_PART", 3)
     given, passages = materials(tiny), corpus([TEXTS])
 
     def write(folder: str, **changes: Any) -> list[int]:

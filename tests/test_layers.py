@@ -15,7 +15,7 @@ LAYERS = [
     ["vocabulary"],
     ["backbone"],
     ["adapters"],
-    ["head", "isotropy"],
+    ["head", "isotropy", "engine"],
     ["targets.store"],
     ["targets.rows"],
     ["targets.data_driven"],

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from text2token.errors import RecipeError, TargetMismatch
-from text2token.targets import store
+from text2token.targets import data_driven, store
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.store import documents_of, open_targets, read_card, write_targets
 from text2token.vocabulary import TargetVocabulary, VocabularySettings, tokenise
@@ -65,11 +66,12 @@ def test_one_pass_gives_what_fit_and_transform_give(
 ) -> None:
     vocabulary = TargetVocabulary.from_tokenizer(byte_level_tokenizer)
     one, two = (constructor(byte_level_tokenizer, vocabulary, top_k=top_k) for _ in range(2))
-    scratch = tmp_path_factory.mktemp("scratch") / "candidates.arrow"
-    batches = one.fit_transform(iter(texts), scratch)
-    assert one.documents_ == len(texts)  # all is counted before the first batch is asked for
-    found = merged(batches)
-    assert not scratch.exists()
+    scratch = tmp_path_factory.mktemp("scratch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_driven, "TEXTS_PER_PART", 5)
+        one.fit(iter(texts), scratch=scratch)
+    assert one.documents_ == len(texts)
+    found = merged(chain.from_iterable(one.recall(scratch, part) for part in range(-(-len(texts) // 5))))
     assert found == merged(two.fit(texts).transform(texts))
     assert np.array_equal(one.document_frequencies_, two.document_frequencies_)
 

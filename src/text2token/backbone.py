@@ -261,6 +261,8 @@ def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progres
     embeddings = torch.empty(len(texts), embedder.get_embedding_dimension() or 0)
     if not texts:
         return embeddings
+    if torch.cuda.is_available() and embedder.device.type == "cpu":  # a cluster's worker has it from a machine without
+        embedder.cuda()
     if isinstance(embedder[0], Transformer):
         tokenizer = tokenizer_of(embedder)
         if not prompt_tokens(tokenizer):

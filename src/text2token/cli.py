@@ -1,7 +1,8 @@
 """The command line. Results go to stdout, everything else to stderr; heavy imports happen inside the commands.
 
 Exit codes: 0 done, 2 wrong usage or setting, 3 text cannot be read, 4 model cannot be used, 5 targets do not fit,
-6 result cannot be written, 7 training diverged, 130 interrupted; 1 is a mistake of ours, with its traceback.
+6 result cannot be written, 7 training diverged, 8 engine cannot be reached, 130 interrupted; 1 is a mistake of ours,
+with its traceback.
 """
 
 import contextlib
@@ -34,7 +35,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 2 usage, 3 text, 4 model, 5 targets, 6 output, 7 training diverged, 130 interrupted.",
+    epilog="Exit codes: 0 done, 2 usage, 3 text, 4 model, 5 targets, 6 output, 7 training diverged, 8 engine, "
+    "130 interrupted.",
 )
 
 Sources = Annotated[
@@ -55,6 +57,11 @@ Set = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors and results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+Engine = Annotated[str, typer.Option(help="Who makes the parts of the work: local, or ray, the workers of a Ray cluster.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="With --engine ray: auto, or host:port of a cluster. Default: RAY_ADDRESS, else this machine."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run and model.")]
 
 
@@ -79,6 +86,8 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     set_: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -97,9 +106,19 @@ def train(
     folder = run_folder or output.with_name(output.name + ".run")
     broken = _broken_lines(on_error)
     documents = _documents(recipe.sources, text_field, format, broken)
-    result = run(
-        recipe, documents, folder, output, resume=resume, overwrite=overwrite, broken=broken, reporter=_reporter(quiet)
-    )
+    reporter = _reporter(quiet)
+    with _workers(engine, ray_address) as workers:
+        result = run(
+            recipe,
+            documents,
+            folder,
+            output,
+            resume=resume,
+            overwrite=overwrite,
+            broken=broken,
+            reporter=reporter,
+            engine=workers,
+        )
     _show(result, json_, quiet, broken)
     if not quiet and not json_:
         sys.stderr.write(
@@ -121,6 +140,8 @@ def run_recipe(
     text_field: TextField = None,
     format: Format = "auto",
     on_error: OnError = "stop",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     set_: Set = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -136,16 +157,19 @@ def run_recipe(
     broken = _broken_lines(on_error)
     documents = _documents(settings.sources, text_field, format, broken)
     folder = run_folder or output.with_name(output.name + ".run")
-    result = run(
-        settings,
-        documents,
-        folder,
-        output,
-        resume=not overwrite,
-        overwrite=overwrite,
-        broken=broken,
-        reporter=_reporter(quiet),
-    )
+    reporter = _reporter(quiet)
+    with _workers(engine, ray_address) as workers:
+        result = run(
+            settings,
+            documents,
+            folder,
+            output,
+            resume=not overwrite,
+            overwrite=overwrite,
+            broken=broken,
+            reporter=reporter,
+            engine=workers,
+        )
     _show(result, json_, quiet, broken)
 
 
@@ -186,6 +210,8 @@ def targets(
     text_field: TextField = None,
     format: Format = "auto",
     on_error: OnError = "stop",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     set_: Set = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -200,7 +226,9 @@ def targets(
     check_output(output, overwrite)
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources)).with_settings(set_ or [])
     broken = _broken_lines(on_error)
-    card = build_targets(recipe, _documents(recipe.sources, text_field, format, broken), output, broken, reporter)
+    documents = _documents(recipe.sources, text_field, format, broken)
+    with _workers(engine, ray_address) as workers:
+        card = build_targets(recipe, documents, output, broken, reporter, workers)
     _warn(broken)
     if json_:
         print(json.dumps(asdict(card), indent=2))
@@ -487,6 +515,8 @@ def embed(
     text_field: TextField = None,
     format: Format = "auto",
     on_error: OnError = "stop",
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     resume: Resume = False,
     quiet: Quiet = False,
     json_: Json = False,
@@ -504,9 +534,9 @@ def embed(
     broken = _broken_lines(on_error)
     documents = _documents(sources, text_field, format, broken)
     encoder = open_encoder(model, dtype)
-    with alone_in(output):
+    with alone_in(output), _workers(engine, ray_address) as workers:
         card = embed_corpus(
-            encoder, documents, output, sources=tuple(sources), resume=resume, total=total, reporter=reporter
+            encoder, documents, output, sources=tuple(sources), resume=resume, total=total, reporter=reporter, engine=workers
         )
     _warn(broken)
     if json_:
@@ -739,6 +769,15 @@ def _format(name: str) -> Any:
     if name not in {"auto", *FORMATS.values()}:
         raise RecipeError(f"--format is {name!r}; choose auto, {', '.join(sorted(set(FORMATS.values())))}")
     return name
+
+
+@contextlib.contextmanager
+def _workers(engine: str, ray_address: str | None) -> Any:
+    """Yield the engine; Ray tells of workers that died on stdout, which is for results."""
+    from text2token.engine import open_engine
+
+    with open_engine(engine, ray_address) as workers, contextlib.redirect_stdout(sys.stderr):
+        yield workers
 
 
 def _broken_lines(on_error: str) -> "BrokenLines":

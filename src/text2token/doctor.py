@@ -21,6 +21,7 @@ USED_BY = {
     "bench": "evaluate, compare",
     "docs": "make docs",
     "onnx": "export --onnx",
+    "ray": "targets, embed, train, run with --engine ray",
     "report": "report",
     "search": "index, search in an index",
     "serve": "serve",

@@ -41,6 +41,12 @@ class TrainingDiverged(Text2TokenError):
     exit_code = 7
 
 
+class EngineError(Text2TokenError):
+    """The engine that the work was given to (`--engine`) cannot be reached, or its workers keep dying."""
+
+    exit_code = 8
+
+
 class RecipeError(Text2TokenError):
     """A setting is unknown or out of range."""
 

@@ -94,6 +94,22 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """Yield an empty folder next to `beside`, where there is room for what is made from it, and delete it in the end.
+
+    Not in the system's place for temporary files: that may be small, and other machines of a cluster do not see it.
+    """
+    with writing(beside):
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f".{beside.name}.", suffix=".scratch", dir=beside.parent)
+    try:
+        with writing(beside):
+            yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` that takes its name when the block succeeds; `OutputError` as in `atomic_folder`."""
     unfinished = path.with_name(f".{path.name}.unfinished")

@@ -15,7 +15,6 @@ import hashlib
 import importlib.resources
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,11 +33,12 @@ from text2token.backbone import BackboneSettings, cut_last_layers, embed, load_e
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
 from text2token.corpus.readers import BrokenLines, source_state
+from text2token.engine import Engine
 from text2token.errors import CorpusError, OutputError, RecipeError
 from text2token.evaluation.along_the_way import Diary, Watch
 from text2token.evaluation.before_after import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
 from text2token.export import check_output, export_embedder
-from text2token.files import alone_in, atomic_file
+from text2token.files import alone_in, atomic_file, scratch_folder
 from text2token.head import LanguageModelHead, load_head
 from text2token.isotropy import Isotropy
 from text2token.lens.learning import joined, learn_from_head, learn_from_words
@@ -49,6 +49,7 @@ from text2token.model_card import model_card
 from text2token.reporter import Reporter, Silent
 from text2token.settings import from_toml, to_toml, with_assignments
 from text2token.targets.constructors import ConstructorName, Materials, TargetSettings, make_constructor, write_constructed
+from text2token.targets.rows import HERE
 from text2token.targets.store import TargetCard, documents_of, open_targets, read_card, shuffle_targets
 from text2token.training import (
     StageResult,
@@ -204,18 +205,19 @@ def run(
     overwrite: bool = False,
     broken: BrokenLines | None = None,
     reporter: Reporter | None = None,
+    engine: Engine = HERE,
 ) -> RunResult:
     """Train an embedder by `recipe` on `documents`; write it to `model_folder` and everything else to `folder`.
 
     With `resume`, steps that are finished in `folder` are taken from there, unless their settings or the files that
     `recipe.sources` names have changed, and training goes on from its last checkpoint; the result is the same as without
     the interruption. A recipe without sources takes `documents` for what they were. With `overwrite`, an earlier run and
-    model are replaced. `broken` is what the reader of `documents` counts in. Raises a `Text2TokenError` for anything a
-    user can mend.
+    model are replaced. `broken` is what the reader of `documents` counts in. `engine` makes the targets. Raises
+    a `Text2TokenError` for anything a user can mend.
     """
     with alone_in(folder), alone_in(model_folder, beside=True):
         return _run_alone(
-            recipe, documents, RunFolder(folder), model_folder, resume, overwrite, broken, reporter or Silent()
+            recipe, documents, RunFolder(folder), model_folder, resume, overwrite, broken, reporter or Silent(), engine
         )
 
 
@@ -228,6 +230,7 @@ def _run_alone(
     overwrite: bool,
     broken: BrokenLines | None,
     reporter: Reporter,
+    engine: Engine,
 ) -> RunResult:
     goes_on = _check_folders(work, model_folder, resume, overwrite)
 
@@ -254,7 +257,7 @@ def _run_alone(
     with reporter.progress("Embedding, untrained", texts.count, "texts") as progress:
         untrained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
 
-    cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter)
+    cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter, engine)
     splitter = WordSplitter(tokenizer_of(embedder), recipe.vocabulary)
     watch = Watch.over(texts.queries, texts.passages, head, splitter, recipe.looks)
     results = train(
@@ -317,6 +320,7 @@ def write_targets_of(
     work: RunFolder,
     steps: dict[str, str],
     reporter: Reporter,
+    engine: Engine = HERE,
 ) -> dict[str, TargetCard]:
     """Write the targets that the stages need to `work`, unless they are there, and return their cards by constructor.
 
@@ -335,7 +339,7 @@ def write_targets_of(
                 plans = [plan(lengths, stage, recipe.seed, documents=documents) for stage in recipe.stages_on(kind)]
                 rows = np.unique(np.concatenate([schedule.rows_to_see for schedule in plans]))
             with reporter.progress(f"Targets, {name}", len(passages if rows is None else rows), "texts") as progress:
-                write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress, rows)
+                write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress, rows, engine)
             work.finished(step, steps[step])
         cards[kind] = read_card(folder)
         reporter.note(f"Targets, {name}: {cards[kind].texts:,} texts over {len(vocabulary.target_ids):,} target tokens.")
@@ -455,16 +459,19 @@ def build_targets(
     folder: Path,
     broken: BrokenLines | None = None,
     reporter: Reporter | None = None,
+    engine: Engine = HERE,
 ) -> TargetCard:
     """Write only the targets of the first stage to `folder`, as `run` would with nothing held out; return their card."""
     embedder = load_embedder(recipe.backbone)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
     constructor = make_constructor(recipe.constructors[0], Materials(recipe.backbone, embedder, vocabulary, recipe.targets))
-    with alone_in(folder, beside=True), tempfile.TemporaryDirectory(prefix="text2token-") as temporary:
+    with alone_in(folder, beside=True), scratch_folder(folder) as scratch:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
-        passages = prepare_corpus(documents, Path(temporary) / "corpus", settings, broken).passages
+        passages = prepare_corpus(documents, scratch / "corpus", settings, broken).passages
         with (reporter or Silent()).progress("Targets", len(passages), "texts") as progress:
-            return write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress)
+            return write_constructed(
+                constructor, passages, vocabulary, folder, recipe.backbone.name, progress, engine=engine
+            )
 
 
 def _check_folders(work: RunFolder, model_folder: Path, resume: bool, overwrite: bool) -> bool:

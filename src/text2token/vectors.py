@@ -12,13 +12,17 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from text2token.backbone import Progress
 from text2token.corpus.documents import Document
 from text2token.encoder import TextEncoder
+from text2token.engine import Engine, LocalEngine
 from text2token.errors import CorpusError, OutputError
 from text2token.files import atomic_file
 from text2token.reporter import Reporter, Silent
@@ -49,8 +53,11 @@ def embed_corpus(
     total: int | None = None,
     rows_per_shard: int = ROWS_PER_SHARD,
     reporter: Reporter | None = None,
+    engine: Engine | None = None,
 ) -> VectorCard:
     """Write the vector of each document's text to `folder`, in their order, and return the card.
+
+    `engine`, where set, makes the shards.
 
     Empty texts are left out. With `resume`, finished shards stay and their documents are read past; the result is the
     same as without the interruption. `total`, where known, is the number of texts, for the time left. Raises
@@ -66,25 +73,10 @@ def embed_corpus(
     card = VectorCard(encoder.name, encoder.fingerprint, dimension, sources, rows_per_shard)
     _check(folder, card, resume)
     _write_card(folder, card)
-    schema = pa.schema(
-        [("place", pa.large_string()), ("text", pa.large_string()), ("vector", pa.list_(pa.float32(), dimension))]
-    )
-    rows = 0
+    shards = _shards(itertools.chain([first], texts), rows_per_shard)
     with reporter.progress("Embedding", total, "texts") as progress:
-        for number, chunk in enumerate(_chunks(itertools.chain([first], texts), rows_per_shard)):
-            rows += len(chunk)
-            path = folder / f"vectors-{number:05}.parquet"
-            if path.exists():
-                progress(len(chunk))
-            else:
-                vectors = encoder([document.text for document in chunk], progress)
-                columns = [
-                    pa.array([document.place for document in chunk], pa.large_string()),
-                    pa.array([document.text for document in chunk], pa.large_string()),
-                    pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel(), pa.float32()), dimension),
-                ]
-                with atomic_file(path) as unfinished:
-                    pq.write_table(pa.Table.from_arrays(columns, schema=schema), unfinished, compression="zstd")
+        written = (engine or LocalEngine()).map(partial(_write_shard, encoder, folder), shards, progress, runs_model=True)
+        rows = sum(written)
     card = replace(card, rows=rows)
     _write_card(folder, card)
     return card
@@ -120,7 +112,35 @@ def _write_card(folder: Path, card: VectorCard) -> None:
         path.write_text(json.dumps(asdict(card), indent=2))
 
 
-def _chunks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+class _Shard(NamedTuple):
+    """What a shard will hold, but for the vectors."""
+
+    number: int
+    places: list[str]
+    texts: list[str]
+
+
+def _shards(documents: Iterable[Document], rows: int) -> Iterator[_Shard]:
     remaining = iter(documents)
-    while chunk := list(itertools.islice(remaining, size)):
-        yield chunk
+    for number in itertools.count():
+        if not (chunk := list(itertools.islice(remaining, rows))):
+            return
+        yield _Shard(number, [document.place for document in chunk], [document.text for document in chunk])
+
+
+def _write_shard(encoder: TextEncoder, folder: Path, shard: _Shard, progress: Progress) -> int:
+    """Write the file of a shard, unless it is there, and return how many rows it has."""
+    path = folder / f"vectors-{shard.number:05}.parquet"
+    if path.exists():
+        progress(len(shard.texts))
+        return len(shard.texts)
+    vectors = encoder(shard.texts, progress)
+    dimension = vectors.shape[1]
+    columns = {
+        "place": pa.array(shard.places, pa.large_string()),
+        "text": pa.array(shard.texts, pa.large_string()),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel(), pa.float32()), dimension),
+    }
+    with atomic_file(path) as unfinished:
+        pq.write_table(pa.table(columns), unfinished, compression="zstd")
+    return len(shard.texts)

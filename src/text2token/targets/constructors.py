@@ -3,11 +3,12 @@ and a line in `CONSTRUCTORS`.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,19 +17,20 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from text2token.backbone import BackboneSettings, Progress, load_embedder, open_embedder, room_for_text, tokenizer_of
+from text2token.engine import Engine
 from text2token.errors import TargetMismatch
-from text2token.files import writing
+from text2token.files import scratch_folder
 from text2token.head import load_head
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
-from text2token.targets.rows import Constructor, text_batches
+from text2token.targets.rows import HERE, TEXTS_PER_PART, Constructor, RecallingConstructor, bounds, text_batches
 from text2token.targets.smoothing import SmoothedTargets, SmoothingSettings
-from text2token.targets.store import TargetCard, write_targets, write_targets_in_parts
+from text2token.targets.store import TargetCard, write_targets_in_parts
 from text2token.vocabulary import TargetVocabulary, tokenizer_fingerprint
 
 ConstructorName = Literal["data_driven", "model_derived", "corpus_derived"]
-TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most
+EXPENSIVE_TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most
 
 
 @dataclass(frozen=True)
@@ -104,32 +106,58 @@ def write_constructed(
     tokenizer: str,
     progress: Progress | None = None,
     rows: NDArray[np.int64] | None = None,
+    engine: Engine = HERE,
 ) -> TargetCard:
     """Fit `constructor` on `passages`, write their targets, or those of `rows`, to `folder` and return the card.
 
-    Where the constructor is expensive, a killed run goes on after its last finished part.
+    Every part of the texts becomes a shard, whichever `engine` makes it, and a killed run goes on after those that are
+    finished. `rows` is for expensive constructors; the others have learnt all that they need of every passage anyway.
     """
-    described = {"constructor": constructor.name, "tokenizer": tokenizer}
-    if not constructor.expensive:
-        with tempfile.TemporaryDirectory(prefix="text2token-") as temporary, writing(Path(temporary)):
-            batches = constructor.fit_transform(passages, Path(temporary) / "scratch.arrow")
-            read = len(passages)
-            return write_targets(folder, batches, vocabulary, settings=constructor.describe(), texts_read=read, **described)
-    constructor.fit(passages)
-    asked = np.arange(len(passages)) if rows is None else rows
+    with ExitStack() as stack:
+        batches: Callable[[int, Progress], Iterable[pa.RecordBatch]]
+        if constructor.expensive:
+            constructor.fit(passages, engine)
+            asked, size = rows, EXPENSIVE_TEXTS_PER_PART
+            batches = partial(_transformed, constructor, passages, asked, size)
+        else:
+            scratch = stack.enter_context(scratch_folder(folder))
+            constructor.fit(passages, engine, scratch)
+            asked, size = None, TEXTS_PER_PART
+            batches = partial(_recalled, constructor, scratch)
+        read = passages if asked is None else passages.select(asked)
+        return write_targets_in_parts(
+            folder,
+            batches,
+            -(-len(read) // size),
+            vocabulary,
+            constructor=constructor.name,
+            settings=constructor.describe(),
+            tokenizer=tokenizer,
+            texts_read=len(read),
+            texts_fingerprint=_fingerprint(read),
+            engine=engine,
+            progress=progress,
+            runs_model=constructor.expensive,
+        )
 
-    def part(start: int) -> Callable[[], Iterable[pa.RecordBatch]]:
-        return lambda: constructor.transform(passages, progress, asked[start : start + TEXTS_PER_PART])
 
-    return write_targets_in_parts(
-        folder,
-        [part(start) for start in range(0, len(asked), TEXTS_PER_PART)],
-        vocabulary,
-        settings=constructor.describe(),
-        texts_read=len(asked),
-        texts_fingerprint=_fingerprint(passages.select(asked)),
-        **described,
-    )
+def _transformed(
+    constructor: Constructor,
+    passages: Dataset,
+    rows: NDArray[np.int64] | None,
+    size: int,
+    part: int,
+    progress: Progress,
+) -> Iterable[pa.RecordBatch]:
+    """Return the targets of a part of `rows`; of all passages where they are None."""
+    start, stop = bounds(len(passages) if rows is None else len(rows), size)[part]
+    return constructor.transform(passages, progress, np.arange(start, stop) if rows is None else rows[start:stop])
+
+
+def _recalled(constructor: Constructor, scratch: Path, part: int, progress: Progress) -> Iterable[pa.RecordBatch]:
+    for batch in cast(RecallingConstructor, constructor).recall(scratch, part):
+        yield batch
+        progress(batch.num_rows)
 
 
 def _fingerprint(passages: Dataset) -> str:

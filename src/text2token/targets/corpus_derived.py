@@ -24,11 +24,13 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from text2token.backbone import Progress
+from text2token.engine import Engine
 from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead, word_table
 from text2token.isotropy import fit_isotropy
 from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
 from text2token.targets.rows import (
+    HERE,
     Passages,
     as_dataset,
     distributions,
@@ -88,10 +90,13 @@ class CorpusDerivedTargets:
         vocabulary = data_driven.vocabulary
         self.words = word_table(head, vocabulary, torch.ones(vocabulary.size)).numpy()  # targets have the idf in them
 
-    def fit(self, passages: Passages) -> "CorpusDerivedTargets":
-        """Learn document frequencies, and where an even sample of the texts lies; return self."""
+    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "CorpusDerivedTargets":
+        """Learn document frequencies, and here where an even sample of the texts lies; return self.
+
+        `scratch` is not needed.
+        """
         passages = as_dataset(passages)
-        self.data_driven.fit(passages)
+        self.data_driven.fit(passages, engine)
         if self.settings.neighbours:
             indexed = passages.select(evenly(len(passages), INDEXED_TEXTS))
             self.indexed_ = csr_array(vstack([*map(self.data_driven.rows, text_batches(indexed, TEXTS_PER_BATCH))]))
@@ -101,10 +106,6 @@ class CorpusDerivedTargets:
             # by the distance of unit vectors, which scikit-learn searches ten times as fast as by their cosine
             self.index_ = NearestNeighbors(metric="euclidean", algorithm="brute").fit(self._places(self.indexed_))
         return self
-
-    def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
-        """Do both; `scratch` is not needed."""
-        return self.fit(passages).transform(passages)
 
     def transform(
         self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None

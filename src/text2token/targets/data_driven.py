@@ -10,8 +10,10 @@ Weights: inverse document frequency learnt on the corpus, smoothed as in scikit-
 or smooth inverse frequency sif(v) = a / (a + p(v)) with p from the corpus, or by Zipf's law where none was seen, or one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,8 +25,20 @@ from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
 from text2token.backbone import Progress
+from text2token.engine import Engine
 from text2token.errors import RecipeError
-from text2token.targets.rows import Passages, chosen, distributions, heaviest, record_batch, text_batches
+from text2token.files import atomic_file
+from text2token.targets.rows import (
+    HERE,
+    TEXTS_PER_PART,
+    Passages,
+    chosen,
+    distributions,
+    heaviest,
+    parts_of,
+    record_batch,
+    text_batches,
+)
 from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, remember_more_words, tokenise
 
 TEXTS_PER_BATCH = 2048
@@ -71,11 +85,18 @@ class DataDrivenTargets:
         self.is_target[vocabulary.target_ids] = True
         remember_more_words(tokenizer)
 
-    def fit(self, texts: Passages) -> "DataDrivenTargets":
-        """Count in how many texts each target token occurs, and return self."""
-        self._forget()
-        for batch in text_batches(texts, TEXTS_PER_BATCH):
-            self._learn(self._candidates(batch))
+    def fit(self, texts: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "DataDrivenTargets":
+        """Count in how many texts each target token occurs, and return self.
+
+        Each part is counted by itself and the counts are added up. With `scratch` the candidates of each part wait there for
+        `recall`, and no text is tokenised twice.
+        """
+        self.documents_ = 0
+        self.document_frequencies_ = np.zeros(self.vocabulary.size, dtype=np.int64)
+        parts = enumerate(parts_of(texts, TEXTS_PER_PART))
+        for documents, frequencies in engine.map(partial(self._counted, scratch), parts):
+            self.documents_ += documents
+            self.document_frequencies_ += frequencies
         return self
 
     def transform(
@@ -99,28 +120,14 @@ class DataDrivenTargets:
         """Return a matrix of ones where a target token is in a text, or what stands in for one; shape as of `rows`."""
         return self._rows(self._candidates(texts), np.ones(self.vocabulary.size), top_k=self.vocabulary.size)
 
-    def fit_transform(self, texts: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
-        """Do both while tokenising once: what a text's candidates are waits in the file `scratch` until all are counted.
-
-        The fit is done when this returns; what it returns yields as `transform` does, and deletes `scratch` at its end.
-        """
-        self._forget()
-        with pa.OSFile(str(scratch), "wb") as file, pa.ipc.new_stream(file, CANDIDATE_SCHEMA) as stream:
-            for batch in text_batches(texts, TEXTS_PER_BATCH):
-                candidates = self._candidates(batch)
-                self._learn(candidates)
-                lists = pa.ListArray.from_arrays(candidates.bounds, candidates.ids)
-                stream.write_batch(pa.record_batch([pa.array(batch, pa.large_string()), lists], schema=CANDIDATE_SCHEMA))
-        return self._waiting(scratch)
-
-    def _waiting(self, scratch: Path) -> Iterator[pa.RecordBatch]:
+    def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of that part from the candidates that wait in `scratch`."""
         weights = self.token_weights() * self.vocabulary.form_shares
-        with pa.OSFile(str(scratch)) as file:  # a memory map would count, and in the end be, as large as the corpus
+        with pa.OSFile(str(scratch / _candidate_file(part))) as file:  # a memory map would count as large as the corpus
             for batch in pa.ipc.open_stream(file):
                 lists = batch["token_ids"]
                 candidates = _Candidates(lists.offsets.to_numpy(), lists.values.to_numpy())
                 yield record_batch(batch["text"], self._rows(candidates, weights))
-        scratch.unlink()
 
     def token_weights(self) -> NDArray[np.float32]:
         """Return the unnormalised weight of every token id, shape (vocabulary size,)."""
@@ -143,14 +150,21 @@ class DataDrivenTargets:
         """Return the settings and what was learnt, for the card."""
         return {**asdict(self.settings), "max_tokens": self.max_tokens, "fitted_on": self.documents_}
 
-    def _forget(self) -> None:
-        self.documents_ = 0
-        self.document_frequencies_ = np.zeros(self.vocabulary.size, dtype=np.int64)
-
-    def _learn(self, candidates: "_Candidates") -> None:
-        ids = candidates.ids[self.is_target[candidates.ids]]  # tokens that a text falls back to are none
-        self.document_frequencies_ += np.bincount(ids, minlength=self.vocabulary.size)
-        self.documents_ += len(candidates.bounds) - 1
+    def _counted(
+        self, scratch: Path | None, part: tuple[int, Passages], progress: Progress
+    ) -> tuple[int, NDArray[np.int64]]:
+        """Return how many texts the part has and in how many of them each target token occurs, shape (vocabulary size,)."""
+        number, texts = part
+        documents, frequencies = 0, np.zeros(self.vocabulary.size, dtype=np.int64)
+        with _remembering(scratch / _candidate_file(number) if scratch else None) as remember:
+            for batch in text_batches(texts, TEXTS_PER_BATCH):
+                candidates = self._candidates(batch)
+                remember(batch, candidates)
+                ids = candidates.ids[self.is_target[candidates.ids]]  # tokens that a text falls back to are none
+                frequencies += np.bincount(ids, minlength=self.vocabulary.size)
+                documents += len(batch)
+                progress(len(batch))
+        return documents, frequencies
 
     def _candidates(self, texts: Sequence[str]) -> "_Candidates":
         token_ids = [ids[: self.max_tokens] for ids in tokenise(self.tokenizer, texts)]
@@ -179,3 +193,26 @@ class _Candidates(NamedTuple):
 
     bounds: NDArray[np.int32]
     ids: NDArray[np.int32]
+
+
+def _candidate_file(part: int) -> str:
+    return f"candidates-{part:05}.arrow"
+
+
+@contextmanager
+def _remembering(path: Path | None) -> Iterator[Callable[[Sequence[str], _Candidates], None]]:
+    """Yield what writes texts and their candidates to `path`, or, without one, forgets them."""
+    if path is None:
+        yield lambda texts, candidates: None
+        return
+    with (
+        atomic_file(path) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as file,
+        pa.ipc.new_stream(file, CANDIDATE_SCHEMA) as stream,
+    ):
+
+        def write(texts: Sequence[str], candidates: _Candidates) -> None:
+            lists = pa.ListArray.from_arrays(candidates.bounds, candidates.ids)
+            stream.write_batch(pa.record_batch([pa.array(texts, pa.large_string()), lists], schema=CANDIDATE_SCHEMA))
+
+        yield write

@@ -26,10 +26,11 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from text2token.backbone import DEFAULT_PROMPT, Progress, embed, room_for_text, set_prompt, tokenizer_of
+from text2token.engine import Engine
 from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.targets.rows import Passages, as_dataset, chosen, evenly, mixed, record_batch, text_batches
+from text2token.targets.rows import HERE, Passages, as_dataset, chosen, evenly, mixed, record_batch, text_batches
 from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
@@ -95,10 +96,13 @@ class ModelDerivedTargets:
         self.fitted_on = 0
         self.prior_: Tensor = torch.zeros(len(self.words.forms))
 
-    def fit(self, passages: Passages) -> "ModelDerivedTargets":
-        """Learn the prior from texts spread evenly over `passages` (and document frequencies from all), return self."""
+    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "ModelDerivedTargets":
+        """Learn the prior from texts spread evenly over `passages` (and document frequencies from all), return self.
+
+        The prior is learnt here, whatever the engine: its texts are few. `scratch` is not needed.
+        """
         if self.settings.data_driven_share:
-            self.data_driven.fit(passages)
+            self.data_driven.fit(passages, engine)
         texts = as_dataset(passages)
         sample = evenly(len(texts), self.settings.prior_texts)
         self.fitted_on = len(sample)
@@ -108,10 +112,6 @@ class ModelDerivedTargets:
                 total += log_probabilities.double().sum(0)
         self.prior_ = (total / max(1, self.fitted_on)).float()
         return self
-
-    def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
-        """Do both; `scratch` is not needed."""
-        return self.fit(passages).transform(passages)
 
     def transform(
         self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
@@ -153,7 +153,8 @@ class ModelDerivedTargets:
             if prompt is not None:
                 set_prompt(tokenizer_of(self.teacher), prompt)
             embeddings.append(embed(self.teacher, texts))
-        device = next(self.head.buffers()).device
+        device = self.teacher.device
+        self.head.to(device)
         with torch.inference_mode():
             for rows in zip(*(torch.split(part, ROWS_OF_LOGITS) for part in embeddings), strict=True):
                 logits = (self.head(part.to(device))[:, : self.vocabulary.size].cpu() for part in rows)

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
 from text2token.backbone import Progress
+from text2token.engine import Engine, LocalEngine
 from text2token.targets.store import SCHEMA
 
+HERE = LocalEngine()
+TEXTS_PER_PART = 25_000  # of a constructor that is not expensive: 2 to 4 MB of targets, seconds of work
 Passages: TypeAlias = Iterable[str] | Dataset  # texts, or rows with `text` and perhaps the `document` that each was cut from
 
 
@@ -24,25 +27,45 @@ class Constructor(Protocol):
     """Learns from a corpus and gives each text its target, in scikit-learn's manner.
 
     `expensive`: a target costs a model's forward pass, or a comparison with all other texts. So only those rows are
-    transformed that will be trained on, and they are kept in parts.
+    transformed that will be trained on. The others find most of it out while they learn: `recall` has it.
     """
 
     name: str
     expensive: bool
 
-    def fit(self, passages: Passages) -> Any:
-        """Learn what is needed of the whole corpus and return self."""
+    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> Any:
+        """Learn what is needed of the whole corpus and return self.
+
+        `scratch` is a folder for what is found out about parts of `TEXTS_PER_PART` passages and will be needed again.
+        """
 
     def transform(
         self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Yield the targets of `passages`, or of those `rows` of them, in batches of the store's schema."""
 
-    def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
-        """Do both; `scratch` is a file that may be written meanwhile. The fit is done when this returns."""
-
     def describe(self) -> dict[str, Any]:
         """Return the settings and what was learnt, for the card."""
+
+
+class RecallingConstructor(Constructor, Protocol):
+    """One that is not expensive."""
+
+    def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
+        """Yield the targets of that part of the passages from what `fit` left in `scratch`, as `transform` would."""
+
+
+def parts_of(passages: Passages, size: int) -> Iterator[Passages]:
+    """Yield `passages` in their order, `size` at a time; parts of a dataset stay on disk."""
+    if isinstance(passages, Dataset):
+        yield from (passages.select(range(start, stop)) for start, stop in bounds(len(passages), size))
+        return
+    yield from text_batches(passages, size)
+
+
+def bounds(count: int, size: int) -> list[tuple[int, int]]:
+    """Return where each part of `count` rows, `size` at a time, starts and stops."""
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def text_batches(passages: Passages, size: int) -> Iterator[list[str]]:

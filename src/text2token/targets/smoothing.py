@@ -8,7 +8,7 @@ with the word vectors of `head.word_table`. It wraps any constructor, costs no f
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,19 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from text2token.backbone import Progress
+from text2token.engine import Engine
 from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead, word_table
-from text2token.targets.rows import Constructor, Passages, distributions, heaviest, mixed, record_batch
+from text2token.targets.rows import (
+    HERE,
+    Constructor,
+    Passages,
+    RecallingConstructor,
+    distributions,
+    heaviest,
+    mixed,
+    record_batch,
+)
 from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 WORDS_AT_A_TIME = 2048
@@ -55,9 +65,9 @@ class SmoothedTargets:
         self.settings = settings
         self.alike = alike_words(head, vocabulary, settings.neighbours)
 
-    def fit(self, passages: Passages) -> "SmoothedTargets":
+    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "SmoothedTargets":
         """Fit the constructor and return self."""
-        self.targets.fit(passages)
+        self.targets.fit(passages, engine, scratch)
         return self
 
     def transform(
@@ -66,9 +76,9 @@ class SmoothedTargets:
         """Yield the constructor's targets, smoothed."""
         return map(self._smoothed, self.targets.transform(passages, progress, rows))
 
-    def fit_transform(self, passages: Passages, scratch: Path) -> Iterator[pa.RecordBatch]:
-        """Do both."""
-        return map(self._smoothed, self.targets.fit_transform(passages, scratch))
+    def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
+        """Yield what a constructor that is not expensive recalls, smoothed."""
+        return map(self._smoothed, cast(RecallingConstructor, self.targets).recall(scratch, part))
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of both, for the card."""

@@ -11,8 +11,9 @@ the fingerprint before anything is trained, and every shard's checksum, because 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from datasets import Dataset, concatenate_datasets
 from datasets import config as datasets_config
 from numpy.typing import NDArray
 
+from text2token.backbone import Progress
+from text2token.engine import Engine
 from text2token.errors import TargetMismatch
 from text2token.files import atomic_file, atomic_folder, writing
 from text2token.vocabulary import TargetVocabulary
@@ -83,7 +86,8 @@ def write_targets(
 
 def write_targets_in_parts(
     folder: Path,
-    parts: Sequence[Callable[[], Iterable[pa.RecordBatch]]],
+    batches: Callable[[int, Progress], Iterable[pa.RecordBatch]],
+    parts: int,
     vocabulary: TargetVocabulary,
     *,
     constructor: str,
@@ -91,25 +95,26 @@ def write_targets_in_parts(
     tokenizer: str,
     texts_read: int,
     texts_fingerprint: str,
+    engine: Engine,
+    progress: Progress | None = None,
+    runs_model: bool = False,
 ) -> TargetCard:
-    """Write the batches that each of `parts` returns as one shard, where a stopped run may go on, and return the card.
+    """Write what `batches` yields for each part, counted from 0, as one shard, on `engine`'s workers, and return the card.
 
     Finished shards wait in `folder`.unfinished, and the same call takes them from there: same texts (by
     `texts_fingerprint`), same settings, same vocabulary. What else is found there is deleted.
     """
     card = _empty_card(constructor, settings, tokenizer, vocabulary)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    identity = json.dumps([asdict(card), len(parts), texts_fingerprint], sort_keys=True)
+    identity = json.dumps([asdict(card), parts, texts_fingerprint], sort_keys=True)
     record = unfinished / "made-from.json"
     if not record.exists() or record.read_text() != identity:
         shutil.rmtree(unfinished, ignore_errors=True)
         with atomic_file(record) as path:
             path.write_text(identity)
-    for number, part in enumerate(parts):
-        if not (unfinished / _shard_name(number)).exists():
-            table = pa.Table.from_batches(part(), SCHEMA)
-            with atomic_file(unfinished / _shard_name(number)) as path:
-                pq.write_table(table, path, compression="zstd")
+    missing = [part for part in range(parts) if not (unfinished / _shard_name(part)).exists()]
+    for _ in engine.map(partial(_write_shard, unfinished, batches), missing, progress, runs_model=runs_model):
+        pass
     record.unlink()
     with atomic_folder(folder) as complete:
         for shard in unfinished.glob("targets-*.parquet"):
@@ -206,6 +211,14 @@ def _finish(folder: Path, card: TargetCard, texts_read: int) -> TargetCard:
     card = replace(card, texts=rows, dropped=texts_read - rows, shards=shards)
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2))
     return card
+
+
+def _write_shard(
+    folder: Path, batches: Callable[[int, Progress], Iterable[pa.RecordBatch]], part: int, progress: Progress
+) -> None:
+    table = pa.Table.from_batches(batches(part, progress), SCHEMA)
+    with atomic_file(folder / _shard_name(part)) as path:
+        pq.write_table(table, path, compression="zstd")
 
 
 def _shard_name(number: int) -> str:

@@ -1,0 +1,133 @@
+"""Local or on Ray, the same files come out, and what goes wrong on a worker is told as if it had gone wrong here."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import TEXTS, BackboneMaker
+from datasets import Dataset
+
+from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.corpus.documents import Document
+from text2token.encoder import open_encoder
+from text2token.engine import Engine, LocalEngine, open_engine
+from text2token.errors import CorpusError, EngineError, RecipeError
+from text2token.targets import constructors, data_driven
+from text2token.targets.constructors import ConstructorName, Materials, TargetSettings, make_constructor, write_constructed
+from text2token.targets.smoothing import SmoothingSettings
+from text2token.vectors import embed_corpus
+from text2token.vocabulary import TargetVocabulary
+
+CORPUS = [f"{text} Number {number}." for number in range(4) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def ray_engine() -> Iterator[Engine]:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install 'text2token[ray]'")
+    with open_engine("ray", workers=2) as engine:
+        yield engine
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> Dataset:
+    """A corpus on disk, three passages to a document."""
+    documents = [number // 3 for number in range(len(CORPUS))]
+    Dataset.from_dict({"text": CORPUS, "document": documents}).save_to_disk(str(tmp_path / "corpus"))
+    return Dataset.load_from_disk(str(tmp_path / "corpus"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["data_driven", "model_derived", "corpus_derived"])
+def test_targets_made_on_two_workers_are_the_same_files(
+    tiny: BackboneSettings,
+    passages: Dataset,
+    ray_engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: ConstructorName,
+) -> None:
+    monkeypatch.setattr(constructors, "EXPENSIVE_TEXTS_PER_PART", 9)
+    for room in (constructors, data_driven):
+        monkeypatch.setattr(room, "TEXTS_PER_PART", 9)
+    embedder = load_embedder(tiny)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
+    settings = TargetSettings(smoothing=SmoothingSettings(share=0.2 if name == "data_driven" else 0))
+    given = Materials(tiny, embedder, vocabulary, settings)
+    heard: dict[str, int] = {}
+    for where, engine in (("here", LocalEngine()), ("ray", ray_engine)):
+        done: list[int] = []
+        constructor = make_constructor(name, given)
+        write_constructed(constructor, passages, vocabulary, tmp_path / where, "tiny", done.append, engine=engine)
+        heard[where] = sum(done)
+    assert len(list((tmp_path / "ray").glob("targets-*.parquet"))) == 5
+    assert files(tmp_path / "ray") == files(tmp_path / "here")
+    assert heard == {"here": len(CORPUS), "ray": len(CORPUS)}
+
+
+def test_vectors_made_on_two_workers_are_the_same_files(
+    make_backbone: BackboneMaker, tiny: BackboneSettings, ray_engine: Engine, tmp_path: Path
+) -> None:
+    load_embedder(tiny).save(str(tmp_path / "model"))
+    encoder = open_encoder(str(tmp_path / "model"))
+    documents = [Document(body=text, place=str(number)) for number, text in enumerate(CORPUS)]
+    embed_corpus(encoder, documents, tmp_path / "here", rows_per_shard=7)
+    card = embed_corpus(encoder, iter(documents), tmp_path / "ray", rows_per_shard=7, engine=ray_engine)
+    assert card.rows == len(CORPUS)
+    expected = files(tmp_path / "here")
+    assert len(expected) == 1 + 6
+    assert files(tmp_path / "ray") == expected
+    (tmp_path / "ray" / "vectors-00003.parquet").unlink()
+    embed_corpus(encoder, documents, tmp_path / "ray", rows_per_shard=7, engine=ray_engine, resume=True)
+    assert files(tmp_path / "ray") == expected
+
+
+def test_parts_are_taken_from_a_stream_no_faster_than_workers_take_them(ray_engine: Engine) -> None:
+    taken: list[int] = []
+
+    def stream() -> Iterator[int]:
+        for number in range(30):
+            taken.append(number)
+            yield number
+
+    ahead = [len(taken) - done for done, _ in enumerate(ray_engine.map(lambda part, progress: part, stream()))]
+    assert len(taken) == 30
+    assert max(ahead) <= 4
+
+
+def test_an_error_on_a_worker_is_the_error_here(ray_engine: Engine) -> None:
+    def fails(part: int, progress: object) -> int:
+        if part == 3:
+            raise CorpusError(f"part {part} cannot be read")
+        return part
+
+    with pytest.raises(CorpusError) as caught:
+        list(ray_engine.map(fails, range(9)))
+    assert str(caught.value) == "part 3 cannot be read"
+
+
+def test_a_worker_that_dies_is_started_again_and_its_part_done_again(ray_engine: Engine, tmp_path: Path) -> None:
+    def dies_once(part: int, progress: object) -> int:
+        mark = tmp_path / f"tried-{part}"
+        if part == 1 and not mark.exists():
+            mark.touch()
+            os._exit(1)
+        return part
+
+    assert sorted(ray_engine.map(dies_once, range(4))) == [0, 1, 2, 3]
+    with pytest.raises(EngineError, match="a Ray worker died, 4 times with one part"):
+        list(ray_engine.map(lambda part, progress: os._exit(1), [0]))
+
+
+def test_an_engine_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RecipeError, match="choose local or ray"), open_engine("spark"):
+        pass
+    with pytest.raises(RecipeError, match="needs --engine ray"), open_engine("local", "auto"):
+        pass
+    with pytest.raises(EngineError, match=r"no Ray at 127\.0\.0\.1:9 \(.*refused"), open_engine("ray", "127.0.0.1:9"):
+        pass
