@@ -21,7 +21,7 @@ LAYERS = [
     ["targets.data_driven"],
     ["targets.model_derived", "targets.corpus_derived", "targets.smoothing"],
     ["targets.constructors"],
-    ["loss"],
+    ["loss", "processes"],
     ["training"],
     ["encoder", "export"],
     ["portable"],

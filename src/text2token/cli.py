@@ -120,7 +120,7 @@ def train(
             engine=workers,
         )
     _show(result, json_, quiet, broken)
-    if not quiet and not json_:
+    if not quiet and not json_ and _is_first():
         sys.stderr.write(
             f"The embedder is in {output}, all else in {folder}. Use it:\n"
             f"  SentenceTransformer({str(output)!r}).encode(['a text'])\n"
@@ -799,11 +799,18 @@ def _reporter(quiet: bool) -> "Reporter":
 def _show(result: "RunResult", as_json: bool, quiet: bool, broken: "BrokenLines | None") -> None:
     from text2token.terminal import show_evaluation
 
+    if not _is_first():
+        return
     _warn(broken)
     if as_json:
         print(json.dumps(asdict(result), indent=2))
     elif not quiet and result.evaluation:
         show_evaluation(result.evaluation)
+
+
+def _is_first() -> bool:
+    """Say whether this is the one of several training processes that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _warn(broken: "BrokenLines | None") -> None:

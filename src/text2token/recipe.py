@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pydantic
+import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -46,6 +47,7 @@ from text2token.lens.reader import FOLDER as READER_FOLDER
 from text2token.lens.reader import PROBE, TokenReader, WordSplitter, save_reader
 from text2token.loss import TokenTargetLoss
 from text2token.model_card import model_card
+from text2token.processes import Processes, together
 from text2token.reporter import Reporter, Silent
 from text2token.settings import from_toml, to_toml, with_assignments
 from text2token.targets.constructors import ConstructorName, Materials, TargetSettings, make_constructor, write_constructed
@@ -212,13 +214,18 @@ def run(
     With `resume`, steps that are finished in `folder` are taken from there, unless their settings or the files that
     `recipe.sources` names have changed, and training goes on from its last checkpoint; the result is the same as without
     the interruption. A recipe without sources takes `documents` for what they were. With `overwrite`, an earlier run and
-    model are replaced. `broken` is what the reader of `documents` counts in. `engine` makes the targets. Raises
+    model are replaced. `broken` is what the reader of `documents` counts in. `engine` makes the targets. Of several
+    processes (`processes.together`) the first does all but the training, which they share. Raises
     a `Text2TokenError` for anything a user can mend.
     """
-    with alone_in(folder), alone_in(model_folder, beside=True):
-        return _run_alone(
-            recipe, documents, RunFolder(folder), model_folder, resume, overwrite, broken, reporter or Silent(), engine
-        )
+    processes = together()
+    reporter = reporter if reporter and processes.first else Silent()
+    with contextlib.ExitStack() as locks:
+        if processes.first:
+            locks.enter_context(alone_in(folder))
+            locks.enter_context(alone_in(model_folder, beside=True))
+        work = RunFolder(folder)
+        return _run_alone(recipe, documents, work, model_folder, resume, overwrite, broken, reporter, engine, processes)
 
 
 def _run_alone(
@@ -231,33 +238,37 @@ def _run_alone(
     broken: BrokenLines | None,
     reporter: Reporter,
     engine: Engine,
+    processes: Processes,
 ) -> RunResult:
-    goes_on = _check_folders(work, model_folder, resume, overwrite)
+    with processes.first_alone():  # the others take from the folder what it has done
+        goes_on = not processes.first or _check_folders(work, model_folder, resume, overwrite)
+        steps = made_from(recipe, source_state(recipe.sources) if recipe.sources else None, processes.count)
+        if goes_on and work.done("result", steps["result"]) and model_folder.exists():
+            finished = _result_in(work)
+            if finished.model == str(model_folder):
+                reporter.note("Nothing has changed since this run was finished.")
+                return finished
 
-    steps = made_from(recipe, source_state(recipe.sources) if recipe.sources else None)
-    if goes_on and work.done("result", steps["result"]) and model_folder.exists():
-        finished = pydantic.TypeAdapter(RunResult).validate_json(work.results.read_text())
-        if finished.model == str(model_folder):
-            reporter.note("Nothing has changed since this run was finished.")
-            return finished
+        embedder = load_embedder(recipe.backbone)
+        if not (goes_on and work.done("corpus", steps["corpus"])):
+            prepare_corpus(documents, work.corpus, recipe.corpus, broken)
+            work.forget()
+            work.finished("corpus", steps["corpus"], first=True)
+        if processes.first:
+            with atomic_file(work.recipe) as path:  # from here on there is something to resume
+                path.write_text(recipe.to_toml())
+        corpus = Corpus.open(work.corpus)
+        reporter.note(f"Corpus: {corpus.summary.sentence()}.")
 
-    embedder = load_embedder(recipe.backbone)
-    if not (goes_on and work.done("corpus", steps["corpus"])):
-        prepare_corpus(documents, work.corpus, recipe.corpus, broken)
-        work.forget()
-        work.finished("corpus", steps["corpus"], first=True)
-    with atomic_file(work.recipe) as path:  # from here on there is something to resume
-        path.write_text(recipe.to_toml())
-    corpus = Corpus.open(work.corpus)
-    reporter.note(f"Corpus: {corpus.summary.sentence()}.")
+        head = load_head(embedder, recipe.backbone.name)
+        vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
+        texts = EvaluationTexts.of(corpus.passages, corpus.held_out, recipe.seed)
+        untrained = None
+        if processes.first:
+            with reporter.progress("Embedding, untrained", texts.count, "texts") as progress:
+                untrained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
+        cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter, engine)
 
-    head = load_head(embedder, recipe.backbone.name)
-    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
-    texts = EvaluationTexts.of(corpus.passages, corpus.held_out, recipe.seed)
-    with reporter.progress("Embedding, untrained", texts.count, "texts") as progress:
-        untrained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
-
-    cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter, engine)
     splitter = WordSplitter(tokenizer_of(embedder), recipe.vocabulary)
     watch = Watch.over(texts.queries, texts.passages, head, splitter, recipe.looks)
     results = train(
@@ -267,34 +278,45 @@ def _run_alone(
         vocabulary,
         corpus.passages,
         texts.sample,
-        untrained.head_centre,
+        processes.from_first(untrained.head_centre if untrained else torch.empty(0)),
         work,
         steps,
         reporter,
         watch,
     )
 
-    with reporter.progress("Embedding, trained", texts.count, "texts") as progress:
-        trained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
-    room = room_for_text(tokenizer_of(embedder))
-    evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary, splitter, room)
+    with processes.first_alone():
+        if untrained is None:
+            return _result_in(work)
+        with reporter.progress("Embedding, trained", texts.count, "texts") as progress:
+            trained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
+        room = room_for_text(tokenizer_of(embedder))
+        evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary, splitter, room)
 
-    result = RunResult(str(model_folder), asdict(corpus.summary), cards, results, evaluation)
-    readme = model_card(recipe.to_toml(), asdict(result))
-    cut_last_layers(embedder, recipe.cut_layers)
-    export_embedder(embedder, trained.whitening, model_folder, readme, overwrite or resume)
-    try:
-        save_reader(reader_of(recipe, embedder, head, texts, trained), model_folder / READER_FOLDER)
-    except CorpusError as error:
-        reporter.note(f"Without key tokens: {error}.")
-    with atomic_file(work.results) as path:
-        path.write_text(json.dumps(asdict(result), indent=2))
-    work.finished("result", steps["result"])
+        result = RunResult(str(model_folder), asdict(corpus.summary), cards, results, evaluation)
+        readme = model_card(recipe.to_toml(), asdict(result))
+        cut_last_layers(embedder, recipe.cut_layers)
+        export_embedder(embedder, trained.whitening, model_folder, readme, overwrite or resume)
+        try:
+            save_reader(reader_of(recipe, embedder, head, texts, trained), model_folder / READER_FOLDER)
+        except CorpusError as error:
+            reporter.note(f"Without key tokens: {error}.")
+        with atomic_file(work.results) as path:
+            path.write_text(json.dumps(asdict(result), indent=2))
+        work.finished("result", steps["result"])
     return result
 
 
-def made_from(recipe: Recipe, corpus: Any) -> dict[str, str]:
-    """Return for each step of a run a digest of all that decides its outcome; `corpus` stands for the texts."""
+def _result_in(work: RunFolder) -> RunResult:
+    return pydantic.TypeAdapter(RunResult).validate_json(work.results.read_text())
+
+
+def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]:
+    """Return for each step of a run a digest of all that decides its outcome; `corpus` stands for the texts.
+
+    `processes` train together: a step of theirs takes so many times the batches.
+    """
+    shared = [processes] if processes > 1 else []
     steps = {"corpus": _digest(recipe.corpus, corpus)}
     for kind in recipe.constructors:
         of_targets = [recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
@@ -303,8 +325,8 @@ def made_from(recipe: Recipe, corpus: Any) -> dict[str, str]:
             (stage.max_tokens, stage.epochs, stage.tokens_per_batch, stage.accumulate, stage.contrast, stage.contrast_with)
             for stage in recipe.stages_on(kind)
         ]
-        steps[f"targets/{kind}"] = _digest(steps["corpus"], *settings, seen, recipe.seed)
-    before = [dataclasses.replace(recipe.lora, blend=0), recipe.shuffled_targets, recipe.seed]
+        steps[f"targets/{kind}"] = _digest(steps["corpus"], *settings, seen, recipe.seed, *shared)
+    before = [dataclasses.replace(recipe.lora, blend=0), recipe.shuffled_targets, recipe.seed, *shared]
     for name, stage in recipe.stages.items():
         steps[name] = _digest(steps[f"targets/{stage.targets}"], stage, *before)
         before = [steps[name]]
@@ -336,7 +358,10 @@ def write_targets_of(
             rows = None
             if constructor.expensive:
                 lengths, documents = text_lengths(embedder, passages), np.array(passages["document"])
-                plans = [plan(lengths, stage, recipe.seed, documents=documents) for stage in recipe.stages_on(kind)]
+                plans = [
+                    plan(lengths, stage, recipe.seed, documents=documents, processes=together().count)
+                    for stage in recipe.stages_on(kind)
+                ]
                 rows = np.unique(np.concatenate([schedule.rows_to_see for schedule in plans]))
             with reporter.progress(f"Targets, {name}", len(passages if rows is None else rows), "texts") as progress:
                 write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress, rows, engine)
@@ -370,17 +395,19 @@ def train(
     else:
         embedder.float()  # all weights: bfloat16 would round small updates away
     results: dict[str, StageResult] = {}
+    processes = together()
     for name, stage in recipe.stages.items():
         made = work.stages / name
         if work.done(name, steps[name]):
             load_trainable(embedder, load_file(made / "weights.safetensors"))
             results[name] = StageResult(**json.loads((made / "result.json").read_text()))
             continue
-        targets = open_targets(work.targets / str(stage.targets), vocabulary, cache=work.cache)
+        with processes.first_alone():
+            targets = open_targets(work.targets / str(stage.targets), vocabulary, cache=work.cache)
         if recipe.shuffled_targets:
             targets = shuffle_targets(targets, recipe.seed)
         documents = documents_of(targets, passages)
-        centre = centre_for_head(embedder, sample) if stage.recentre else untrained_centre
+        centre = processes.from_first(centre_for_head(embedder, sample)) if stage.recentre else untrained_centre
         loss = TokenTargetLoss(
             embedder,
             head,
@@ -390,7 +417,7 @@ def train(
             contrast_with=stage.contrast_with,
             contrast_temperature=stage.contrast_temperature,
         )
-        schedule = plan(text_lengths(embedder, targets), stage, recipe.seed, documents=documents)
+        schedule = plan(text_lengths(embedder, targets), stage, recipe.seed, documents=documents, processes=processes.count)
         checkpoints = made / f"checkpoints-{steps[name]}"  # those of other settings are no good here
         title = "Training" if len(recipe.stages) == 1 else f"Training, {name}"
         with reporter.progress(title, schedule.tokens_to_see, "tokens") as progress:
@@ -403,8 +430,10 @@ def train(
                 checkpoints,
                 resume=True,
                 progress=progress,
-                callbacks=[Diary(embedder, watch, made / DIARY)],
+                callbacks=[Diary(embedder, watch, made / DIARY)] if processes.first else [],
             )
+        if not processes.first:
+            continue
         with atomic_file(made / "weights.safetensors") as path:
             save_file(trainable_weights(embedder), path)
         with atomic_file(made / "result.json") as path:

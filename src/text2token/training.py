@@ -31,6 +31,7 @@ from text2token.backbone import Progress, batches_of, token_lengths, tokenizer_o
 from text2token.errors import OutputError, RecipeError
 from text2token.files import writing
 from text2token.loss import ContrastWith
+from text2token.processes import together
 from text2token.targets.constructors import ConstructorName
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
@@ -119,21 +120,28 @@ class Schedule:
     steps: int
     seed: int
     accumulate: int
+    processes: int = 1
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the order of the batches in one epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.batches))
+        """Return the order of the batches in one epoch, which several processes take in turn, each as many."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.batches))
+        return order[: self.batches_an_epoch]
+
+    @property
+    def batches_an_epoch(self) -> int:
+        """How many batches an epoch has: what does not go round all processes is left to another one."""
+        return len(self.batches) // self.processes * self.processes
 
     def steps_in_order(self) -> Iterator[list[int]]:
-        """Yield the numbers of the batches of each optimiser step, epoch after epoch, without end.
+        """Yield the numbers of the batches of each optimiser step, of all processes, epoch after epoch, without end.
 
         As in the trainer, a step never straddles two epochs.
         """
-        epoch = 0
+        epoch, size = 0, self.accumulate * self.processes
         while True:
             order = self.order(epoch).tolist()
-            for start in range(0, len(order), self.accumulate):
-                yield order[start : start + self.accumulate]
+            for start in range(0, len(order), size):
+                yield order[start : start + size]
             epoch += 1
 
     @property
@@ -155,6 +163,7 @@ def plan(
     *,
     documents: NDArray[np.int64] | None = None,
     by_length: bool = True,
+    processes: int = 1,
 ) -> Schedule:
     """Group rows of similar length into batches of at most `tokens_per_batch` tokens, and count the steps.
 
@@ -162,7 +171,9 @@ def plan(
     its own. No batch holds more padding than the differences of neighbouring lengths. Without `by_length` rows meet at
     random, for losses that compare the texts of a batch; padding then counts towards the bound. A contrastive term is
     such a loss. `documents`, shape (rows,), says which document each row was cut from: for that term two successive rows
-    of one are a pair, which shares a batch.
+    of one are a pair, which shares a batch. A step takes
+    `accumulate` batches for each of `processes`, and `max_tokens` counts those of all. Raises `RecipeError` where there are
+    fewer batches than processes.
     """
     follows = np.zeros(len(lengths), dtype=bool)
     if settings.contrast and settings.contrast_with == "next_passage" and documents is not None:
@@ -177,9 +188,13 @@ def plan(
     order = order + second
     batches = batches_of(order, lengths, settings.tokens_per_batch, second)
     tokens = np.array([int(lengths[batch].sum()) for batch in batches], dtype=np.int64)
-    schedule = Schedule(
-        batches, tokens, settings.epochs * -(-len(batches) // settings.accumulate), seed, settings.accumulate
-    )
+    if len(batches) < processes:
+        raise RecipeError(
+            f"{len(batches)} batches of {settings.tokens_per_batch} tokens are too few for {processes} processes"
+        )
+    schedule = Schedule(batches, tokens, 0, seed, settings.accumulate, processes)
+    steps_an_epoch = -(-schedule.batches_an_epoch // (settings.accumulate * processes))
+    schedule = replace(schedule, steps=settings.epochs * steps_an_epoch)
     if settings.max_tokens is None:
         return schedule
     seen = 0
@@ -241,11 +256,12 @@ def train_stage(
 
     `rows` are targets for `TokenTargetLoss`, unless another `collator` prepares them for another `loss`. `folder` takes
     checkpoints and TensorBoard logs. With `resume`, training goes on from the last complete checkpoint there, to the
-    same weights as if it had never stopped; without, an old one is an `OutputError`. `progress` is called
-    with the number of tokens after every step; `callbacks` are the trainer's. Raises `TrainingDiverged` when the loss is
-    not finite.
+    same weights as if it had never stopped; without, an old one is an `OutputError`. Several processes
+    (`processes.together`) share every step. `progress` is called with the number of tokens after every step; `callbacks`
+    are the trainer's. Raises `TrainingDiverged` when the loss is not finite.
     """
-    checkpoint = last_checkpoint(folder)
+    with together().first_alone():
+        checkpoint = last_checkpoint(folder)
     if checkpoint and not resume:
         raise OutputError(f"{folder}: holds checkpoints of an earlier run. Go on with --resume, or delete the folder")
     counter = _TokenCounter(schedule, progress)
@@ -268,6 +284,8 @@ def train_stage(
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        dataloader_drop_last=together().count > 1,  # the schedule's doing; else the library would say so
     )
     trainer = StageTrainer(
         model=embedder,
@@ -327,10 +345,17 @@ def forget_old_checkpoints(folder: Path) -> None:
 
 
 class ScheduledBatches(DefaultBatchSampler):
-    """Hands the trainer the schedule's batches, in a new order every epoch (`set_epoch` is the trainer's)."""
+    """Hands the trainer the schedule's batches, in a new order every epoch (`set_epoch` is the trainer's).
+
+    Of several processes each takes every so-manieth batch; that is accelerate's doing, which drops batches of another
+    size than `batch_size`, and none only where that is None.
+    """
+
+    batch_size: int | None  # type: ignore[assignment]
 
     def __init__(self, dataset: Dataset, schedule: Schedule) -> None:
         super().__init__(range(len(dataset)), batch_size=1, drop_last=False)
+        self.batch_size = None
         self.schedule = schedule
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -338,7 +363,7 @@ class ScheduledBatches(DefaultBatchSampler):
             yield self.schedule.batches[number].tolist()
 
     def __len__(self) -> int:
-        return len(self.schedule.batches)
+        return self.schedule.batches_an_epoch
 
 
 @dataclass

@@ -1,0 +1,65 @@
+"""Training in several processes, begun by torchrun or accelerate launch: what is to be done once, the first of them does.
+
+The others wait, and then find its files, as a resumed run would. They wait in a group of their own, over gloo: those of the
+training give up after minutes, because there silence means a dead process, and targets may take hours.
+"""
+
+import datetime
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+
+Value = TypeVar("Value")
+
+LONGEST_WAIT = datetime.timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together, and which of them this is, counted from 0."""
+
+    rank: int = 0
+    count: int = 1
+    waiting: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that does what is to be done once."""
+        return self.rank == 0
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let the first process go through the block while the others wait, then these."""
+        if not self.first:
+            self._meet()
+        yield
+        if self.first:
+            self._meet()
+
+    def from_first(self, value: Value) -> Value:
+        """Return what the first process gave here; the others' own value does not count."""
+        if self.count == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0, group=self.waiting)
+        return values[0]
+
+    def _meet(self) -> None:
+        if self.count > 1:
+            torch.distributed.barrier(group=self.waiting)
+
+
+@functools.cache
+def together() -> Processes:
+    """Join the processes that this one was begun with, on its own device, and return them; alone where there are none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    waiting = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    return Processes(state.process_index, state.num_processes, waiting)

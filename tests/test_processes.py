@@ -1,0 +1,81 @@
+"""Processes that train together do what one would do with as many times the batches in a step, and speak with one voice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import BackboneMaker
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from text2token.errors import RecipeError
+from text2token.processes import together
+from text2token.training import StageSettings, plan
+
+STAGE = ("lora.dropout=0", "stage1.max_tokens=5000", "stage1.tokens_per_batch=300", "stage1.steps_per_checkpoint=6")
+
+
+def train(*launcher: str, text: Path, backbone: Path, output: Path, settings: tuple[str, ...]) -> str:
+    """Train by the command line and return what it printed."""
+    words = [word for setting in settings for word in ("--set", setting)]
+    command = [*launcher, "text2token", "train", str(text), "--backbone", str(backbone), "--output", str(output), "--json"]
+    finished = subprocess.run([sys.executable, "-m", *command, *words], capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_two_processes_end_at_the_weights_of_one_with_twice_the_batches(
+    make_backbone: BackboneMaker, text_file: Path, tmp_path: Path
+) -> None:
+    given = {"text": text_file, "backbone": make_backbone("llama_tied")}
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    printed = train(*torchrun, **given, output=tmp_path / "two", settings=STAGE)
+    result = json.loads(printed)  # once, not by each
+    assert result["stages"]["stage1"]["steps"] > 6
+    train(**given, output=tmp_path / "one", settings=(*STAGE, "stage1.accumulate=2"))
+    one, two = (load_file(tmp_path / f"{name}.run" / "stages" / "stage1" / "weights.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], rtol=1e-4, atol=1e-6), name
+    expected = json.loads((tmp_path / "one.run" / "results.json").read_text())["stages"]["stage1"]
+    for name in ("steps", "tokens", "texts", "first_loss", "last_loss"):
+        assert result["stages"]["stage1"][name] == pytest.approx(expected[name], abs=1e-4), name
+    assert SentenceTransformer(str(tmp_path / "two")).encode("a girl").shape == (32,)
+
+
+def test_alone_there_is_nobody_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    alone = together()
+    assert (alone.first, alone.count) == (True, 1)
+    with alone.first_alone():
+        assert alone.from_first("own") == "own"
+
+
+@given(st.integers(2, 9), st.integers(1, 3), st.integers(0, 3))
+def test_every_process_takes_as_many_batches_and_all_are_counted(processes: int, accumulate: int, seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(5, 60, size=150)
+    stage = StageSettings(tokens_per_batch=200, accumulate=accumulate, epochs=2, contrast=0)
+    schedule = plan(lengths, stage, seed, processes=processes)
+    taken = [batches for batches, _ in zip(schedule.steps_in_order(), range(schedule.steps), strict=False)]
+    assert all(len(batches) % processes == 0 for batches in taken)
+    assert max(map(len, taken)) == accumulate * processes
+    an_epoch = [number for batches in taken[: schedule.steps // 2] for number in batches]
+    assert len(set(an_epoch)) == len(an_epoch)
+    assert len(schedule.batches) - processes < len(an_epoch) <= len(schedule.batches)
+    assert schedule.tokens_to_see == sum(schedule.batch_tokens[batches].sum() for batches in taken)
+
+
+def test_a_token_budget_is_that_of_all_processes() -> None:
+    lengths = np.full(1000, 10)
+    stage = StageSettings(tokens_per_batch=100, max_tokens=4000, contrast=0)
+    alone, four = plan(lengths, stage, 0), plan(lengths, stage, 0, processes=4)
+    assert (alone.tokens_to_see, alone.steps) == (4000, 40)
+    assert (four.tokens_to_see, four.steps) == (4000, 10)
+    with pytest.raises(RecipeError, match="too few for 200 processes"):
+        plan(lengths, stage, 0, processes=200)
