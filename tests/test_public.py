@@ -56,3 +56,10 @@ def test_type_checkers_see_every_name_where_it_is() -> None:
 def test_importing_the_package_imports_no_heavy_library() -> None:
     seen = "import sys, text2token; print(*{'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize(("name", "package", "extra"), [("Index", "qdrant_edge", "search"), ("Yardsticks", "mteb", "bench")])
+def test_a_name_whose_extra_is_missing_says_how_to_install_it(name: str, package: str, extra: str) -> None:
+    tried = f"import sys; sys.modules[{package!r}] = None; from text2token import {name}"
+    error = subprocess.run([sys.executable, "-c", tried], capture_output=True, text=True).stderr
+    assert f"{name} needs the package {package}: pip install 'text2token[{extra}]'" in error

@@ -42,6 +42,8 @@ _HOMES = {
     "run": "recipe",
 }
 
+_EXTRAS = {"evaluation.report": "bench", "search.index": "search"}  # homes that stand on the packages of an extra
+
 __all__ = [
     "BackboneSettings",
     "Document",
@@ -70,7 +72,14 @@ if not TYPE_CHECKING:  # to a type checker it would give every name, misspelt on
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:
             raise AttributeError(f"module 'text2token' has no attribute {name!r}")
-        return getattr(importlib.import_module(f"text2token.{_HOMES[name]}"), name)
+        home = _HOMES[name]
+        try:
+            return getattr(importlib.import_module(f"text2token.{home}"), name)
+        except ModuleNotFoundError as error:
+            if home not in _EXTRAS or (error.name or "").startswith("text2token"):
+                raise
+            remedy = f"pip install 'text2token[{_EXTRAS[home]}]'"
+            raise ModuleNotFoundError(f"{name} needs the package {error.name}: {remedy}", name=error.name) from None
 
 
 def __dir__() -> list[str]:
