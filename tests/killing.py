@@ -71,10 +71,11 @@ def _prepare() -> None:
     """Import what the commands need, and make pieces of work so small that a small corpus has many."""
     from text2token import terminal, vectors  # noqa: F401
     from text2token.search import index, sparse  # noqa: F401
-    from text2token.targets import constructors
+    from text2token.targets import constructors, data_driven
 
     index.BATCH = 16
-    constructors.TEXTS_PER_PART = 16
+    constructors.EXPENSIVE_TEXTS_PER_PART = 16
+    constructors.TEXTS_PER_PART = data_driven.TEXTS_PER_PART = 40
     assert vectors.embed_corpus.__kwdefaults__
     vectors.embed_corpus.__kwdefaults__["rows_per_shard"] = 16
 
