@@ -85,15 +85,24 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
     assert len(COMMANDS) > 12
 
 
-def test_the_commands_of_the_tutorial_run_in_their_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def beginning(folder: Path, place: Path) -> Path:
+    """Return `place` with what a reader begins with in it, without what README's commands have made."""
+    for name in ("docs.jsonl", "backbone"):
+        (place / name).symlink_to(folder / name)
+    return place
+
+
+def test_the_commands_of_the_tutorial_run_in_their_order(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(beginning(folder, tmp_path))
     commands = COMMAND.findall((ROOT / "docs" / "tutorial.md").read_text())
     for command in commands:
         words = shlex.split(small(command), comments=True)[1:]
         if words[0] not in ELSEWHERE:
             answer = CliRunner().invoke(app, words)
             assert answer.exit_code == 0, (command, answer.output, answer.exception)
-    assert (folder / "embedder.run" / "report.html").exists()
+    assert (tmp_path / "embedder.run" / "report.html").exists()
     assert len(commands) > 10
 
 
@@ -101,6 +110,4 @@ def test_the_commands_of_the_tutorial_run_in_their_order(folder: Path, monkeypat
 def test_the_python_runs(folder: Path, tmp_path: Path) -> None:
     using, training = (small(block) for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     run(folder, "-c", f"{using}\nassert best in documents")
-    for name in ("docs.jsonl", "backbone"):
-        (tmp_path / name).symlink_to(folder / name)
-    assert "→" in run(tmp_path, "-c", training)
+    assert "→" in run(beginning(folder, tmp_path), "-c", training)
