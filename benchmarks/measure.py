@@ -4,8 +4,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 REPEATS = 5
+PAGE = Path("docs/performance.md")
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,17 @@ class Line:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long `work` takes."""
+    """Return how long `work` takes, what it has asked of a GPU included."""
+    _wait_for_gpu()
     started = time.perf_counter()
     work()
+    _wait_for_gpu()
     return time.perf_counter() - started
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def ratio(
@@ -52,3 +63,18 @@ def ratio(
     line = Line(work, other, f"{value:.2f} ×", wanted, reached, details)
     print(f"{work}: {line.figure} {other} {wanted and f'(reach {wanted})'}", flush=True)
     return line
+
+
+def table(lines: list[Line], machine: str) -> str:
+    """Return the lines as a table in Markdown, under the name of the machine."""
+    marks = {True: "yes", False: "**no**", None: ""}
+    rows = [f"| {line.work} | {line.other} | {line.figure} | {line.reach} | {marks[line.reached]} |" for line in lines]
+    head = "| work | compared with | measured | reach | reached |\n|---|---|---|---|---|"
+    return "\n".join([f"Machine: {machine}", "", head, *rows, ""])
+
+
+def put_into_page(table: str, command: str) -> None:
+    """Write `table` into docs/performance.md, in place of what `command` had measured before."""
+    begin, end = f"<!-- figures: {command} -->", f"<!-- end of figures: {command} -->"
+    before, _, rest = PAGE.read_text().partition(begin)
+    PAGE.write_text(f"{before}{begin}\n\n{table}\n{end}{rest.partition(end)[2]}")

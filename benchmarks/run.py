@@ -20,13 +20,11 @@ import memory
 import speed
 import start
 import torch
-from measure import Line
+from measure import PAGE, Line, put_into_page, table
 
 from text2token.terminal import quiet_libraries
 
 REPORT = Path("runs/bench.json")
-PAGE = Path("docs/performance.md")
-BEGIN, END = "<!-- figures: make bench -->", "<!-- end of figures -->"
 
 
 def main() -> None:
@@ -59,12 +57,10 @@ def main() -> None:
         REPORT.parent.mkdir(exist_ok=True)
         kept = {name: [asdict(line) for line in lines] for name, lines in measured.items()}
         REPORT.write_text(json.dumps({"machine": machine, "sections": kept}, indent=2, ensure_ascii=False))
-    table = _table([line for name in sections for line in measured.get(name, [])], f"{machine}.")
-    print(f"\n{table}\nAll figures: {REPORT}")
+    figures = table([line for name in sections for line in measured.get(name, [])], f"{machine}.")
+    print(f"\n{figures}\nAll figures: {REPORT}")
     if chosen.write:
-        page = PAGE.read_text()
-        before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-        PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+        put_into_page(figures, "make bench")
 
 
 def _measured_before(machine: str) -> dict[str, list[Line]]:
@@ -76,13 +72,6 @@ def _measured_before(machine: str) -> dict[str, list[Line]]:
     if report.get("machine") != machine:
         return {}
     return {name: [Line(**line) for line in lines] for name, lines in report["sections"].items()}
-
-
-def _table(lines: list[Line], machine: str) -> str:
-    marks = {True: "yes", False: "**no**", None: ""}
-    rows = [f"| {line.work} | {line.other} | {line.figure} | {line.reach} | {marks[line.reached]} |" for line in lines]
-    head = "| work | compared with | measured | reach | reached |\n|---|---|---|---|---|"
-    return "\n".join([f"Machine: {machine}", "", head, *rows, ""])
 
 
 def _processor() -> str:

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from text2token.adapters import LoraSettings, add_lora
 from text2token.backbone import (
     TOKENS_PER_BATCH_CPU,
+    BackboneSettings,
     batches_of,
     embed,
     load_embedder,
@@ -40,7 +42,7 @@ from text2token.recipe import read_recipe
 from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.rows import TEXTS_PER_PART, bounds
-from text2token.training import Schedule, StageSettings, TargetCollator, plan, text_lengths, train_stage
+from text2token.training import Schedule, StageSettings, TargetCollator, pass_cost, plan, text_lengths, train_stage
 from text2token.vocabulary import TargetVocabulary, tokenise
 
 TOKENS_PER_BATCH = 1024
@@ -132,20 +134,28 @@ def model_derived_targets() -> list[Line]:
     return [ratio(name, "bare forward passes", ours, bare, 0.9, LONG_REPEATS)]
 
 
-class _Stage:
-    """One stage of our training on short texts, and the batches it sees."""
+class Stage:
+    """One stage of our training on short texts, and the passes through the model that it makes."""
 
-    def __init__(self, tokens: int, lora: LoraSettings | None = None) -> None:
-        self.embedder = load_embedder(SETTINGS)
+    def __init__(
+        self,
+        tokens: int,
+        lora: LoraSettings | None = None,
+        backbone: BackboneSettings = SETTINGS,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+    ) -> None:
+        self.embedder = load_embedder(backbone)
         self.tokenizer = tokenizer_of(self.embedder)
         vocabulary = TargetVocabulary.from_tokenizer(self.tokenizer)
         short = [text[:220] for text in documents()]
         constructor = DataDrivenTargets(self.tokenizer, vocabulary).fit(short)
         self.rows = Dataset(pa.Table.from_batches(constructor.transform(short)))
-        self.settings = StageSettings(max_tokens=tokens, tokens_per_batch=TOKENS_PER_BATCH, steps_per_checkpoint=10_000)
+        self.settings = StageSettings(
+            max_tokens=tokens, epochs=100, tokens_per_batch=tokens_per_batch, steps_per_checkpoint=10_000
+        )
         self.schedule: Schedule = plan(text_lengths(self.embedder, self.rows), self.settings, seed=0)
-        collate = TargetCollator(preprocess_fn=self.embedder.preprocess)
-        steps = [self.schedule.batches[number] for number in self.schedule.order(0)[: self.schedule.steps]]
+        collate = TargetCollator(preprocess_fn=self.embedder.preprocess, pass_cost=pass_cost(self.embedder))
+        steps = [self.schedule.batches[number] for (number,) in islice(self.schedule.steps_in_order(), self.schedule.steps)]
         self.texts = [text for step in steps for text in self.rows[step]["text"]]
         batches = [collate([{**self.rows[int(row)], "row": int(row)} for row in step]) for step in steps]
         self.passes = [
@@ -154,7 +164,7 @@ class _Stage:
             for name, tokens in batch.items()
             if name.endswith("_input_ids")
         ]
-        self.loss = TokenTargetLoss(self.embedder, load_head(self.embedder, SETTINGS.name))
+        self.loss = TokenTargetLoss(self.embedder, load_head(self.embedder, backbone.name))
         add_lora(self.embedder, lora or LoraSettings(), seed=0)
 
     def run(self) -> None:
@@ -164,7 +174,7 @@ class _Stage:
 
 def training() -> list[Line]:
     """Return our training steps against a bare forward and backward of the backbone on the same batches."""
-    stage = _Stage(TRAINING_TOKENS)
+    stage = Stage(TRAINING_TOKENS)
     backbone = transformer_of(load_embedder(SETTINGS)).model.requires_grad_(False)
     table = backbone.get_input_embeddings()
 
@@ -182,14 +192,14 @@ def training() -> list[Line]:
     assert isinstance(taken, float)
     line.details["tokens_per_second"] = round(tokens / taken)
     layers = transformer_of(stage.embedder).model.config.num_hidden_layers // 2
-    half = _Stage(TRAINING_TOKENS, LoraSettings(last_layers=layers))
+    half = Stage(TRAINING_TOKENS, LoraSettings(last_layers=layers))
     name = f"the same, adapters on the last {layers} layers"
     return [line, ratio(name, "the bare backbone, forward and backward", half.run, bare, None, LONG_REPEATS)]
 
 
 def peers(llm2vec_python: str | None) -> list[Line]:
     """Return our texts a second in training against SimCSE: sentence-transformers' own way, and the authors' of LLM2Vec."""
-    stage = _Stage(TRAINING_TOKENS)
+    stage = Stage(TRAINING_TOKENS)
     model = load_embedder(SETTINGS)
     transformer_of(model).model.set_attn_implementation("sdpa")  # what a user gets without asking
     add_lora(model, LoraSettings(dropout=0.05), seed=0)
@@ -223,7 +233,7 @@ def peers(llm2vec_python: str | None) -> list[Line]:
     return lines
 
 
-def _llm2vec(python: str, stage: _Stage) -> list[float]:
+def _llm2vec(python: str, stage: Stage) -> list[float]:
     config = transformer_of(stage.embedder).model.config
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     given = {

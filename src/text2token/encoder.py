@@ -90,7 +90,7 @@ def in_two_parts(model: SentenceTransformer, dtype: torch.dtype) -> tuple[Senten
 def finish_with(rest: SentenceTransformer, embeddings: Tensor) -> Tensor:
     """Return `embeddings`, shape (texts, dimension), after the modules that follow the pooling."""
     with torch.inference_mode():
-        return cast(Tensor, rest({"sentence_embedding": embeddings})["sentence_embedding"]).clone()
+        return cast(Tensor, rest({"sentence_embedding": embeddings.to(rest.device)})["sentence_embedding"]).cpu().clone()
 
 
 def token_counter(model: SentenceTransformer) -> Callable[[Sequence[str]], list[int]]:

@@ -21,7 +21,7 @@ NO_WORD = 0.3  # 0, 0.1 and 0.3 measured alike (LOG.md)
 
 
 class LanguageModelHead(nn.Module):
-    """Frozen map from embeddings (…, dimension) to logits (…, vocabulary), computed and returned in float32."""
+    """Frozen map from embeddings (…, dimension) to logits (…, vocabulary), in float32, on the device of the head."""
 
     weight: Tensor
     bias: Tensor | None
@@ -37,7 +37,7 @@ class LanguageModelHead(nn.Module):
         self.soft_cap = soft_cap
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        logits = nn.functional.linear(embeddings.float(), self.weight, self.bias) * self.scale
+        logits = nn.functional.linear(embeddings.float().to(self.weight.device), self.weight, self.bias) * self.scale
         if self.soft_cap:
             logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
         return logits

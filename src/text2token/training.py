@@ -37,7 +37,8 @@ from text2token.targets.constructors import ConstructorName
 TRAINABLE_WEIGHTS = "trainable.safetensors"
 TRAINER_STATE = "trainer_state.json"
 # What a forward and backward pass costs before its first token, in tokens that would cost as much: some 80 for a 135M
-# model on a CPU, which packs all weights anew each time (LOG.md 2026-11-24); a GPU waits for kernels (estimated).
+# model on a CPU, which packs all weights anew each time (LOG.md 2026-11-24); on an H100 it is the wait for kernels, 4,200
+# for a model of 1.1 billion weights and 17,000 for 135M (LOG.md 2026-11-26).
 PASS_COST_CPU, PASS_COST_GPU = 80, 4096
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it while the newest is being written
 
@@ -213,6 +214,11 @@ def _second_of_pairs(documents: NDArray[np.int64]) -> NDArray[np.bool_]:
     return ends
 
 
+def pass_cost(embedder: SentenceTransformer) -> int:
+    """Return what a pass through `embedder` costs before its first token, in tokens that would cost as much."""
+    return PASS_COST_CPU if embedder.device.type == "cpu" else PASS_COST_GPU
+
+
 def passes_of(lengths: NDArray[np.int64], cost: int) -> list[NDArray[np.int64]]:
     """Split the rows of a batch into passes through the model, so that padding and passes together cost least.
 
@@ -265,7 +271,6 @@ def train_stage(
     if checkpoint and not resume:
         raise OutputError(f"{folder}: holds checkpoints of an earlier run. Go on with --resume, or delete the folder")
     counter = _TokenCounter(schedule, progress)
-    pass_cost = PASS_COST_CPU if embedder.device.type == "cpu" else PASS_COST_GPU
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.steps,
@@ -283,6 +288,8 @@ def train_stage(
         report_to=["tensorboard"],
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        # making a batch takes a processor as long as a GPU takes to train a small model on it
+        dataloader_num_workers=1 if torch.cuda.is_available() else 0,
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         dataloader_drop_last=together().count > 1,  # the schedule's doing; else the library would say so
@@ -292,7 +299,7 @@ def train_stage(
         args=arguments,
         train_dataset=rows if collator else rows.add_column("row", np.arange(len(rows))),
         loss=loss,
-        data_collator=collator or TargetCollator(embedder.preprocess, pass_cost=pass_cost),
+        data_collator=collator or TargetCollator(embedder.preprocess, pass_cost=pass_cost(embedder)),
         callbacks=[counter, *callbacks],
     )
     trainer.remove_callback(_callback_named(trainer, "PrinterCallback"))

@@ -34,7 +34,7 @@ def build(workshop: Workshop, settings: Settings) -> Built:
     """Return one-word-prompt embeddings seen only in the head's middle directions."""
     embedder = load_embedder(workshop.backbone_with(prompt=settings["prompt"], pooling="last"))
     head = load_head(embedder, workshop.backbone.name)
-    directions = middle_directions(head.weight, settings["ratio"])
+    directions = middle_directions(head.weight.cpu(), settings["ratio"])
 
     def filtered(texts: Sequence[str], progress: Progress | None) -> Tensor:
         return embed(embedder, texts, progress) @ directions

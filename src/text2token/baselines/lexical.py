@@ -1,7 +1,12 @@
 """Words alone: BM25 for retrieval (bm25s, through mteb), and latent semantic analysis, TF-IDF cut down by SVD."""
 
 import hashlib
+import os
 from collections.abc import Sequence
+
+os.environ.setdefault(
+    "JAX_PLATFORMS", "cpu"
+)  # bm25s tries out jax, where that is installed: it takes three quarters of a GPU
 
 import bm25s
 import mteb

@@ -93,9 +93,8 @@ def word_scores(embeddings: Tensor, head: LanguageModelHead, splitter: WordSplit
     number = {word: index for index, word in enumerate(lexicon)}
     tokens = [token for token, word in enumerate(splitter.word_of) if word]
     words = torch.tensor([number[splitter.word_of[token]] for token in tokens])
-    device = next(head.buffers()).device
     with torch.inference_mode():
-        logits = head(embeddings.to(device)).cpu()[:, tokens]
+        logits = head(embeddings).cpu()[:, tokens]
         scores = torch.full((len(logits), len(lexicon)), -torch.inf)
         return lexicon, scores.scatter_reduce(1, words.expand(len(logits), -1), logits, "amax")
 

@@ -29,7 +29,7 @@ def key_tokens(
 
     `embeddings` has shape (texts, dimension), not normalised. Spellings of one word ("girl", "␣girl") are added up.
     """
-    probabilities = head(embeddings - centre)[:, : vocabulary.size].softmax(-1)
+    probabilities = head(embeddings - centre)[:, : vocabulary.size].softmax(-1).cpu()
     result: list[Sequence[KeyToken]] = []
     for row in probabilities:
         weights: dict[str, float] = {}

@@ -106,7 +106,7 @@ def head_directions(head: LanguageModelHead, splitter: WordSplitter) -> tuple[tu
         for token_id, word in enumerate(splitter.word_of)
         if word
     }
-    rows = torch.stack([head.weight[ids].mean(0) for ids in rows_of.values()]) * head.scale
+    rows = torch.stack([head.weight[ids].mean(0) for ids in rows_of.values()]).cpu() * head.scale
     return tuple(rows_of), rows - rows.mean(0)  # what all rows share changes no probability
 
 

@@ -153,11 +153,10 @@ class ModelDerivedTargets:
             if prompt is not None:
                 set_prompt(tokenizer_of(self.teacher), prompt)
             embeddings.append(embed(self.teacher, texts))
-        device = self.teacher.device
-        self.head.to(device)
+        self.head.to(self.teacher.device)
         with torch.inference_mode():
             for rows in zip(*(torch.split(part, ROWS_OF_LOGITS) for part in embeddings), strict=True):
-                logits = (self.head(part.to(device))[:, : self.vocabulary.size].cpu() for part in rows)
+                logits = (self.head(part)[:, : self.vocabulary.size].cpu() for part in rows)
                 yield torch.stack([self.words.log_probabilities(part) for part in logits]).mean(0)
 
 
