@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from measure import Line
@@ -52,7 +52,7 @@ def run(work: str, count: int) -> None:
     from text2token.corpus.documents import Document
     from text2token.encoder import encoder_of
     from text2token.targets.data_driven import DataDrivenTargets
-    from text2token.targets.rows import TEXTS_PER_PART, bounds
+    from text2token.targets.rows import HERE, TEXTS_PER_PART, bounds
     from text2token.targets.store import write_targets
     from text2token.vectors import embed_corpus
     from text2token.vocabulary import TargetVocabulary
@@ -64,16 +64,17 @@ def run(work: str, count: int) -> None:
             vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
             constructor = DataDrivenTargets(tokenizer_of(embedder), vocabulary)
             constructor.fit(islice(texts(), count), scratch=Path(folder))
-            parts = range(len(bounds(count, TEXTS_PER_PART)))
-            batches = chain.from_iterable(constructor.recall(Path(folder), part) for part in parts)
             write_targets(
                 Path(folder) / "targets",
-                batches,
+                lambda part, _: constructor.recall(Path(folder), part),
+                len(bounds(count, TEXTS_PER_PART)),
                 vocabulary,
                 constructor=constructor.name,
                 settings={},
                 tokenizer="",
                 texts_read=count,
+                texts_fingerprint="",
+                engine=HERE,
             )
         else:
             documents = (Document(body=text, place=str(number)) for number, text in enumerate(islice(texts(), count)))

@@ -53,6 +53,36 @@ def test_every_format_and_compression_gives_the_same_texts(tmp_path: Path, forma
     assert bodies(path) == EXPECTED
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_title_beside_the_text_belongs_to_the_document(tmp_path: Path, ending: str) -> None:
+    rows = {
+        "title": ["Zinc", "", "Tin and lead"],
+        "text": ["A metal.", "Another.", "Tin and lead melt early."],
+        "n": [1, 2, 3],
+    }
+    path = tmp_path / f"docs.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.table(rows), path)
+    elif ending == "csv":
+        path.write_text("\n".join(",".join(map(str, row)) for row in [tuple(rows), *zip(*rows.values(), strict=True)]))
+    else:
+        path.write_text("\n".join(json.dumps(dict(zip(rows, row, strict=True))) for row in zip(*rows.values(), strict=True)))
+    documents = list(read_documents([str(path)]))
+    assert [document.title for document in documents] == ["Zinc", "", ""]  # the last text begins with its title
+    assert [document.text for document in documents] == ["Zinc\n\nA metal.", "Another.", "Tin and lead melt early."]
+    assert documents[0].fields["title"] == "Zinc"
+
+
+def test_a_title_that_is_no_text_is_a_field_like_others(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"title": 7, "text": "one"}\n{"title": "seven", "other": "two"}\n')
+    (document,) = read_documents([str(path)], text_field="text", broken=BrokenLines("skip"))
+    assert (document.text, document.fields) == ("one", {"title": 7})
+    assert [document.title for document in read_documents([str(path)], text_field="title", broken=BrokenLines("skip"))] == [
+        ""
+    ]
+
+
 def test_globs_and_several_files_are_read_in_order(tmp_path: Path) -> None:
     for name in "cab":
         (tmp_path / f"{name}.txt").write_text(f"text {name}\n")

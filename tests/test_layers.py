@@ -54,6 +54,7 @@ LAYERS = [
     ["baselines.cropping", "baselines.neighbours", "baselines.llm2vec", "baselines.whitened_cse"],
     ["comparison"],
     ["terminal"],
+    ["options"],
     ["cli"],
     ["__main__"],
 ]

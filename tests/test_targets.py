@@ -1,7 +1,7 @@
 """Targets name the meaningful tokens of their own text, and a store refuses whatever it was not made for."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from text2token.errors import RecipeError, TargetMismatch
 from text2token.targets import data_driven, store
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
+from text2token.targets.rows import HERE
 from text2token.targets.store import documents_of, open_targets, read_card, write_targets
 from text2token.vocabulary import TargetVocabulary, VocabularySettings, tokenise
 
@@ -129,26 +130,33 @@ def test_idf_without_fit_and_no_tokens_at_all_are_refused(
     with pytest.raises(RecipeError, match="top_k is 0"):
         DataDrivenSettings(top_k=0)
     with pytest.raises(TargetMismatch, match="no text has a single usable token"):
-        write(tmp_path / "none", vocabulary, [])
+        write(tmp_path / "none", vocabulary, lambda _: [])
 
 
-def write(folder: Path, vocabulary: TargetVocabulary, batches: Iterable[pa.RecordBatch]) -> store.TargetCard:
+ROWS_OF_PARTS = [range(4), range(4, 8), range(8, 10)]
+
+
+def write(
+    folder: Path, vocabulary: TargetVocabulary, batches: Callable[[int], Iterable[pa.RecordBatch]]
+) -> store.TargetCard:
     return write_targets(
-        folder, batches, vocabulary, constructor="data_driven", settings={}, tokenizer="tiny", texts_read=len(TEXTS)
+        folder,
+        lambda part, _: batches(part),
+        len(ROWS_OF_PARTS),
+        vocabulary,
+        constructor="data_driven",
+        settings={},
+        tokenizer="tiny",
+        texts_read=len(TEXTS),
+        texts_fingerprint="those texts",
+        engine=HERE,
     )
 
 
 @pytest.fixture
-def stored(
-    tmp_path: Path,
-    byte_level_tokenizer: PreTrainedTokenizerFast,
-    vocabulary: TargetVocabulary,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
-    monkeypatch.setattr(store, "ROWS_PER_SHARD", 4)
+def stored(tmp_path: Path, byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary) -> Path:
     targets = constructor(byte_level_tokenizer, vocabulary).fit(TEXTS)
-    rows = [next(iter(targets.transform([text]))) for text in TEXTS]
-    write(tmp_path / "targets", vocabulary, rows)
+    write(tmp_path / "targets", vocabulary, lambda part: targets.transform([TEXTS[row] for row in ROWS_OF_PARTS[part]]))
     return tmp_path / "targets"
 
 
@@ -212,16 +220,26 @@ def test_a_card_that_is_missing_broken_or_points_elsewhere_is_refused(
         open_targets(stored, vocabulary)
 
 
-def test_a_failure_while_writing_leaves_nothing(
+def test_a_failure_while_writing_leaves_no_targets_and_what_was_finished_is_not_done_again(
     tmp_path: Path, vocabulary: TargetVocabulary, byte_level_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    def failing() -> object:
-        yield from constructor(byte_level_tokenizer, vocabulary, weight="uniform").transform(TEXTS)
-        raise KeyboardInterrupt
+    targets = constructor(byte_level_tokenizer, vocabulary, weight="uniform")
+    begun: list[int] = []
+    stops = True
+
+    def batches(part: int) -> Iterable[pa.RecordBatch]:
+        begun.append(part)
+        yield from targets.transform([TEXTS[row] for row in ROWS_OF_PARTS[part]])
+        if part == 1 and stops:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "targets", vocabulary, failing())  # type: ignore[arg-type]
-    assert list(tmp_path.iterdir()) == []
+        write(tmp_path / "targets", vocabulary, batches)
+    assert not (tmp_path / "targets").exists()
+    stops = False
+    assert write(tmp_path / "targets", vocabulary, batches).texts == len(TEXTS)
+    assert begun == [0, 1, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["targets"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.booleans()), min_size=1, max_size=40))

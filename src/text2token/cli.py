@@ -6,26 +6,43 @@ with its traceback.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from text2token.errors import RecipeError, Text2TokenError
-
-if TYPE_CHECKING:
-    from text2token.corpus.readers import BrokenLines
-    from text2token.recipe import RunResult
-    from text2token.reporter import Reporter
+from text2token.options import (
+    Engine,
+    Format,
+    Json,
+    OnError,
+    Overwrite,
+    Quiet,
+    RayAddress,
+    Resume,
+    Set,
+    Sources,
+    TextField,
+    broken_lines,
+    documents_of,
+    filters_of,
+    format_of,
+    go_on_in_background,
+    is_first,
+    needing,
+    program,
+    reporter_for,
+    show_result,
+    warn,
+    workers_of,
+)
 
 INTERRUPTED = 130
 
@@ -38,31 +55,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 usage, 3 text, 4 model, 5 targets, 6 output, 7 training diverged, 8 engine, "
     "130 interrupted.",
 )
-
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        help="Files (.txt .jsonl .ndjson .csv .tsv .parquet, also .gz .zst), globs, a datasets folder, - for standard "
-        "input, or python:stdlib for the docstrings of your Python.",
-        show_default=False,
-    ),
-]
-TextField = Annotated[str | None, typer.Option(help="JSON key or column that holds the text. Default: found.")]
-Format = Annotated[str, typer.Option(help="auto, txt, jsonl, csv, tsv or parquet.")]
-OnError = Annotated[str, typer.Option(help="What a broken line does: stop, or skip (counted and shown).")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Any setting of the recipe, such as stage1.learning_rate=1e-4. Repeatable."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors and results.")]
-Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
-Engine = Annotated[str, typer.Option(help="Who makes the parts of the work: local, or ray, the workers of a Ray cluster.")]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(help="With --engine ray: auto, or host:port of a cluster. Default: RAY_ADDRESS, else this machine."),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run and model.")]
 
 
 @app.command()
@@ -104,10 +96,10 @@ def train(
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources), seed=seed)
     recipe = recipe.with_settings([*assignments, *(set_ or [])])
     folder = run_folder or output.with_name(output.name + ".run")
-    broken = _broken_lines(on_error)
-    documents = _documents(recipe.sources, text_field, format, broken)
-    reporter = _reporter(quiet)
-    with _workers(engine, ray_address) as workers:
+    broken = broken_lines(on_error)
+    documents = documents_of(recipe.sources, text_field, format, broken)
+    reporter = reporter_for(quiet)
+    with workers_of(engine, ray_address) as workers:
         result = run(
             recipe,
             documents,
@@ -119,8 +111,8 @@ def train(
             reporter=reporter,
             engine=workers,
         )
-    _show(result, json_, quiet, broken)
-    if not quiet and not json_ and _is_first():
+    show_result(result, json_, quiet, broken)
+    if not quiet and not json_ and is_first():
         sys.stderr.write(
             f"The embedder is in {output}, all else in {folder}. Use it:\n"
             f"  SentenceTransformer({str(output)!r}).encode(['a text'])\n"
@@ -154,11 +146,11 @@ def run_recipe(
     settings = replace(settings, sources=tuple(sources or settings.sources))
     if not settings.sources:
         raise RecipeError(f'{recipe}: names no text; give files after it, or sources = ["docs.jsonl"] in it')
-    broken = _broken_lines(on_error)
-    documents = _documents(settings.sources, text_field, format, broken)
+    broken = broken_lines(on_error)
+    documents = documents_of(settings.sources, text_field, format, broken)
     folder = run_folder or output.with_name(output.name + ".run")
-    reporter = _reporter(quiet)
-    with _workers(engine, ray_address) as workers:
+    reporter = reporter_for(quiet)
+    with workers_of(engine, ray_address) as workers:
         result = run(
             settings,
             documents,
@@ -170,7 +162,7 @@ def run_recipe(
             reporter=reporter,
             engine=workers,
         )
-    _show(result, json_, quiet, broken)
+    show_result(result, json_, quiet, broken)
 
 
 @app.command()
@@ -190,15 +182,15 @@ def quickstart(
     overwrite = overwrite or (folder / "results.json").exists()  # a finished one is simply done again
     model = folder / "model"
     documents = read_documents(recipe.sources)
-    result = run(recipe, documents, folder, model, resume=not overwrite, overwrite=overwrite, reporter=_reporter(quiet))
-    _show(result, json_, quiet, None)
+    result = run(recipe, documents, folder, model, resume=not overwrite, overwrite=overwrite, reporter=reporter_for(quiet))
+    show_result(result, json_, quiet, None)
     if not quiet and not json_ and result.evaluation:
         gain = result.evaluation.trained.mrr_at_10 - result.evaluation.untrained.mrr_at_10
         verdict = f"MRR@10 rose by {gain:.1f} points." if gain > 0 else "There was no gain: training did not help here."
         sys.stderr.write(
             f"{verdict} Model, targets, settings and results are in {folder}.\n"
             "Try a search; the first time it embeds the library, some minutes:\n"
-            f'  {_program()} search {model} python:stdlib "wait until a thread has finished"\n'
+            f'  {program()} search {model} python:stdlib "wait until a thread has finished"\n'
         )
 
 
@@ -222,14 +214,14 @@ def targets(
     from text2token.export import check_output
     from text2token.recipe import Recipe, build_targets
 
-    reporter = _reporter(quiet)
+    reporter = reporter_for(quiet)
     check_output(output, overwrite)
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources)).with_settings(set_ or [])
-    broken = _broken_lines(on_error)
-    documents = _documents(recipe.sources, text_field, format, broken)
-    with _workers(engine, ray_address) as workers:
+    broken = broken_lines(on_error)
+    documents = documents_of(recipe.sources, text_field, format, broken)
+    with workers_of(engine, ray_address) as workers:
         card = build_targets(recipe, documents, output, broken, reporter, workers)
-    _warn(broken)
+    warn(broken)
     if json_:
         print(json.dumps(asdict(card), indent=2))
     elif not quiet:
@@ -254,8 +246,8 @@ def static(
     from text2token.backbone import BackboneSettings
     from text2token.static import build_static
 
-    broken = _broken_lines(on_error)
-    documents = _documents(tuple(sources), text_field, format, broken)
+    broken = broken_lines(on_error)
+    documents = documents_of(tuple(sources), text_field, format, broken)
     build_static(
         BackboneSettings(backbone),
         documents,
@@ -263,11 +255,11 @@ def static(
         dimensions=dimensions,
         overwrite=overwrite,
         broken=broken,
-        reporter=_reporter(quiet),
+        reporter=reporter_for(quiet),
     )
-    _warn(broken)
+    warn(broken)
     if not quiet:
-        print(f"Embedder: {output}. Is it good enough? {_program()} evaluate {output} --corpus {sources[0]}")
+        print(f"Embedder: {output}. Is it good enough? {program()} evaluate {output} --corpus {sources[0]}")
 
 
 @app.command()
@@ -296,15 +288,15 @@ def export(
         raise RecipeError("say what to make: --sparse FOLDER or --onnx FOLDER")
     for folder in filter(None, (sparse, onnx)):
         check_output(folder, overwrite)
-    reporter = _reporter(quiet)
+    reporter = reporter_for(quiet)
     if onnx:
         reporter.note("Tracing the model, a minute or so …")
-        card = _needs("onnx", "text2token.portable").export_portable(model, onnx, bits=bits, overwrite=overwrite)
+        card = needing("onnx", "text2token.portable").export_portable(model, onnx, bits=bits, overwrite=overwrite)
         if not quiet:
             print(f"ONNX: {onnx}, cosine to the model's own vectors at least {card.least_cosine}; its README has the code.")
     if not sparse:
         return
-    broken = _broken_lines(on_error)
+    broken = broken_lines(on_error)
     if corpus is None:
         from text2token.corpus.prepare import Corpus
 
@@ -315,12 +307,12 @@ def export(
     else:
         from datasets import Dataset
 
-        texts = [document.text for document in _documents([corpus], text_field, format, broken) if document.text.strip()]
+        texts = [document.text for document in documents_of([corpus], text_field, format, broken) if document.text.strip()]
         passages = Dataset.from_dict({"text": texts})
     from text2token.search.sparse import build_sparse
 
     build_sparse(model, passages, sparse, active=active, overwrite=overwrite, reporter=reporter)
-    _warn(broken)
+    warn(broken)
     if not quiet:
         print(f"Sparse encoder: {sparse}. Use it: SparseEncoder({str(sparse)!r})")
 
@@ -341,19 +333,19 @@ def index(
     json_: Json = False,
 ) -> None:
     """Make or update a searchable index; only new documents are embedded, and the same command goes on where it stopped."""
-    reporter = _reporter(quiet)
+    reporter = reporter_for(quiet)
     total = None
     if "-" not in sources:  # as in embed: reading takes seconds where embedding takes hours
-        total = sum(1 for _ in _documents(sources, text_field, format, _broken_lines(on_error)))
-    broken = _broken_lines(on_error)
-    documents = _documents(sources, text_field, format, broken)
-    fill = _needs("search", "text2token.search.index").fill_index
+        total = sum(1 for _ in documents_of(sources, text_field, format, broken_lines(on_error)))
+    broken = broken_lines(on_error)
+    documents = documents_of(sources, text_field, format, broken)
+    fill = needing("search", "text2token.search.index").fill_index
     filled = fill(store, model, documents, language=language, prune=prune, total=total, reporter=reporter)
-    _warn(broken)
+    warn(broken)
     if json_:
         print(json.dumps(asdict(filled), indent=2))
     elif not quiet:
-        print(f'{filled.sentence()}: {store}. Search: {_program()} search {store} "…"')
+        print(f'{filled.sentence()}: {store}. Search: {program()} search {store} "…"')
 
 
 @app.command()
@@ -380,10 +372,10 @@ def search(
 ) -> None:
     """Search an index (INDEX QUERY), or a file once (MODEL SOURCE QUERY); of an index, each hit says why it was found."""
     if len(words) == 1:
-        search_index = _needs("search", "text2token.search.index")
-        _reporter(quiet)
+        search_index = needing("search", "text2token.search.index")
+        reporter_for(quiet)
         with search_index.Index.open(Path(place), model) as opened:
-            hits = opened.search(words[0], k, mode, _filters(filter_ or []))
+            hits = opened.search(words[0], k, mode, filters_of(filter_ or []))
         if json_:
             print(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
         else:
@@ -399,10 +391,10 @@ def search(
     from text2token.search.one_off import search as find
 
     source, query = words
-    broken = _broken_lines(on_error)
-    documents = list(read_documents([source], text_field=text_field, format=_format(format), broken=broken))
-    found = find(place, [document for document in documents if document.text.strip()], query, k, _reporter(quiet))
-    _warn(broken)
+    broken = broken_lines(on_error)
+    documents = list(read_documents([source], text_field=text_field, format=format_of(format), broken=broken))
+    found = find(place, [document for document in documents if document.text.strip()], query, k, reporter_for(quiet))
+    warn(broken)
     if json_:
         print(json.dumps([asdict(hit) for hit in found], indent=2, ensure_ascii=False))
         return
@@ -456,18 +448,22 @@ def lens(
         raise RecipeError("--backbone says what a word is when a reader is learnt: it goes with --head fit")
     if save and not Path(model).is_dir():
         raise RecipeError(f"--save keeps the reader in the model's folder, and {model} is none")
-    reporter = _reporter(quiet)
-    from text2token.lens.readable import HowToRead, corpus_to_read, open_readable, save_beside
+    reporter = reporter_for(quiet)
+    from text2token.corpus.prepare import temporary_corpus
+    from text2token.lens.readable import HowToRead, open_readable, save_beside
 
-    broken = _broken_lines(on_error)
+    broken = broken_lines(on_error)
     given = [text for text in texts or [] if text != "-"]
     sources = [*(["-"] if "-" in (texts or []) else []), *([file] if file else [])]
     if sources:
-        given += [document.text for document in _documents(sources, text_field, format, broken) if document.text.strip()]
+        given += [document.text for document in documents_of(sources, text_field, format, broken) if document.text.strip()]
     names = [model, compare] if compare else [model]
     with contextlib.ExitStack() as stack:
         read = (
-            stack.enter_context(corpus_to_read(_documents([corpus], text_field, format, broken), broken)) if corpus else None
+            # with the same documents held out as `train` holds out by default
+            stack.enter_context(temporary_corpus(documents_of([corpus], text_field, format, broken), broken=broken))
+            if corpus
+            else None
         )
         models = [open_readable(name, HowToRead(head, backbone), read, reporter) for name in names]
         if save:
@@ -478,7 +474,7 @@ def lens(
         with reporter.progress("Embedding", len(given), "texts") as progress:
             said.append(one.says(given, k, progress))
     pairs = [one.pair(*pair, k) for one in models] if pair else []
-    _warn(broken)
+    warn(broken)
     if json_:
         _print_lens(models, given, said, pair, pairs, alignments)
         return
@@ -500,8 +496,8 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Show a run as one page: scores, how training went, what texts say, a map of the corpus."""
-    reporter = _reporter(quiet)
-    written = _needs("report", "text2token.report").write_report(run, output, map_texts=map_texts, reporter=reporter)
+    reporter = reporter_for(quiet)
+    written = needing("report", "text2token.report").write_report(run, output, map_texts=map_texts, reporter=reporter)
     if not quiet:
         print(written)
 
@@ -522,23 +518,23 @@ def embed(
     json_: Json = False,
 ) -> None:
     """Write the vectors of a corpus to disk; its size does not matter, and a stopped run goes on."""
-    reporter = _reporter(quiet)
+    reporter = reporter_for(quiet)
     from text2token.encoder import open_encoder
     from text2token.files import alone_in
     from text2token.vectors import embed_corpus
 
     total = None
     if "-" not in sources:  # reading takes seconds where embedding takes hours, and then the time left is known
-        once = _documents(sources, text_field, format, _broken_lines(on_error))
+        once = documents_of(sources, text_field, format, broken_lines(on_error))
         total = sum(bool(document.text.strip()) for document in once)
-    broken = _broken_lines(on_error)
-    documents = _documents(sources, text_field, format, broken)
+    broken = broken_lines(on_error)
+    documents = documents_of(sources, text_field, format, broken)
     encoder = open_encoder(model, dtype)
-    with alone_in(output), _workers(engine, ray_address) as workers:
+    with alone_in(output), workers_of(engine, ray_address) as workers:
         card = embed_corpus(
             encoder, documents, output, sources=tuple(sources), resume=resume, total=total, reporter=reporter, engine=workers
         )
-    _warn(broken)
+    warn(broken)
     if json_:
         print(json.dumps(asdict(card), indent=2))
     elif not quiet:
@@ -567,17 +563,17 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Score embedders: on labelled tasks, on mteb, or without labels on your own text."""
-    reporter = _reporter(quiet)
+    reporter = reporter_for(quiet)
     if not (suite or benchmark or corpus):
         raise RecipeError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
     if output and output.suffix not in (".json", ".csv"):
         raise RecipeError(f"--output is {output}; its name must end in .json or .csv")
-    evaluation = _needs("bench", "text2token.evaluation.report")
-    broken = _broken_lines(on_error)
-    documents = _documents([corpus], text_field, format, broken) if corpus else None
+    evaluation = needing("bench", "text2token.evaluation.report")
+    broken = broken_lines(on_error)
+    documents = documents_of([corpus], text_field, format, broken) if corpus else None
     yardsticks = evaluation.Yardsticks(suite, quick, benchmark, held_out, dtype)
     reports = evaluation.evaluate_models(models, yardsticks, documents, cache=cache, broken=broken, reporter=reporter)
-    _warn(broken)
+    warn(broken)
     if output:
         evaluation.write_reports(reports, output)
     if json_:
@@ -611,7 +607,7 @@ def compare(
     from text2token.backbone import BackboneSettings
     from text2token.settings import with_assignments
 
-    comparison = _needs("bench", "text2token.comparison")
+    comparison = needing("bench", "text2token.comparison")
     settings = comparison.Comparison(
         BackboneSettings(backbone, max_length=128),
         sources=tuple(sources),
@@ -621,14 +617,14 @@ def compare(
     )
     settings = with_assignments(settings, set_ or [])
     chosen = comparison.choose_peers([name for name in peers.split(",") if name.strip()], reference)
-    broken = _broken_lines(on_error)
-    documents = _documents(settings.sources, text_field, format, broken)
+    broken = broken_lines(on_error)
+    documents = documents_of(settings.sources, text_field, format, broken)
     if background:
-        return _go_on_in_background(output)
+        return go_on_in_background(output)
     board = comparison.compare_peers(
-        settings, documents, output, chosen, seeds=seeds, overwrite=overwrite, broken=broken, reporter=_reporter(quiet)
+        settings, documents, output, chosen, seeds=seeds, overwrite=overwrite, broken=broken, reporter=reporter_for(quiet)
     )
-    _warn(broken)
+    warn(broken)
     if not quiet:
         from text2token.terminal import show_leaderboard
 
@@ -654,10 +650,10 @@ def serve(
     quiet: Quiet = False,
 ) -> None:
     """Serve an embedder over HTTP: OpenAI's embeddings, the lens, search, and a page at /."""
-    reporter = _reporter(quiet)
-    server = _needs("serve", "text2token.serve.server")
+    reporter = reporter_for(quiet)
+    server = needing("serve", "text2token.serve.server")
     if index:
-        _needs("search", "text2token.search.index")
+        needing("search", "text2token.search.index")
     from text2token.serve.limits import Limits
     from text2token.settings import with_assignments
 
@@ -717,106 +713,6 @@ def _print_lens(models: Any, texts: Any, said: Any, pair: Any, pairs: Any, align
     for content, alignment in zip(found, alignments, strict=False):
         content["metrics"] = asdict(alignment)
     print(json.dumps(found, indent=2, ensure_ascii=False))
-
-
-def _filters(assignments: Sequence[str]) -> dict[str, list[str]]:
-    """Return field → values of `field=value`s, or raise `RecipeError`."""
-    filters: dict[str, list[str]] = {}
-    for assignment in assignments:
-        name, sign, value = assignment.partition("=")
-        if not (name and sign):
-            raise RecipeError(f"--filter is {assignment!r}; it must be field=value")
-        filters.setdefault(name, []).append(value)
-    return filters
-
-
-def _needs(extra: str, module: str) -> Any:
-    """Import a module that stands on the packages of an extra, or say how to install them."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("text2token"):
-            raise
-        raise RecipeError(f"this needs the package {error.name}: pip install 'text2token[{extra}]'") from None
-
-
-def _go_on_in_background(folder: Path) -> None:
-    """Start this same command once more, detached, its words going to a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "compare.log"
-    command = [sys.executable, "-m", "text2token", *(word for word in sys.argv[1:] if word != "--background")]
-    with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
-    print(f"Process {process.pid} goes on; what it says is in {log}. The same command resumes it if it is stopped.")
-
-
-def _program() -> str:
-    """Return how this program was called, so that a proposed command can be copied."""
-    called = sys.argv[0]
-    return called if Path(called).name == "text2token" else f"{sys.executable} -m text2token"
-
-
-def _documents(sources: Sequence[str], text_field: str | None, format: str, broken: "BrokenLines") -> Any:
-    from text2token.corpus.readers import expand_sources, read_documents
-
-    expand_sources(sources)  # a misspelt file is told at once, not after the model has loaded
-    return read_documents(sources, text_field=text_field, format=_format(format), broken=broken)
-
-
-def _format(name: str) -> Any:
-    from text2token.corpus.readers import FORMATS
-
-    if name not in {"auto", *FORMATS.values()}:
-        raise RecipeError(f"--format is {name!r}; choose auto, {', '.join(sorted(set(FORMATS.values())))}")
-    return name
-
-
-@contextlib.contextmanager
-def _workers(engine: str, ray_address: str | None) -> Any:
-    """Yield the engine; Ray tells of workers that died on stdout, which is for results."""
-    from text2token.engine import open_engine
-
-    with open_engine(engine, ray_address) as workers, contextlib.redirect_stdout(sys.stderr):
-        yield workers
-
-
-def _broken_lines(on_error: str) -> "BrokenLines":
-    from text2token.corpus.readers import BrokenLines
-
-    if on_error not in ("stop", "skip"):
-        raise RecipeError(f"--on-error is {on_error!r}; choose stop or skip")
-    return BrokenLines(on_error)  # type: ignore[arg-type]
-
-
-def _reporter(quiet: bool) -> "Reporter":
-    from text2token.reporter import Silent
-    from text2token.terminal import TerminalReporter, quiet_libraries
-
-    quiet_libraries()
-    return Silent() if quiet else TerminalReporter()
-
-
-def _show(result: "RunResult", as_json: bool, quiet: bool, broken: "BrokenLines | None") -> None:
-    from text2token.terminal import show_evaluation
-
-    if not _is_first():
-        return
-    _warn(broken)
-    if as_json:
-        print(json.dumps(asdict(result), indent=2))
-    elif not quiet and result.evaluation:
-        show_evaluation(result.evaluation)
-
-
-def _is_first() -> bool:
-    """Say whether this is the one of several training processes that speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _warn(broken: "BrokenLines | None") -> None:
-    if broken and broken.count:
-        sys.stderr.write(f"Left out {broken.count:,} broken lines, the first of them:\n")
-        sys.stderr.writelines(f"  {message}\n" for message in broken.first)
 
 
 def _stop_once(number: int, frame: FrameType | None) -> NoReturn:

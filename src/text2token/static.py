@@ -10,7 +10,6 @@ it compares with the layers on top of it is in docs/results.md.
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset
@@ -22,7 +21,7 @@ from torch.nn.functional import embedding_bag
 
 from text2token.backbone import NO_LIMIT, BackboneSettings, load_embedder, tokenizer_of
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import CorpusSettings, prepare_corpus
+from text2token.corpus.prepare import CorpusSettings, temporary_corpus
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import RecipeError
 from text2token.export import check_output, export_static
@@ -69,8 +68,7 @@ def build_static(
 ) -> SentenceTransformer:
     """Make the static embedder of `documents`, write it to `folder` and return it; `OutputError` when that is taken."""
     check_output(folder, overwrite)
-    with TemporaryDirectory(prefix="text2token-") as temporary:
-        corpus = prepare_corpus(documents, Path(temporary) / "corpus", CorpusSettings(held_out=0), broken)
+    with temporary_corpus(documents, CorpusSettings(held_out=0), broken) as corpus:
         (reporter or Silent()).note(f"Corpus: {corpus.summary.sentence()}.")
         model = static_embedder(backbone, corpus.passages, dimensions)
         export_static(model, folder, static_card(backbone.name, corpus.summary.documents), overwrite)

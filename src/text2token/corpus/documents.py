@@ -9,8 +9,9 @@ from typing import Any
 class Document:
     """One text of a corpus and where it came from.
 
-    `title` is its summary line where the source has one (a docstring's first paragraph), else empty. `place` is for
-    people: `"docs.jsonl:17"` or a dotted Python name. `fields` are the other keys of its JSON object or columns of its row.
+    `title` is what its source calls so (a key or column of that name, a docstring's first paragraph), else empty.
+    `place` is for people: `"docs.jsonl:17"` or a dotted Python name. `fields` are all other keys of its JSON object or
+    columns of its row, the title's too.
     """
 
     body: str

@@ -12,8 +12,10 @@ Arrow files are memory-mapped by `datasets`, so a corpus larger than memory cost
 import hashlib
 import json
 import re
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -143,6 +145,15 @@ def prepare_corpus(
         (unfinished / "documents.arrow").unlink()
         (unfinished / "summary.json").write_text(json.dumps(asdict(summary), indent=2))
     return Corpus.open(folder)
+
+
+@contextmanager
+def temporary_corpus(
+    documents: Iterable[Document], settings: CorpusSettings | None = None, broken: BrokenLines | None = None
+) -> Iterator[Corpus]:
+    """Yield the corpus of `documents` as `prepare_corpus` makes it, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="text2token-") as folder:
+        yield prepare_corpus(documents, Path(folder) / "corpus", settings, broken)
 
 
 def normalise(text: str) -> str:

@@ -34,6 +34,7 @@ OnError = Literal["stop", "skip"]
 MAX_DOCUMENT_BYTES = 1_000_000  # longer than most novels' chapters; a longer line is far more often a damaged file
 LONGEST_ROW = 4 * MAX_DOCUMENT_BYTES  # characters of a row of a table, over all its lines
 ROWS_AT_ONCE = 64  # of Parquet: a small file may hold a dictionary of one long text that stands in every row
+TITLE_FIELD = "title"
 TEXT_FIELDS = ("text", "content", "body", "document", "passage", "sentence")
 FORMATS: dict[str, Format] = {
     ".txt": "txt",
@@ -75,9 +76,9 @@ def read_documents(
     """Yield every document of `sources` in the order given (globs: alphabetical).
 
     A source is a file path, a glob, a folder saved by `datasets`, `"-"` for standard input, or `"python:stdlib"` for the
-    docstrings of the running Python. `text_field` names the
-    JSON key or column; when None it is found, and a `CorpusError` asks where it is not clear. Raises `CorpusError`
-    for what cannot be opened at all, whatever `broken` says.
+    docstrings of the running Python. `text_field` names the JSON key or column; when None it is found, and a `CorpusError`
+    asks where it is not clear. A key or column `title` beside it is the document's title. Raises `CorpusError` for what
+    cannot be opened at all, whatever `broken` says.
     """
     broken = broken or BrokenLines()
     for source in expand_sources(sources):
@@ -285,8 +286,7 @@ def _read_table(
         if len(row) != len(header):
             broken.report(f"{name}:{first_line}", f"the row has {len(row)} fields, the header {len(header)}")
             continue
-        fields = dict(zip(header, row, strict=True))
-        yield Document(body=fields.pop(text_field or ""), place=f"{name}:{first_line}", fields=fields)
+        yield _document(dict(zip(header, row, strict=True)), text_field or "", f"{name}:{first_line}")
 
 
 def _read_parquet(stream: IO[bytes], name: str, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
@@ -371,9 +371,15 @@ def _field_document(record: dict[str, Any], text_field: str, place: str, broken:
     if len(value.encode("utf-8", "surrogatepass")) > MAX_DOCUMENT_BYTES:
         broken.report(place, f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
         return
-    yield Document(
-        body=whole_characters(value), place=place, fields={key: record[key] for key in record if key != text_field}
-    )
+    yield _document({**record, text_field: whole_characters(value)}, text_field, place)
+
+
+def _document(record: dict[str, Any], text_field: str, place: str) -> Document:
+    """Return the document of a row: its text, what stands beside it, and a title where there is one that the text lacks."""
+    fields = {key: value for key, value in record.items() if key != text_field}
+    body, title = record[text_field], fields.get(TITLE_FIELD)
+    title = whole_characters(title).strip() if isinstance(title, str) else ""
+    return Document(body=body, place=place, title="" if body.lstrip().startswith(title) else title, fields=fields)
 
 
 def _find_text_field(candidates: set[str], place: str) -> str:

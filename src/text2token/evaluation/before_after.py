@@ -63,9 +63,9 @@ class EvaluationTexts:
     passages: list[str]
 
     @classmethod
-    def of(cls, targets: Dataset, held_out: Dataset, seed: int) -> "EvaluationTexts":
-        """Draw the sample from the texts of `targets` and take all of `held_out`."""
-        return cls(sample_texts(targets, seed), list(held_out["query"]), list(held_out["passage"]))
+    def of(cls, passages: Dataset, held_out: Dataset, seed: int) -> "EvaluationTexts":
+        """Draw the sample from the texts of `passages` and take all of `held_out`."""
+        return cls(sample_texts(passages, seed), list(held_out["query"]), list(held_out["passage"]))
 
     @property
     def count(self) -> int:

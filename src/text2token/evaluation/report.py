@@ -3,8 +3,8 @@
 import csv
 import io
 import json
-import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import platformdirs
 
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+from text2token.corpus.prepare import Corpus, CorpusSettings, temporary_corpus
 from text2token.corpus.readers import BrokenLines
 from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import CorpusError
@@ -75,12 +75,11 @@ def evaluate_models(
     tasks = read_suite(yardsticks.suite) if yardsticks.suite else []
     tasks = sample_suite(tasks, QUICK_TOKENS) if yardsticks.quick else tasks
     reports = []
-    with tempfile.TemporaryDirectory(prefix="text2token-") as temporary:
+    with ExitStack() as stack:
         corpus = None
         if documents is not None:
-            corpus = prepare_corpus(
-                documents, Path(temporary) / "corpus", CorpusSettings(held_out=yardsticks.held_out), broken
-            )
+            settings = CorpusSettings(held_out=yardsticks.held_out)
+            corpus = stack.enter_context(temporary_corpus(documents, settings, broken))
             if len(corpus.held_out) < 2:
                 raise CorpusError("no two documents are long enough to be asked for by their title or first half")
         for name in models:

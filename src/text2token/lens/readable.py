@@ -8,9 +8,7 @@ in shards until the reader is there.
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -34,8 +32,7 @@ from text2token.backbone import (
     tokenizer_of,
 )
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
-from text2token.corpus.readers import BrokenLines
+from text2token.corpus.prepare import Corpus
 from text2token.encoder import TextEncoder, encoder_of, finish_with, in_two_parts
 from text2token.errors import BackboneError, CorpusError
 from text2token.head import load_head
@@ -135,13 +132,6 @@ def open_readable(
 def save_beside(model: ReadableModel) -> None:
     """Keep the reader in the model's own folder, where `open_reader` and plain copies of the folder find it."""
     save_reader(model.reader, Path(model.name).expanduser() / FOLDER)
-
-
-@contextmanager
-def corpus_to_read(documents: Iterable[Document], broken: BrokenLines | None = None) -> Iterator[Corpus]:
-    """Yield the corpus of `documents`, with the same documents held out as `train` holds out by default."""
-    with tempfile.TemporaryDirectory(prefix="text2token-") as folder:
-        yield prepare_corpus(documents, Path(folder) / "corpus", CorpusSettings(), broken)
 
 
 def _learn(

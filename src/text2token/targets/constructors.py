@@ -26,7 +26,7 @@ from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
 from text2token.targets.rows import HERE, TEXTS_PER_PART, Constructor, RecallingConstructor, bounds, text_batches
 from text2token.targets.smoothing import SmoothedTargets, SmoothingSettings
-from text2token.targets.store import TargetCard, write_targets_in_parts
+from text2token.targets.store import TargetCard, write_targets
 from text2token.vocabulary import TargetVocabulary, tokenizer_fingerprint
 
 ConstructorName = Literal["data_driven", "model_derived", "corpus_derived"]
@@ -125,7 +125,7 @@ def write_constructed(
             asked, size = None, TEXTS_PER_PART
             batches = partial(_recalled, constructor, scratch)
         read = passages if asked is None else passages.select(asked)
-        return write_targets_in_parts(
+        return write_targets(
             folder,
             batches,
             -(-len(read) // size),

@@ -31,7 +31,6 @@ from text2token.files import atomic_file, atomic_folder, writing
 from text2token.vocabulary import TargetVocabulary
 
 FORMAT_VERSION = 1
-ROWS_PER_SHARD = 25_000
 CARD = "card.json"
 # for each text its token ids and their weights, positive and summing to 1
 SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32()))])
@@ -63,28 +62,6 @@ class TargetCard:
 
 
 def write_targets(
-    folder: Path,
-    batches: Iterable[pa.RecordBatch],
-    vocabulary: TargetVocabulary,
-    *,
-    constructor: str,
-    settings: dict[str, Any],
-    tokenizer: str,
-    texts_read: int,
-) -> TargetCard:
-    """Write `batches`, of `SCHEMA`, as shards into `folder`, all or nothing, and return the card.
-
-    `tokenizer` is its name for people, `texts_read` the number of texts that went in (the difference to the rows
-    written is reported as dropped). An existing folder is replaced.
-    """
-    card = _empty_card(constructor, settings, tokenizer, vocabulary)
-    with atomic_folder(folder) as unfinished:
-        for number, table in enumerate(_shard_tables(batches)):
-            pq.write_table(table, unfinished / _shard_name(number), compression="zstd")
-        return _finish(unfinished, card, texts_read)
-
-
-def write_targets_in_parts(
     folder: Path,
     batches: Callable[[int, Progress], Iterable[pa.RecordBatch]],
     parts: int,
@@ -223,19 +200,6 @@ def _write_shard(
 
 def _shard_name(number: int) -> str:
     return f"targets-{number:05}.parquet"
-
-
-def _shard_tables(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.Table]:
-    pending: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        pending.append(batch)
-        rows += batch.num_rows
-        if rows >= ROWS_PER_SHARD:
-            yield pa.Table.from_batches(pending)
-            pending, rows = [], 0
-    if rows:
-        yield pa.Table.from_batches(pending)
 
 
 def _sha256(path: Path) -> str:

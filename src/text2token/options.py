@@ -1,0 +1,152 @@
+"""What the commands share: their options, and what is made of those. Heavy imports happen inside, as in the commands."""
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from text2token.errors import RecipeError
+
+if TYPE_CHECKING:
+    from text2token.corpus.readers import BrokenLines
+    from text2token.recipe import RunResult
+    from text2token.reporter import Reporter
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files (.txt .jsonl .ndjson .csv .tsv .parquet, also .gz .zst), globs, a datasets folder, - for standard "
+        "input, or python:stdlib for the docstrings of your Python.",
+        show_default=False,
+    ),
+]
+TextField = Annotated[str | None, typer.Option(help="JSON key or column that holds the text. Default: found.")]
+Format = Annotated[str, typer.Option(help="auto, txt, jsonl, csv, tsv or parquet.")]
+OnError = Annotated[str, typer.Option(help="What a broken line does: stop, or skip (counted and shown).")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting of the recipe, such as stage1.learning_rate=1e-4. Repeatable."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors and results.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+Engine = Annotated[str, typer.Option(help="Who makes the parts of the work: local, or ray, the workers of a Ray cluster.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="With --engine ray: auto, or host:port of a cluster. Default: RAY_ADDRESS, else this machine."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run and model.")]
+
+
+def filters_of(assignments: Sequence[str]) -> dict[str, list[str]]:
+    """Return field → values of `field=value`s, or raise `RecipeError`."""
+    filters: dict[str, list[str]] = {}
+    for assignment in assignments:
+        name, sign, value = assignment.partition("=")
+        if not (name and sign):
+            raise RecipeError(f"--filter is {assignment!r}; it must be field=value")
+        filters.setdefault(name, []).append(value)
+    return filters
+
+
+def needing(extra: str, module: str) -> Any:
+    """Import a module that stands on the packages of an extra, or say how to install them."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("text2token"):
+            raise
+        raise RecipeError(f"this needs the package {error.name}: pip install 'text2token[{extra}]'") from None
+
+
+def go_on_in_background(folder: Path) -> None:
+    """Start this same command once more, detached, its words going to a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "compare.log"
+    command = [sys.executable, "-m", "text2token", *(word for word in sys.argv[1:] if word != "--background")]
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+    print(f"Process {process.pid} goes on; what it says is in {log}. The same command resumes it if it is stopped.")
+
+
+def program() -> str:
+    """Return how this program was called, so that a proposed command can be copied."""
+    called = sys.argv[0]
+    return called if Path(called).name == "text2token" else f"{sys.executable} -m text2token"
+
+
+def documents_of(sources: Sequence[str], text_field: str | None, format: str, broken: "BrokenLines") -> Any:
+    """Return an iterator over the documents of `sources`, each of which is there; `CorpusError` where one is not."""
+    from text2token.corpus.readers import expand_sources, read_documents
+
+    expand_sources(sources)  # a misspelt file is told at once, not after the model has loaded
+    return read_documents(sources, text_field=text_field, format=format_of(format), broken=broken)
+
+
+def format_of(name: str) -> Any:
+    """Return the format of this name, or raise `RecipeError`."""
+    from text2token.corpus.readers import FORMATS
+
+    if name not in {"auto", *FORMATS.values()}:
+        raise RecipeError(f"--format is {name!r}; choose auto, {', '.join(sorted(set(FORMATS.values())))}")
+    return name
+
+
+@contextlib.contextmanager
+def workers_of(engine: str, ray_address: str | None) -> Any:
+    """Yield the engine; Ray tells of workers that died on stdout, which is for results."""
+    from text2token.engine import open_engine
+
+    with open_engine(engine, ray_address) as workers, contextlib.redirect_stdout(sys.stderr):
+        yield workers
+
+
+def broken_lines(on_error: str) -> "BrokenLines":
+    """Return what counts the broken lines that `--on-error` lets pass."""
+    from text2token.corpus.readers import BrokenLines
+
+    if on_error not in ("stop", "skip"):
+        raise RecipeError(f"--on-error is {on_error!r}; choose stop or skip")
+    return BrokenLines(on_error)  # type: ignore[arg-type]
+
+
+def reporter_for(quiet: bool) -> "Reporter":
+    """Return what shows progress on the terminal, and let the libraries be quiet."""
+    from text2token.reporter import Silent
+    from text2token.terminal import TerminalReporter, quiet_libraries
+
+    quiet_libraries()
+    return Silent() if quiet else TerminalReporter()
+
+
+def show_result(result: "RunResult", as_json: bool, quiet: bool, broken: "BrokenLines | None") -> None:
+    """Show what a run came to, as a table or as JSON."""
+    from text2token.terminal import show_evaluation
+
+    if not is_first():
+        return
+    warn(broken)
+    if as_json:
+        print(json.dumps(asdict(result), indent=2))
+    elif not quiet and result.evaluation:
+        show_evaluation(result.evaluation)
+
+
+def is_first() -> bool:
+    """Say whether this is the one of several training processes that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def warn(broken: "BrokenLines | None") -> None:
+    """Say how many broken lines were left out."""
+    if broken and broken.count:
+        sys.stderr.write(f"Left out {broken.count:,} broken lines, the first of them:\n")
+        sys.stderr.writelines(f"  {message}\n" for message in broken.first)
