@@ -189,6 +189,11 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
 
+    def tidy(self) -> None:
+        """Delete what only an unfinished run goes on from: checkpoints, and a copy of the targets to train on."""
+        for folder in (self.cache, *self.stages.glob("*/checkpoints-*/checkpoint-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _steps(self) -> dict[str, str]:
         try:
             steps: dict[str, str] = json.loads(self.record.read_text())
@@ -303,6 +308,7 @@ def _run_alone(
             reporter.note(f"Without key tokens: {error}.")
         with atomic_file(work.results) as path:
             path.write_text(json.dumps(asdict(result), indent=2))
+        work.tidy()
         work.finished("result", steps["result"])
     return result
 

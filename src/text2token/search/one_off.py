@@ -19,7 +19,7 @@ from text2token.reporter import Reporter, Silent
 
 
 @dataclass(frozen=True)
-class Hit:
+class Match:
     """A found document and its cosine similarity to the query."""
 
     score: float
@@ -27,7 +27,9 @@ class Hit:
     text: str
 
 
-def search(model: str, documents: Sequence[Document], query: str, k: int = 5, reporter: Reporter | None = None) -> list[Hit]:
+def search(
+    model: str, documents: Sequence[Document], query: str, k: int = 5, reporter: Reporter | None = None
+) -> list[Match]:
     """Return the `k` documents most similar to `query`, best first.
 
     `model` is the folder or hub id of an embedder. The first search embeds all documents, with progress; later ones
@@ -46,7 +48,7 @@ def search(model: str, documents: Sequence[Document], query: str, k: int = 5, re
     similarities = vectors @ encoder([query])[0]
     best = torch.topk(similarities, min(k, len(documents)))
     return [
-        Hit(round(score, 3), documents[row].place, documents[row].text)
+        Match(round(score, 3), documents[row].place, documents[row].text)
         for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
 
