@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from text2token.corpus.readers import MAX_DOCUMENT_BYTES, BrokenLines, read_documents
+from text2token.corpus.readers import MAX_DOCUMENT_BYTES, BrokenLines, expand_sources, read_documents, source_state
 from text2token.errors import CorpusError
 
 EXPECTED = ["A first text.", 'Ein zweiter, mit "Zitat" und Komma.', "第三个文本。"]
@@ -81,6 +82,53 @@ def test_a_title_that_is_no_text_is_a_field_like_others(tmp_path: Path) -> None:
     assert [document.title for document in read_documents([str(path)], text_field="title", broken=BrokenLines("skip"))] == [
         ""
     ]
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("format", ["txt", "jsonl", "csv", "parquet"])
+def test_a_url_reads_like_a_file(tmp_path: Path, format: str, compression: str) -> None:
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
+    url = f"memory://corpus/{tmp_path.name}/docs.{format}{compression}"
+    with fsspec.open(url, "wb") as file:
+        file.write(compress(contents(format)))
+    documents = list(read_documents([url]))
+    assert [document.body.strip() for document in documents] == EXPECTED
+    assert documents[1].place.startswith(url)
+    assert expand_sources([f"memory://corpus/{tmp_path.name}/*.{format}*"]) == [url.replace("memory://", "memory:///")]
+    before = source_state([url])
+    assert source_state([url]) == before
+    with fsspec.open(url, "wb") as file:
+        file.write(compress(contents(format) + b"\n"))
+    assert source_state([url]) != before
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("memory://nowhere/docs.jsonl", r"memory://nowhere/docs.jsonl: no such file"),
+        ("memory://nowhere/*.jsonl", r"no file matches this pattern"),
+        ("gopher://host/docs.jsonl", r"gopher://host/docs.jsonl: Protocol not known: gopher"),
+        ("oss://bucket/docs.jsonl", r"oss://bucket/docs.jsonl: Install ossfs"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_said_in_one_line(url: str, said: str) -> None:
+    with pytest.raises(CorpusError, match=said) as caught:
+        expand_sources([url])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_connection_that_breaks_is_said_with_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            if self.tell():
+                raise RuntimeError("the peer went away")
+            return super().readline(size)
+
+    monkeypatch.setattr("text2token.corpus.readers.open_remote", lambda _: Breaking(b"one\ntwo\n"))
+    with fsspec.open("memory://breaking/docs.txt", "wb") as file:
+        file.write(b"one\n")
+    with pytest.raises(CorpusError, match=r"memory://breaking/docs.txt: cannot be read to its end \(the peer went away\)"):
+        list(read_documents(["memory://breaking/docs.txt"]))
 
 
 def test_globs_and_several_files_are_read_in_order(tmp_path: Path) -> None:

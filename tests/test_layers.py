@@ -9,7 +9,7 @@ LAYERS = [
     ["errors"],
     ["files", "settings"],
     ["corpus.documents"],
-    ["corpus.docstrings"],
+    ["corpus.docstrings", "corpus.remote"],
     ["corpus.readers"],
     ["corpus.prepare"],
     ["vocabulary"],

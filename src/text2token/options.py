@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="Files (.txt .jsonl .ndjson .csv .tsv .parquet, also .gz .zst), globs, a datasets folder, - for standard "
-        "input, or python:stdlib for the docstrings of your Python.",
+        help="Files (.txt .jsonl .ndjson .csv .tsv .parquet, also .gz .zst), globs, URLs (s3:// gs:// https:// …), a "
+        "datasets folder, - for standard input, or python:stdlib for the docstrings of your Python.",
         show_default=False,
     ),
 ]

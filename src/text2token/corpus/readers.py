@@ -1,4 +1,4 @@
-"""Files, globs, standard input and dataset folders → documents, one at a time.
+"""Files, globs, URLs, standard input and dataset folders → documents, one at a time.
 
 Nothing is held in memory but the line at hand, and a line may not outgrow `MAX_DOCUMENT_BYTES`: a binary file without
 line breaks must end in a clear message, not in swap. Decompression happens in the stream. The trap of this room is the
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from text2token.corpus.docstrings import standard_library_documents
 from text2token.corpus.documents import Document, whole_characters
+from text2token.corpus.remote import is_remote, open_remote, remote_files, remote_state
 from text2token.errors import CorpusError
 
 Format = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
@@ -75,10 +76,10 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yield every document of `sources` in the order given (globs: alphabetical).
 
-    A source is a file path, a glob, a folder saved by `datasets`, `"-"` for standard input, or `"python:stdlib"` for the
-    docstrings of the running Python. `text_field` names the JSON key or column; when None it is found, and a `CorpusError`
-    asks where it is not clear. A key or column `title` beside it is the document's title. Raises `CorpusError` for what
-    cannot be opened at all, whatever `broken` says.
+    A source is a file path, a glob, a URL of either (`s3://…`, `https://…`), a folder saved by `datasets`, `"-"` for
+    standard input, or `"python:stdlib"` for the docstrings of the running Python. `text_field` names the JSON key or
+    column; when None it is found, and a `CorpusError` asks where it is not clear. A key or column `title` beside it is
+    the document's title. Raises `CorpusError` for what cannot be opened at all, whatever `broken` says.
     """
     broken = broken or BrokenLines()
     for source in expand_sources(sources):
@@ -86,6 +87,8 @@ def read_documents(
             yield from standard_library_documents()
         elif source == STDIN:
             yield from _read_stream(_standard_input(), "<stdin>", format, text_field, broken)
+        elif is_remote(source):
+            yield from _read_remote(source, format, text_field, broken)
         elif Path(source).is_dir():
             yield from _read_dataset_folder(source, text_field, broken)
         else:
@@ -96,7 +99,9 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     """Return `sources` with globs expanded; raise `CorpusError` for what does not exist, before anything is read."""
     expanded: list[str] = []
     for source in sources:
-        if source in (STDIN, STANDARD_LIBRARY) or _exists(source):
+        if is_remote(source):
+            expanded.extend(remote_files(source))
+        elif source in (STDIN, STANDARD_LIBRARY) or _exists(source):
             expanded.append(source)
         elif glob.has_magic(source):
             matches = sorted(glob.glob(source, recursive=True))
@@ -120,6 +125,9 @@ def source_state(sources: Sequence[str]) -> list[tuple[str, int, int]]:
         if source in (STDIN, STANDARD_LIBRARY):
             state.append((source, 0, 0))
             continue
+        if is_remote(source):
+            state.append(remote_state(source))
+            continue
         path = Path(source)
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             status = file.stat() if file.exists() else file.lstat()  # a link may lead nowhere
@@ -135,18 +143,7 @@ def _exists(source: str) -> bool:
 
 
 def _read_file(path: Path, format: Format, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
-    compression = path.suffix.lower() if path.suffix.lower() in {".gz", ".zst"} else ""
-    bare = path.with_suffix("") if compression else path
-    if format == "auto":
-        suffix = bare.suffix.lower()
-        if suffix not in FORMATS:
-            known = " ".join(FORMATS)
-            raise CorpusError(
-                f"{path}: unknown file type {suffix or 'without a suffix'}; "
-                f"known are {known} (also .gz, .zst). "
-                "Say which it is with --format"
-            )
-        format = FORMATS[suffix]
+    format, compression = _kind_of_file(str(path), format)
     try:
         raw = path.open("rb")
     except OSError as error:
@@ -154,6 +151,34 @@ def _read_file(path: Path, format: Format, text_field: str | None, broken: Broke
     shown = os.fsencode(path).decode("utf-8", "backslashreplace")  # a name may be any bytes
     with raw:
         yield from _read_stream(_decompressed(raw, compression), shown, format, text_field, broken)
+
+
+def _read_remote(source: str, format: Format, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
+    format, compression = _kind_of_file(source, format)
+    try:
+        with open_remote(source) as raw:
+            yield from _read_stream(_decompressed(raw, compression), source, format, text_field, broken)
+    except CorpusError:
+        raise
+    except Exception as error:  # what breaks off on the way here; every provider raises its own kinds
+        raise CorpusError(f"{source}: cannot be read to its end ({_reason(error)})") from error
+
+
+def _kind_of_file(name: str, format: Format) -> tuple[Format, str]:
+    """Return the format, by the name's ending where it is `auto`, and the ending of a compression, or none."""
+    path = Path(name)
+    compression = path.suffix.lower() if path.suffix.lower() in {".gz", ".zst"} else ""
+    if format != "auto":
+        return format, compression
+    suffix = (path.with_suffix("") if compression else path).suffix.lower()
+    if suffix not in FORMATS:
+        known = " ".join(FORMATS)
+        raise CorpusError(
+            f"{name}: unknown file type {suffix or 'without a suffix'}; "
+            f"known are {known} (also .gz, .zst). "
+            "Say which it is with --format"
+        )
+    return FORMATS[suffix], compression
 
 
 def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
