@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -166,6 +167,19 @@ def make_backbone(byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path_factor
 def tiny(make_backbone: BackboneMaker) -> BackboneSettings:
     """The settings of a tiny tied Llama, in float32."""
     return BackboneSettings(str(make_backbone("llama_tied")), dtype="float32", max_length=64)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return what makes parts of the work on targets so small, in every room that has such a constant."""
+
+    def make(size: int) -> None:
+        for name, module in list(sys.modules.items()):
+            for constant in ("TEXTS_PER_PART", "EXPENSIVE_TEXTS_PER_PART"):
+                if name.startswith("text2token.targets.") and hasattr(module, constant):
+                    monkeypatch.setattr(module, constant, size)
+
+    return make
 
 
 @pytest.fixture

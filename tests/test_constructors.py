@@ -1,9 +1,9 @@
 """All target constructors: each says what its formula says, and any can take another's place."""
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,12 @@ from conftest import TEXTS, BackboneMaker
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerFast
 
-from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.backbone import BackboneSettings, Progress, load_embedder, tokenizer_of
+from text2token.engine import Engine
 from text2token.errors import RecipeError, TargetMismatch
 from text2token.head import load_head, word_table
 from text2token.targets import constructors
@@ -27,12 +29,14 @@ from text2token.targets.constructors import (
     ConstructorName,
     Materials,
     TargetSettings,
+    data_driven,
     make_constructor,
     write_constructed,
 )
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
+from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
-from text2token.targets.rows import distributions, heaviest, mixed, record_batch, without
+from text2token.targets.rows import HERE, Passages, distributions, heaviest, mixed, record_batch, without
 from text2token.targets.smoothing import SmoothedTargets, SmoothingSettings, alike_words
 from text2token.targets.store import SCHEMA, open_targets
 from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
@@ -225,10 +229,57 @@ def test_of_a_large_corpus_an_even_sample_gives_the_neighbours(
         assert any(found[row] == pytest.approx(own[other], abs=1e-6) for other in others), row
 
 
+def test_the_name_of_a_constructor_is_the_same_wherever_it_stands(tiny: BackboneSettings) -> None:
+    given = materials(tiny)
+    assert list(get_args(ConstructorName)) == list(CONSTRUCTORS)
+    for name, made_from in CONSTRUCTORS.items():
+        assert made_from(given).name == name
+        assert is_dataclass(getattr(given.settings, name))
+
+
+class LettersAlone:
+    """A constructor that keeps the protocol and no more: what a contributor writes first."""
+
+    name = "letters"
+    expensive = False
+
+    def __init__(self, data_driven: DataDrivenTargets) -> None:
+        self.data_driven = data_driven
+
+    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "LettersAlone":
+        self.data_driven.fit(passages, engine)
+        return self
+
+    def transform(
+        self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        return self.data_driven.transform(passages, progress, rows)
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_constructor_that_recalls_nothing_is_written_like_one_that_does(
+    tiny: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: Callable[[int], None], share: float
+) -> None:
+    small_parts(3)
+    given = replace(materials(tiny), settings=TargetSettings(smoothing=SmoothingSettings(share)))
+    monkeypatch.setitem(CONSTRUCTORS, "letters", lambda given: LettersAlone(data_driven(given)))  # type: ignore[misc]
+    for name in ("letters", "data_driven"):
+        constructor = make_constructor(name, given)  # type: ignore[arg-type]
+        write_constructed(constructor, corpus([TEXTS]), given.vocabulary, tmp_path / name, "tiny")
+    shards = sorted(path.name for path in (tmp_path / "letters").glob("*.parquet"))
+    assert len(shards) == 4
+    for shard in shards:
+        assert (tmp_path / "letters" / shard).read_bytes() == (tmp_path / "data_driven" / shard).read_bytes()
+
+
 @pytest.mark.parametrize("name", CONSTRUCTORS)
 def test_every_constructor_writes_distributions_that_open(
-    tiny: BackboneSettings, name: ConstructorName, tmp_path: Path
+    tiny: BackboneSettings, name: ConstructorName, tmp_path: Path, small_parts: Callable[[int], None]
 ) -> None:
+    small_parts(4)
     given = materials(tiny)
     passages = corpus([TEXTS[:4], TEXTS[4:7], TEXTS[7:]])
     reported: list[int] = []

@@ -90,3 +90,21 @@ def test_halves_are_cut_at_a_sentence_end() -> None:
     first, second = halves(Document("x" * 130, "1"))
     assert first
     assert second
+
+
+@pytest.mark.parametrize("title", ["City {}", "A summary that is the same for every one"])
+def test_documents_whose_title_names_them_badly_are_asked_for_by_their_first_half(tmp_path: Path, title: str) -> None:
+    bodies = [document.body for document in documents(30)]
+    given_documents = [Document(body, str(i), title=title.format(i)) for i, body in enumerate(bodies)]
+    corpus = prepare_corpus(given_documents, tmp_path / "corpus", CorpusSettings(held_out=6))
+    assert len(corpus.held_out) == 6
+    for row in corpus.held_out:
+        assert bodies[int(row["place"])].startswith(row["query"])
+        assert bodies[int(row["place"])].endswith(row["passage"])
+
+
+def test_a_title_of_many_is_trained_on_once(tmp_path: Path) -> None:
+    given_documents = [Document(f"Body {i}.", str(i), title="Minutes") for i in range(3)]
+    corpus = prepare_corpus(given_documents, tmp_path / "corpus", CorpusSettings(held_out=0))
+    assert list(corpus.passages["text"]) == ["Minutes", "Body 0.", "Body 1.", "Body 2."]
+    assert list(corpus.passages["document"]) == [0, 0, 1, 2]

@@ -248,3 +248,22 @@ def test_any_bytes_give_texts_or_a_corpus_error(tmp_path_factory: pytest.TempPat
         path.write_bytes(content)
         with contextlib.suppress(CorpusError):
             assert all(isinstance(body, str) for body in bodies(path, broken=BrokenLines("skip")))
+
+
+def test_a_text_that_is_missing_in_the_first_record_is_still_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"title": "Paris", "text": null}\n{"title": "Rome", "text": "A city."}\n')
+    assert [document.text for document in read_documents([str(path)])] == ["Paris", "Rome\n\nA city."]
+
+
+def test_a_line_of_text_ends_before_its_line_break(tmp_path: Path) -> None:
+    path = tmp_path / "docs.txt"
+    path.write_bytes(b"one\r\n two \nthree")
+    assert [document.body for document in read_documents([str(path)])] == ["one", " two ", "three"]
+
+
+def test_a_title_is_in_the_text_only_as_a_whole_word(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    rows = [{"title": "Go", "text": "Google was founded."}, {"title": "Go", "text": "Go: a game."}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert [document.title for document in read_documents([str(path)])] == ["Go", ""]

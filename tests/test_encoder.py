@@ -82,6 +82,23 @@ def test_encoder_of_a_loaded_model_embeds_like_it(tiny: BackboneSettings) -> Non
     assert torch.equal(encoder_of(embedder, "tiny")(TEXTS), embed(embedder, TEXTS))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_ends_with_its_pooling_opens_in_every_number_format(
+    tiny: BackboneSettings, tmp_path: Path, dtype: str
+) -> None:
+    plain = load_embedder(replace(tiny, dtype="float32"))
+    plain.save(str(tmp_path / "plain"))
+    vectors = open_encoder(str(tmp_path / "plain"), dtype)(TEXTS)
+    assert torch.cosine_similarity(vectors, embed(plain, TEXTS)).min() > (0.99999 if dtype == "float32" else 0.99)
+
+
+def test_weights_cut_short_are_one_clear_line(exported: Path) -> None:
+    weights = exported / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40])
+    with pytest.raises(BackboneError, match="cannot be loaded as an embedder"):
+        open_encoder(str(exported))
+
+
 def test_what_is_no_embedder_is_one_clear_line(tmp_path: Path) -> None:
     for name in (str(tmp_path), "pypi:no-such-package-at-all"):
         with pytest.raises(BackboneError) as caught:

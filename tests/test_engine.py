@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,14 @@ from text2token.corpus.documents import Document
 from text2token.encoder import open_encoder
 from text2token.engine import Engine, LocalEngine, open_engine
 from text2token.errors import CorpusError, EngineError, RecipeError
-from text2token.targets import constructors, data_driven
-from text2token.targets.constructors import ConstructorName, Materials, TargetSettings, make_constructor, write_constructed
+from text2token.targets.constructors import (
+    CONSTRUCTORS,
+    ConstructorName,
+    Materials,
+    TargetSettings,
+    make_constructor,
+    write_constructed,
+)
 from text2token.targets.smoothing import SmoothingSettings
 from text2token.vectors import embed_corpus
 from text2token.vocabulary import TargetVocabulary
@@ -43,18 +49,16 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["data_driven", "model_derived", "corpus_derived"])
+@pytest.mark.parametrize("name", CONSTRUCTORS)
 def test_targets_made_on_two_workers_are_the_same_files(
     tiny: BackboneSettings,
     passages: Dataset,
     ray_engine: Engine,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    small_parts: Callable[[int], None],
     name: ConstructorName,
 ) -> None:
-    monkeypatch.setattr(constructors, "EXPENSIVE_TEXTS_PER_PART", 9)
-    for room in (constructors, data_driven):
-        monkeypatch.setattr(room, "TEXTS_PER_PART", 9)
+    small_parts(9)
     embedder = load_embedder(tiny)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
     settings = TargetSettings(smoothing=SmoothingSettings(share=0.2 if name == "data_driven" else 0))

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import time
 import tomllib
 from contextlib import AbstractContextManager
@@ -12,16 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from text2token.backbone import BackboneSettings, Progress
+from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings
-from text2token.corpus.readers import read_documents
+from text2token.corpus.readers import ReadingSettings, read_documents
 from text2token.errors import OutputError, RecipeError
 from text2token.evaluation.label_free import dense_scores
 from text2token.recipe import Recipe, build_targets, read_recipe, recipe_names, run
 from text2token.reporter import Silent
+from text2token.settings import from_toml
 from text2token.targets.store import read_card
+from text2token.training import train_stage
 
 
 @pytest.fixture
@@ -247,6 +252,12 @@ def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
         ("stage1.contrast=2", "between 0 and 1"),
         ("stage1.contrast_with=itself", "needs lora.dropout"),
         ("targets.smoothing.share=1", "between 0 and 1"),
+        ('targets.model_derived.prompts=["word"]', "exactly once"),
+        ("stage1.warmup=-1", "between 0 and 1"),
+        ("lora.rank=-1", "must not be below zero"),
+        ("lora.dropout=1.0", "below 1"),
+        ("lora.last_layers=1", "all that is trained would be left out"),
+        ("reading.format=docx", "reading.format is 'docx'"),
     ],
 )
 def test_mistaken_settings_are_explained_in_one_line(tiny: BackboneSettings, assignment: str, message: str) -> None:
@@ -286,3 +297,71 @@ def test_killed_at_random_moments_a_run_ends_at_the_same_model(recipe: Recipe, t
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert not list((tmp_path / "killed" / "run").rglob("*.unfinished"))
+
+
+def test_how_text_is_read_belongs_to_the_run(tiny: BackboneSettings, recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    rows = [{"one": f"A girl plays a guitar, take {i}.", "two": f"Close the socket, number {i}."} for i in range(30)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    for name, begins in (("one", "A girl"), ("two", "Close the socket")):
+        changed = replace(recipe, sources=(str(path),), reading=ReadingSettings(text_field=name))
+        documents = read_documents(changed.sources, text_field=name)
+        run(changed, documents, tmp_path / "run", tmp_path / "model", resume=True)
+        texts = list(Corpus.open(tmp_path / "run" / "corpus").passages["text"])
+        assert all(text.startswith(begins) for text in texts)
+    assert from_toml(Recipe, (tmp_path / "run" / "recipe.toml").read_text(), "recipe").reading.text_field == "two"
+
+
+def test_a_resumed_run_replaces_no_folder_that_is_no_model(recipe: Recipe, tmp_path: Path) -> None:
+    run_here(recipe, tmp_path)
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        run(recipe, read_documents(recipe.sources), tmp_path / "run", other, resume=True)
+    assert (other / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("lost", ["corpus", "targets/data_driven", "stages/stage1"])
+def test_what_was_deleted_from_an_unfinished_run_is_made_again(recipe: Recipe, tmp_path: Path, lost: str) -> None:
+    result = run_here(recipe, tmp_path)
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "results.json").unlink()
+    path = tmp_path / "run" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = run_here(recipe, tmp_path, resume=True)
+    assert path.exists()
+    assert again["evaluation"]["trained"] == result["evaluation"]["trained"]
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_finished_run_keeps_no_checkpoints(recipe: Recipe, tmp_path: Path) -> None:
+    run_here(recipe, tmp_path)
+    assert not list((tmp_path / "run").glob("stages/*/checkpoints-*/checkpoint-*"))
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_texts_that_are_trained_on_know_their_own_document(
+    recipe: Recipe, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passages stand several times in the corpus, and training sees a few of them."""
+    seen: list[Dataset] = []
+
+    def watched(embedder: Any, loss: Any, rows: Dataset, *others: Any, **options: Any) -> Any:
+        seen.append(rows)
+        return train_stage(embedder, loss, rows, *others, **options)
+
+    monkeypatch.setattr("text2token.recipe.train_stage", watched)
+    lines = text_file.read_text().splitlines()[:12]
+    documents = [Document(body=f"{first} {second}", place="") for first in lines for second in lines if first != second]
+    settings = ["stage1.targets=corpus_derived", "stage1.max_tokens=400"]
+    settings += ["corpus.passage_characters=60", "corpus.held_out=0"]
+    short = replace(recipe.with_settings(settings), sources=())
+    run(short, documents, tmp_path / "run", tmp_path / "model")
+    passages = Corpus.open(tmp_path / "run" / "corpus").passages
+    assert len(set(passages["text"])) < len(passages)
+    asked = np.load(tmp_path / "run" / "targets" / "corpus_derived.npy")
+    assert 0 < len(asked) < len(passages)
+    (trained,) = seen
+    assert trained["text"][:] == passages.select(asked)["text"][:]
+    assert trained["document"][:] == passages.select(asked)["document"][:]

@@ -25,7 +25,7 @@ from text2token.errors import BackboneError, CorpusError, OutputError, RecipeErr
 from text2token.export import export_embedder
 from text2token.isotropy import fit_isotropy
 from text2token.search.explain import excerpt
-from text2token.search.index import MODES, Index, fill_index, read_card
+from text2token.search.index import BATCH, MODES, Index, fill_index, read_card
 from text2token.search.sparse import fit_words, sparse_embedder
 from text2token.search.words import Words, average_length
 from text2token.static import build_static
@@ -135,6 +135,12 @@ def test_a_query_of_stop_words_is_no_error(index: Index) -> None:
     for wrong, message in ((("", 1), "query is empty"), (("a", 1, "both"), "choose dense, sparse, hybrid")):
         with pytest.raises(RecipeError, match=message):
             index.search(*wrong)  # type: ignore[arg-type]
+
+
+def test_empty_texts_before_the_first_one_are_counted(table: str, tmp_path: Path) -> None:
+    documents = [Document("", str(number)) for number in range(2 * BATCH)] + [Document("A girl plays a guitar.", "last")]
+    filled = fill_index(tmp_path / "index", table, documents)
+    assert (filled.added, filled.empty) == (1, 2 * BATCH)
 
 
 def test_odd_texts_and_fields_are_kept_as_they_can_be(table: str, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
 from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.corpus.documents import Document
 from text2token.corpus.readers import read_documents
-from text2token.encoder import encoder_of, model_fingerprint, open_encoder
-from text2token.errors import OutputError, RecipeError
+from text2token.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder
+from text2token.errors import CorpusError, OutputError, RecipeError
 from text2token.head import NO_WORD, load_head, word_table
 from text2token.isotropy import fit_isotropy
 from text2token.search.one_off import search
@@ -69,6 +70,20 @@ def test_a_static_embedder_is_written_reloaded_and_searched(tiny: BackboneSettin
     assert hits[0].score == pytest.approx(1, abs=1e-3)
     with pytest.raises(OutputError, match="exists"):
         build_static(tiny, documents, tmp_path / "model")
+
+
+def test_a_search_ranks_by_cosine_whatever_the_length_of_the_vectors(
+    tiny: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = {"foo": [1.0, 0.0], "far": [9.0, 9.0], "near": [0.5, 0.1]}
+    encoder = TextEncoder("lengths", "a", lambda texts, _: torch.tensor([vectors[text] for text in texts]))
+    monkeypatch.setattr("text2token.search.one_off.open_encoder", lambda *_: encoder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = search("any", [Document("far", "1"), Document("near", "2")], "foo")
+    assert [match.text for match in found] == ["near", "far"]
+    assert found[0].score == pytest.approx(0.981, abs=1e-3)
+    with pytest.raises(CorpusError, match="no documents"):
+        search("any", [], "foo")
 
 
 def test_a_text_of_no_tokens_is_no_error(tiny: BackboneSettings) -> None:

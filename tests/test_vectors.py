@@ -88,3 +88,17 @@ def test_nothing_is_remembered(tmp_path: Path) -> None:
     one = encoder()
     embed_corpus(one, documents(), tmp_path / "out")
     assert one.memory == {}
+
+
+def test_vectors_of_a_corpus_that_has_changed_are_never_mixed(tmp_path: Path) -> None:
+    def lines(text: str) -> list[Document]:
+        return [Document(body=letter, place=str(number)) for number, letter in enumerate(text)]
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(encoder(Lengths(fail_after=3)), lines("abcde"), tmp_path / "out", rows_per_shard=2)
+    for changed in ("zabcd", "abXde"[:1]):
+        with pytest.raises(OutputError, match="holds vectors of other texts: the input has changed since"):
+            embed_corpus(encoder(), lines(changed), tmp_path / "out", rows_per_shard=2, resume=True)
+    embed_corpus(encoder(), lines("abcde"), tmp_path / "whole", rows_per_shard=2)
+    with pytest.raises(OutputError, match="holds vectors of other texts"):
+        embed_corpus(encoder(), lines("ab"), tmp_path / "whole", rows_per_shard=2, resume=True)

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from text2token.backbone import transformer_of
-from text2token.errors import BackboneError
+from text2token.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,14 @@ class LoraSettings:
     last_layers: int | None = None
 
     def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise RecipeError(f"rank is {self.rank}; it must not be below zero")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if not 0 <= self.blend <= 1:
-            raise BackboneError(f"blend is {self.blend}; it must lie between 0 and 1")
+            raise RecipeError(f"blend is {self.blend}; it must lie between 0 and 1")
         if self.last_layers is not None and self.last_layers < 1:
-            raise BackboneError(f"last_layers is {self.last_layers}; at least one must be adapted")
+            raise RecipeError(f"last_layers is {self.last_layers}; at least one must be adapted")
 
 
 def add_lora(embedder: SentenceTransformer, settings: LoraSettings, seed: int) -> None:

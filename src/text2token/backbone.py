@@ -23,6 +23,7 @@ import platformdirs
 import torch
 import transformers
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -314,7 +315,7 @@ def open_embedder(name: str) -> SentenceTransformer:
     place = str(package_file(name.removeprefix(PYPI), "modules.json").parent) if name.startswith(PYPI) else name
     try:
         return SentenceTransformer(place)
-    except (OSError, ValueError, UnpicklingError) as error:
+    except (OSError, ValueError, UnpicklingError, SafetensorError) as error:
         raise BackboneError(f"{name}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
 
 
@@ -369,7 +370,7 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except BackboneError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, UnpicklingError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackboneError(
             f"{name}: cannot be loaded as a model ({first_line}). "

@@ -38,8 +38,10 @@ from text2token.options import (
     is_first,
     needing,
     program,
+    reading_with,
     reporter_for,
     show_result,
+    to_read,
     warn,
     workers_of,
 )
@@ -77,7 +79,7 @@ def train(
             help="Length of training at most, in tokens. Default: 500000; without end: --set stage1.max_tokens=none"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random but the choice of held-out documents.")] = 0,
     engine: Engine = "local",
     ray_address: RayAddress = None,
     set_: Set = None,
@@ -88,16 +90,17 @@ def train(
 ) -> None:
     """Train an embedder on unlabelled text."""
     from text2token.backbone import BackboneSettings
+    from text2token.corpus.readers import ReadingSettings
     from text2token.recipe import Recipe, run
 
     assignments = [f"backbone.pooling={pooling}", f"backbone.attention={attention}"]
     assignments += [f"backbone.prompt={prompt}"] if prompt is not None else []
     assignments += [f"stage1.max_tokens={max_tokens}"] if max_tokens is not None else []
-    recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources), seed=seed)
+    reading = reading_with(ReadingSettings(), text_field, format, on_error)
+    recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources), reading=reading, seed=seed)
     recipe = recipe.with_settings([*assignments, *(set_ or [])])
     folder = run_folder or output.with_name(output.name + ".run")
-    broken = broken_lines(on_error)
-    documents = documents_of(recipe.sources, text_field, format, broken)
+    broken, documents = to_read(recipe.sources, recipe.reading)
     reporter = reporter_for(quiet)
     with workers_of(engine, ray_address) as workers:
         result = run(
@@ -143,11 +146,11 @@ def run_recipe(
     from text2token.recipe import read_recipe, run
 
     settings = read_recipe(recipe).with_settings(set_ or [])
-    settings = replace(settings, sources=tuple(sources or settings.sources))
+    reading = reading_with(settings.reading, text_field, format, on_error)
+    settings = replace(settings, sources=tuple(sources or settings.sources), reading=reading)
     if not settings.sources:
         raise RecipeError(f'{recipe}: names no text; give files after it, or sources = ["docs.jsonl"] in it')
-    broken = broken_lines(on_error)
-    documents = documents_of(settings.sources, text_field, format, broken)
+    broken, documents = to_read(settings.sources, reading)
     folder = run_folder or output.with_name(output.name + ".run")
     reporter = reporter_for(quiet)
     with workers_of(engine, ray_address) as workers:
@@ -168,7 +171,7 @@ def run_recipe(
 @app.command()
 def quickstart(
     folder: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs/quickstart"),
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random but the choice of held-out documents.")] = 0,
     set_: Set = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -737,5 +740,5 @@ def main() -> None:
         sys.stderr.write(f"text2token: {error.format_message()}. See text2token --help\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("text2token: interrupted. A training run goes on with the same command and --resume\n")
+        sys.stderr.write("text2token: interrupted. The same command goes on where it stopped, `train` with --resume\n")
         sys.exit(INTERRUPTED)

@@ -74,21 +74,23 @@ def open_encoder(name: str, dtype: str = "float32") -> TextEncoder:
     if resolve_dtype(dtype) == torch.float32 or not isinstance(model[0], Transformer):
         return encoder_of(model, name)
     pooled, rest = in_two_parts(model, resolve_dtype(dtype))
-    fingerprint = _digest(model_fingerprint(pooled), model_fingerprint(rest))
+    fingerprint = _digest(model_fingerprint(pooled), *([model_fingerprint(rest)] if rest else []))
     return TextEncoder(
         name, fingerprint, lambda texts, progress: finish_with(rest, embed(pooled, texts, progress)), model=pooled
     )
 
 
-def in_two_parts(model: SentenceTransformer, dtype: torch.dtype) -> tuple[SentenceTransformer, SentenceTransformer]:
-    """Split `model`: text → pooled embedding, computed in `dtype`, and the modules after the pooling, in float32."""
+def in_two_parts(model: SentenceTransformer, dtype: torch.dtype) -> tuple[SentenceTransformer, SentenceTransformer | None]:
+    """Split `model`: text → pooled embedding, computed in `dtype`, and the modules after the pooling, in float32, if any."""
     modules = list(model)
     cast(torch.nn.Module, transformer_of(model).model).to(dtype)
-    return SentenceTransformer(modules=modules[:2]), SentenceTransformer(modules=modules[2:])
+    return SentenceTransformer(modules=modules[:2]), SentenceTransformer(modules=modules[2:]) if modules[2:] else None
 
 
-def finish_with(rest: SentenceTransformer, embeddings: Tensor) -> Tensor:
+def finish_with(rest: SentenceTransformer | None, embeddings: Tensor) -> Tensor:
     """Return `embeddings`, shape (texts, dimension), after the modules that follow the pooling."""
+    if rest is None:
+        return embeddings
     with torch.inference_mode():
         return cast(Tensor, rest({"sentence_embedding": embeddings.to(rest.device)})["sentence_embedding"]).cpu().clone()
 

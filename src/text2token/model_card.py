@@ -110,8 +110,8 @@ to find each other among those of their batch. No labels. Afterwards the mean em
 `Dense` module) and vectors are scaled to unit length. Unless the settings say `isotropy = "none"`, the first dimensions say
 most, so vectors can be cut (`truncate_dim`).
 
-- Corpus: {corpus["documents"]:,} documents, of which {corpus["broken"]:,} broken, {corpus["empty"]:,} empty and
-  {corpus["duplicates"]:,} duplicate ones were left out and {corpus["held_out"]:,} held out;
+- Corpus: {corpus["documents"]:,} documents; {corpus["empty"]:,} empty and {corpus["duplicates"]:,} duplicate ones were left
+  out and {corpus["held_out"]:,} held out; {corpus["broken"]:,} lines beside them were broken;
   {corpus["passages"]:,} passages.
 {training}
 - Versions: {_versions()}.

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ import typer
 from text2token.errors import RecipeError
 
 if TYPE_CHECKING:
-    from text2token.corpus.readers import BrokenLines
+    from text2token.corpus.readers import BrokenLines, ReadingSettings
     from text2token.recipe import RunResult
     from text2token.reporter import Reporter
 
@@ -89,6 +89,21 @@ def documents_of(sources: Sequence[str], text_field: str | None, format: str, br
 
     expand_sources(sources)  # a misspelt file is told at once, not after the model has loaded
     return read_documents(sources, text_field=text_field, format=format_of(format), broken=broken)
+
+
+def to_read(sources: Sequence[str], reading: "ReadingSettings") -> tuple["BrokenLines", Any]:
+    """Return what counts broken lines, and the documents of a recipe."""
+    broken = broken_lines(reading.on_error)
+    return broken, documents_of(sources, reading.text_field, reading.format, broken)
+
+
+def reading_with(reading: "ReadingSettings", text_field: str | None, format: str, on_error: str) -> "ReadingSettings":
+    """Return `reading` with what the command line says otherwise than by default."""
+    from text2token.corpus.readers import ReadingSettings
+
+    given = ReadingSettings(text_field, format_of(format), broken_lines(on_error).on_error)
+    usual = asdict(ReadingSettings())
+    return replace(reading, **{name: value for name, value in asdict(given).items() if value != usual[name]})
 
 
 def format_of(name: str) -> Any:

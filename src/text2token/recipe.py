@@ -33,7 +33,7 @@ from text2token.adapters import LoraSettings, add_lora, blend_lora
 from text2token.backbone import BackboneSettings, cut_last_layers, embed, load_embedder, room_for_text, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
-from text2token.corpus.readers import BrokenLines, source_state
+from text2token.corpus.readers import STDIN, BrokenLines, ReadingSettings, source_state
 from text2token.engine import Engine
 from text2token.errors import CorpusError, OutputError, RecipeError
 from text2token.evaluation.along_the_way import Diary, Watch
@@ -78,6 +78,7 @@ class Recipe:
 
     backbone: BackboneSettings
     sources: tuple[str, ...] = ()
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
     vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
     targets: TargetSettings = field(default_factory=TargetSettings)
@@ -95,6 +96,11 @@ class Recipe:
             raise RecipeError(f"looks is {self.looks}; it must not be below zero")
         if not self.stages:
             raise RecipeError('the targets of both stages are "none": there is nothing to train on')
+        if self.lora.rank and self.lora.last_layers is not None and self.lora.last_layers <= self.cut_layers:
+            raise RecipeError(
+                f"lora.last_layers is {self.lora.last_layers} and cut_layers {self.cut_layers}: "
+                "all that is trained would be left out of the embedder"
+            )
         if any(stage.reads_twice for stage in self.stages.values()) and not self.lora.dropout:
             raise RecipeError("contrast with itself needs lora.dropout above zero: without it a text is the same both times")
 
@@ -139,6 +145,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 DIARY = "diary.jsonl"
+WEIGHTS = "weights.safetensors"
 RECIPES = importlib.resources.files("text2token") / "recipes"
 
 
@@ -172,8 +179,13 @@ class RunFolder:
         self.record = root / "steps.json"
 
     def done(self, step: str, made_from: str) -> bool:
-        """Say whether `step` was finished from the same inputs."""
-        return self._steps().get(step) == made_from
+        """Say whether `step` was finished from the same inputs, and what it made is there still."""
+        if self._steps().get(step) != made_from:
+            return False
+        last = {"corpus": self.corpus / "summary.json", "result": self.results}
+        if step.startswith("targets/"):
+            return (self.root / step / "card.json").exists()
+        return last.get(step, self.stages / step / WEIGHTS).exists()
 
     def finished(self, step: str, made_from: str, first: bool = False) -> None:
         """Note that `step` is finished; with `first`, that nothing after it is."""
@@ -188,6 +200,10 @@ class RunFolder:
         for file in (self.recipe, self.results):
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
+
+    def asked(self, kind: str) -> Path:
+        """Return the file with the numbers of the passages that have these targets; there is none where all have."""
+        return self.targets / f"{kind}.npy"
 
     def tidy(self) -> None:
         """Delete what only an unfinished run goes on from: checkpoints, and a copy of the targets to train on."""
@@ -251,7 +267,8 @@ def _run_alone(
         if goes_on and work.done("result", steps["result"]) and model_folder.exists():
             finished = _result_in(work)
             if finished.model == str(model_folder):
-                reporter.note("Nothing has changed since this run was finished.")
+                unseen = " (standard input is not read again)" if STDIN in recipe.sources else ""
+                reporter.note(f"Nothing has changed since this run was finished{unseen}.")
                 return finished
 
         embedder = load_embedder(recipe.backbone)
@@ -323,7 +340,7 @@ def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]
     `processes` train together: a step of theirs takes so many times the batches.
     """
     shared = [processes] if processes > 1 else []
-    steps = {"corpus": _digest(recipe.corpus, corpus)}
+    steps = {"corpus": _digest(recipe.corpus, recipe.reading, corpus)}
     for kind in recipe.constructors:
         of_targets = [recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
         settings = [recipe.backbone, recipe.vocabulary, *of_targets]
@@ -369,6 +386,8 @@ def write_targets_of(
                     for stage in recipe.stages_on(kind)
                 ]
                 rows = np.unique(np.concatenate([schedule.rows_to_see for schedule in plans]))
+                with atomic_file(work.asked(kind)) as path, path.open("wb") as file:
+                    np.save(file, rows)
             with reporter.progress(f"Targets, {name}", len(passages if rows is None else rows), "texts") as progress:
                 write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress, rows, engine)
             work.finished(step, steps[step])
@@ -405,14 +424,15 @@ def train(
     for name, stage in recipe.stages.items():
         made = work.stages / name
         if work.done(name, steps[name]):
-            load_trainable(embedder, load_file(made / "weights.safetensors"))
+            load_trainable(embedder, load_file(made / WEIGHTS))
             results[name] = StageResult(**json.loads((made / "result.json").read_text()))
             continue
         with processes.first_alone():
             targets = open_targets(work.targets / str(stage.targets), vocabulary, cache=work.cache)
         if recipe.shuffled_targets:
             targets = shuffle_targets(targets, recipe.seed)
-        documents = documents_of(targets, passages)
+        asked = work.asked(stage.targets)
+        documents = documents_of(targets, passages.select(np.load(asked)) if asked.exists() else passages)
         centre = processes.from_first(centre_for_head(embedder, sample)) if stage.recentre else untrained_centre
         loss = TokenTargetLoss(
             embedder,
@@ -440,10 +460,10 @@ def train(
             )
         if not processes.first:
             continue
-        with atomic_file(made / "weights.safetensors") as path:
-            save_file(trainable_weights(embedder), path)
         with atomic_file(made / "result.json") as path:
             path.write_text(json.dumps(asdict(results[name])))
+        with atomic_file(made / WEIGHTS) as path:
+            save_file(trainable_weights(embedder), path)
         work.finished(name, steps[name])
     blend_lora(embedder, recipe.lora.blend)
     return results
@@ -512,7 +532,7 @@ def build_targets(
 def _check_folders(work: RunFolder, model_folder: Path, resume: bool, overwrite: bool) -> bool:
     """Check before the first minute of work whether the results may be written; return whether a run is resumed."""
     started = work.recipe.exists()
-    check_output(model_folder, overwrite or (resume and started))
+    check_output(model_folder, overwrite or (resume and started and (model_folder / "modules.json").exists()))
     if started and not overwrite and not resume:
         raise OutputError(f"{work.root}: holds an earlier run. Go on with --resume, or start anew with --overwrite")
     return started and not overwrite

@@ -115,7 +115,7 @@ def loss_chart(report: RunReport) -> Markup | None:
         Line(stage, [(line["step"], line["loss"]) for line in diary if "loss" in line])
         for stage, diary in report.diaries.items()
     ]
-    return chart(lines, "optimiser step", "KL divergence, nats")
+    return chart(lines, "optimiser step", "loss, nats")
 
 
 def along_charts(report: RunReport) -> tuple[Markup | None, Markup | None]:

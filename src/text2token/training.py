@@ -91,6 +91,8 @@ class StageSettings:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be above zero")
         if self.max_tokens is not None and self.max_tokens <= 0:
             raise RecipeError(f"max_tokens is {self.max_tokens}; it must be above zero")
+        if not 0 <= self.warmup <= 1:
+            raise RecipeError(f"warmup is {self.warmup}; it must lie between 0 and 1")
         if not 0 <= self.contrast <= 1:
             raise RecipeError(f"contrast is {self.contrast}; it must lie between 0 and 1")
 

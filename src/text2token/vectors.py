@@ -29,6 +29,7 @@ from text2token.reporter import Reporter, Silent
 
 CARD = "card.json"
 ROWS_PER_SHARD = 10_000
+OTHER_TEXTS = "holds vectors of other texts: the input has changed since. Choose another --output, or delete the folder"
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,10 @@ def embed_corpus(
 ) -> VectorCard:
     """Write the vector of each document's text to `folder`, in their order, and return the card.
 
-    `engine`, where set, makes the shards.
-
-    Empty texts are left out. With `resume`, finished shards stay and their documents are read past; the result is the
-    same as without the interruption. `total`, where known, is the number of texts, for the time left. Raises
-    `OutputError` when the folder holds other vectors, `CorpusError` when there is no text.
+    Empty texts are left out. With `resume`, finished shards stay, if their texts are the same still; the result is the
+    same as without the interruption. `total`, where known, is the number of texts, for the time left. `engine`, where
+    set, makes the shards. Raises `OutputError` when the folder holds other vectors or those of other texts, `CorpusError`
+    when there is no text.
     """
     reporter = reporter or Silent()
     encoder = replace(encoder, memory=None)
@@ -76,7 +76,10 @@ def embed_corpus(
     shards = _shards(itertools.chain([first], texts), rows_per_shard)
     with reporter.progress("Embedding", total, "texts") as progress:
         written = (engine or LocalEngine()).map(partial(_write_shard, encoder, folder), shards, progress, runs_model=True)
-        rows = sum(written)
+        rows_of_shards = list(written)
+    if len(list(folder.glob("vectors-*.parquet"))) > len(rows_of_shards):
+        raise OutputError(f"{folder}: {OTHER_TEXTS}")
+    rows = sum(rows_of_shards)
     card = replace(card, rows=rows)
     _write_card(folder, card)
     return card
@@ -132,6 +135,8 @@ def _write_shard(encoder: TextEncoder, folder: Path, shard: _Shard, progress: Pr
     """Write the file of a shard, unless it is there, and return how many rows it has."""
     path = folder / f"vectors-{shard.number:05}.parquet"
     if path.exists():
+        if pq.read_table(path, columns=["text"])["text"].to_pylist() != shard.texts:
+            raise OutputError(f"{path}: {OTHER_TEXTS}")
         progress(len(shard.texts))
         return len(shard.texts)
     vectors = encoder(shard.texts, progress)

@@ -127,20 +127,25 @@ def prepare_corpus(
             raise CorpusError(f"no documents: all {summary.empty:,} texts are empty")
         held_out = _choose_held_out(unique, settings)
         summary.held_out = len(held_out)
+        titles: set[int] = set()
         with _ArrowWriter(unfinished / "passages.arrow", PASSAGE_SCHEMA) as passages:
             for index, document in enumerate(_iterate(unique)):
                 if index in held_out:
                     continue
-                # Title and body are trained on as two texts: they are what will be searched with and for.
-                parts = [part for part in (document.title, document.body) if part]
+                # Title and body are trained on as two texts: they are what will be searched with and for. A title that
+                # many share is trained on once: they would be told to differ from themselves.
+                known, title = len(titles), _hash(document.title)
+                titles.add(title)
+                parts = [document.title] if document.title and len(titles) > known else []
+                parts.append(document.body)
                 pieces = [piece for part in parts for piece in split_text(part, settings.passage_characters)]
                 summary.split_documents += len(pieces) > len(parts)
                 summary.passages += len(pieces)
                 passages.write([(piece, index) for piece in pieces])
         with _ArrowWriter(unfinished / "held_out.arrow", HELD_OUT_SCHEMA) as pairs:
-            for index in sorted(held_out):
+            for index, by_title in sorted(held_out.items()):
                 row = unique[index]
-                query, passage = halves(Document(**row))
+                query, passage = halves(Document(**row if by_title else {**row, "title": ""}))
                 pairs.write([(query, passage, row["place"])])
         (unfinished / "documents.arrow").unlink()
         (unfinished / "summary.json").write_text(json.dumps(asdict(summary), indent=2))
@@ -207,27 +212,29 @@ def _write_unique(documents: Iterable[Document], path: Path, summary: CorpusSumm
     return Dataset.from_file(str(path))
 
 
-def _choose_held_out(documents: Dataset, settings: CorpusSettings) -> set[int]:
+def _choose_held_out(documents: Dataset, settings: CorpusSettings) -> dict[int, bool]:
+    """Return the numbers of the held-out documents, and whether their title asks (else their first half does)."""
     if not settings.held_out:
-        return set()
+        return {}
     occurrences: dict[int, int] = {}
     for document in _iterate(documents):
         for part in (document.title, document.body):
             occurrences[_hash(part)] = occurrences.get(_hash(part), 0) + 1
-    eligible = [
-        (_hash(str(settings.seed), document.title, document.body), index)
-        for index, document in enumerate(_iterate(documents))
-        if occurrences[_hash(document.body)] == 1
-        and (
-            len(document.title) >= MIN_TITLE_CHARACTERS and occurrences[_hash(document.title)] == 1
-            if document.title
-            else len(document.body) >= MIN_HALVED_CHARACTERS
-        )
-    ]
-    # Titled documents make the better question; halves are for corpora without titles.
-    titled = [pair for pair in eligible if documents[pair[1]]["title"]]
-    candidates = titled if len(titled) >= settings.held_out else eligible
-    return {index for _, index in sorted(candidates)[: min(settings.held_out, len(candidates) // 3)]}
+    by_title: list[tuple[int, int]] = []
+    by_half: list[tuple[int, int]] = []
+    for index, document in enumerate(_iterate(documents)):
+        if occurrences[_hash(document.body)] > 1:
+            continue
+        place = (_hash(str(settings.seed), document.title, document.body), index)
+        if len(document.title) >= MIN_TITLE_CHARACTERS and occurrences[_hash(document.title)] == 1:
+            by_title.append(place)
+        elif len(document.body) >= MIN_HALVED_CHARACTERS:
+            by_half.append(place)
+    # a title makes the better question: halves are for corpora that have too few that name their documents
+    candidates = by_title if len(by_title) >= settings.held_out else by_title + by_half
+    chosen = sorted(candidates)[: min(settings.held_out, len(candidates) // 3)]
+    titled = set(by_title)
+    return {place[1]: place in titled for place in chosen}
 
 
 def _iterate(documents: Dataset) -> Iterator[Document]:

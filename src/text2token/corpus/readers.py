@@ -67,6 +67,17 @@ class BrokenLines:
             self.first.append(message)
 
 
+@dataclass(frozen=True)
+class ReadingSettings:
+    """How text is read. `text_field`: the JSON key or column that holds it (None: found). `format`: auto, txt, jsonl, csv,
+    tsv or parquet. `on_error`: what a broken line does, stop, or skip (counted and shown).
+    """
+
+    text_field: str | None = None
+    format: Format = "auto"
+    on_error: OnError = "stop"
+
+
 def read_documents(
     sources: Sequence[str],
     *,
@@ -207,7 +218,7 @@ def _read_stream(
     lines = _lines(stream, name, broken)
     if format == "txt":
         for number, line in lines:
-            yield Document(body=line, place=f"{name}:{number}")
+            yield Document(body=line.rstrip("\r\n"), place=f"{name}:{number}")
     elif format == "jsonl":
         yield from _read_jsonl(lines, name, text_field, broken)
     else:
@@ -269,7 +280,9 @@ def _read_jsonl(
             broken.report(place, f"expected a JSON object or string, found {_kind(record)}")
             continue
         if text_field is None:
-            text_field = _find_text_field({key for key, value in record.items() if isinstance(value, str)}, place)
+            empty = {key for key in TEXT_FIELDS if key in record and record[key] is None}  # a text that is missing here
+            texts = {key for key, value in record.items() if isinstance(value, str)}
+            text_field = _find_text_field(texts | empty, place)
         yield from _field_document(record, text_field, place, broken)
 
 
@@ -400,11 +413,17 @@ def _field_document(record: dict[str, Any], text_field: str, place: str, broken:
 
 
 def _document(record: dict[str, Any], text_field: str, place: str) -> Document:
-    """Return the document of a row: its text, what stands beside it, and a title where there is one that the text lacks."""
+    """Return the document of a row: its text, what stands beside it, and a title where there is one that the text lacks.
+
+    A title without a text is the text.
+    """
     fields = {key: value for key, value in record.items() if key != text_field}
     body, title = record[text_field], fields.get(TITLE_FIELD)
     title = whole_characters(title).strip() if isinstance(title, str) else ""
-    return Document(body=body, place=place, title="" if body.lstrip().startswith(title) else title, fields=fields)
+    if not body.strip():
+        return Document(body=title, place=place, fields=fields)
+    begins, after = body.lstrip().startswith(title), body.lstrip()[len(title) : len(title) + 1]
+    return Document(body=body, place=place, title="" if begins and not after.isalnum() else title, fields=fields)
 
 
 def _find_text_field(candidates: set[str], place: str) -> str:

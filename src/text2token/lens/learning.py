@@ -116,4 +116,4 @@ def _regressed(embeddings: Tensor, targets: NDArray[np.float64]) -> tuple[Tensor
     mean = found.mean(0)
     of_ridge = float((found - mean).square().sum()) / min(len(found) - 1, found.shape[1])
     regression = RidgeCV(alphas=[strength * of_ridge for strength in STRENGTHS]).fit(found.numpy(), targets)
-    return mean.float(), torch.from_numpy(regression.coef_).float()
+    return mean.float(), torch.from_numpy(regression.coef_).float().reshape(targets.shape[1], -1)  # of one target it is flat

@@ -157,7 +157,7 @@ def _learn(
             )
         trunk, rest = in_two_parts(model, torch.float32)
         states = _vectors(encoder_of(trunk, encoder.name), texts, folder, reporter)
-        embeddings, probe = finish_with(rest, states) if len(rest) else states, encoder(PROBE)
+        embeddings, probe = finish_with(rest, states), encoder(PROBE)
         words = learn_from_words(texts, embeddings, probe, tokenizer, max_tokens=limit)
         by_head = learn_from_head(states, embeddings, probe, head, tokenizer, max_tokens=limit, source=cast(str, how.head))
         reader = joined(words, by_head, embeddings)

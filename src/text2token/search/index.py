@@ -435,9 +435,10 @@ def fill_index(
     `model` is an embedder's folder, hub id or `pypi:PACKAGE`. Raises a `Text2TokenError` for anything a user can mend: no
     text, another model's index, another process at it.
     """
-    remaining = iter(documents)
-    first = list(itertools.islice(remaining, BATCH))
-    texts = [_clean(document.text) for document in first if document.text.strip()]
+    remaining, first, texts = iter(documents), list[Document](), list[str]()
+    while len(texts) < BATCH and (document := next(remaining, None)) is not None:
+        first.append(document)  # an empty one too: it will be counted
+        texts += [_clean(document.text)] if document.text.strip() else []
     if not texts:
         raise CorpusError("no documents: the input holds no text")
     with Index.create(folder, model, texts, language) as index:

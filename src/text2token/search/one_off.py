@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import platformdirs
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
 
 from text2token.corpus.documents import Document
 from text2token.encoder import TextEncoder, open_encoder
+from text2token.errors import CorpusError
 from text2token.files import atomic_file
 from text2token.reporter import Reporter, Silent
 
@@ -33,8 +35,10 @@ def search(
     """Return the `k` documents most similar to `query`, best first.
 
     `model` is the folder or hub id of an embedder. The first search embeds all documents, with progress; later ones
-    only the query.
+    only the query. Raises `CorpusError` when there are no documents.
     """
+    if not documents:
+        raise CorpusError("no documents: the input holds no text")
     reporter = reporter or Silent()
     encoder = open_encoder(model, "auto")
     stored = platformdirs.user_cache_path("text2token") / "vectors" / f"{_key(encoder, documents)}.safetensors"
@@ -45,7 +49,7 @@ def search(
             vectors = encoder([document.text for document in documents], progress)
         with atomic_file(stored) as path:
             save_file({"vectors": vectors}, path)
-    similarities = vectors @ encoder([query])[0]
+    similarities = normalize(vectors) @ normalize(encoder([query]))[0]  # a model may leave its vectors as long as they are
     best = torch.topk(similarities, min(k, len(documents)))
     return [
         Match(round(score, 3), documents[row].place, documents[row].text)

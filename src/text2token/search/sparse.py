@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from torch import Tensor, nn
 
-from text2token.backbone import embed, open_embedder, tokenizer_of
+from text2token.backbone import embed, open_embedder, room_for_text, tokenizer_of
 from text2token.errors import BackboneError, CorpusError
 from text2token.export import check_output, export_sparse
 from text2token.isotropy import sample_texts
@@ -51,7 +51,8 @@ def sparse_embedder(
     if len(texts) < FEWEST_TEXTS:
         raise CorpusError(f"{len(texts)} texts are too few to learn from; give at least {FEWEST_TEXTS}")
     tokenizer = tokenizer_of(embedder)
-    targets = DataDrivenTargets(tokenizer, TargetVocabulary.from_tokenizer(tokenizer, ONE_FORM)).fit(texts)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer, ONE_FORM)
+    targets = DataDrivenTargets(tokenizer, vocabulary, max_tokens=room_for_text(tokenizer)).fit(texts)
     with (reporter or Silent()).progress("Embedding a sample", len(texts), "texts") as progress:
         embeddings = embed(embedder, texts, progress)
     weight = fit_words(embeddings, targets.rows(texts))

@@ -208,9 +208,8 @@ def create_app(
 
 
 def _embeddings(vectors: Tensor, dimensions: int | None, encoding: str, model: str, tokens: int) -> bytes:
-    """Return the answer of /v1/embeddings; a row at a time, so that other threads get their turn."""
-    if dimensions is not None and dimensions < vectors.shape[1]:
-        vectors = normalize(vectors[:, :dimensions])
+    """Return the answer of /v1/embeddings, of unit length; a row at a time, so that other threads get their turn."""
+    vectors = normalize(vectors[:, :dimensions])
     rows = []
     for index, vector in enumerate(vectors.to(torch.float32).numpy()):
         numbers = base64.b64encode(vector.astype("<f4").tobytes()).decode() if encoding == "base64" else vector.tolist()

@@ -1,14 +1,14 @@
-"""All ways to make targets, by name, interchangeable. A new one is a file beside these, its settings in `TargetSettings`
-and a line in `CONSTRUCTORS`.
+"""All ways to make targets, by name, interchangeable. A new one is a file beside these and its name in three places here:
+`ConstructorName`, `TargetSettings` and `CONSTRUCTORS` (CONTRIBUTING.md).
 """
 
 import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +20,12 @@ from text2token.backbone import BackboneSettings, Progress, load_embedder, open_
 from text2token.engine import Engine
 from text2token.errors import TargetMismatch
 from text2token.files import scratch_folder
-from text2token.head import load_head
+from text2token.head import LanguageModelHead, load_head
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
 from text2token.targets.rows import HERE, TEXTS_PER_PART, Constructor, RecallingConstructor, bounds, text_batches
-from text2token.targets.smoothing import SmoothedTargets, SmoothingSettings
+from text2token.targets.smoothing import SmoothedRecallingTargets, SmoothedTargets, SmoothingSettings
 from text2token.targets.store import TargetCard, write_targets
 from text2token.vocabulary import TargetVocabulary, tokenizer_fingerprint
 
@@ -52,6 +52,11 @@ class Materials:
     vocabulary: TargetVocabulary
     settings: TargetSettings
 
+    @cached_property
+    def head(self) -> LanguageModelHead:
+        """The backbone's head; one that is not tied is read from the model's files, so once for all."""
+        return load_head(self.embedder, self.backbone.name)
+
 
 def data_driven(materials: Materials) -> DataDrivenTargets:
     """Return the constructor of the text's own meaningful tokens."""
@@ -62,14 +67,13 @@ def data_driven(materials: Materials) -> DataDrivenTargets:
 
 def corpus_derived(materials: Materials) -> CorpusDerivedTargets:
     """Return the constructor of the tokens of passages nearby."""
-    head = load_head(materials.embedder, materials.backbone.name)
-    return CorpusDerivedTargets(data_driven(materials), head, materials.settings.corpus_derived)
+    return CorpusDerivedTargets(data_driven(materials), materials.head, materials.settings.corpus_derived)
 
 
 def model_derived(materials: Materials) -> ModelDerivedTargets:
     """Return the constructor of what the backbone says by itself, or another embedder of the same tokenizer."""
     settings = materials.settings.model_derived
-    head = load_head(materials.embedder, materials.backbone.name)
+    head = materials.head
     if settings.teacher is None:
         asked = replace(materials.backbone, pooling="last", attention="causal", layers=None)
         teacher = load_embedder(asked)
@@ -94,8 +98,8 @@ def make_constructor(kind: ConstructorName, materials: Materials) -> Constructor
     constructor = CONSTRUCTORS[kind](materials)
     if not materials.settings.smoothing.share:
         return constructor
-    head = load_head(materials.embedder, materials.backbone.name)
-    return SmoothedTargets(constructor, head, materials.vocabulary, materials.settings.smoothing)
+    smoothed = SmoothedRecallingTargets if isinstance(constructor, RecallingConstructor) else SmoothedTargets
+    return smoothed(constructor, materials.head, materials.vocabulary, materials.settings.smoothing)
 
 
 def write_constructed(
@@ -111,20 +115,19 @@ def write_constructed(
     """Fit `constructor` on `passages`, write their targets, or those of `rows`, to `folder` and return the card.
 
     Every part of the texts becomes a shard, whichever `engine` makes it, and a killed run goes on after those that are
-    finished. `rows` is for expensive constructors; the others have learnt all that they need of every passage anyway.
+    finished. `rows` is for constructors that transform; those that recall have found out about every passage anyway.
     """
+    size = EXPENSIVE_TEXTS_PER_PART if constructor.expensive else TEXTS_PER_PART
     with ExitStack() as stack:
         batches: Callable[[int, Progress], Iterable[pa.RecordBatch]]
-        if constructor.expensive:
-            constructor.fit(passages, engine)
-            asked, size = rows, EXPENSIVE_TEXTS_PER_PART
-            batches = partial(_transformed, constructor, passages, asked, size)
-        else:
-            scratch = stack.enter_context(scratch_folder(folder))
+        if isinstance(constructor, RecallingConstructor):
+            scratch, rows = stack.enter_context(scratch_folder(folder)), None
             constructor.fit(passages, engine, scratch)
-            asked, size = None, TEXTS_PER_PART
             batches = partial(_recalled, constructor, scratch)
-        read = passages if asked is None else passages.select(asked)
+        else:
+            constructor.fit(passages, engine)
+            batches = partial(_transformed, constructor, passages, rows, size)
+        read = passages if rows is None else passages.select(rows)
         return write_targets(
             folder,
             batches,
@@ -154,8 +157,8 @@ def _transformed(
     return constructor.transform(passages, progress, np.arange(start, stop) if rows is None else rows[start:stop])
 
 
-def _recalled(constructor: Constructor, scratch: Path, part: int, progress: Progress) -> Iterable[pa.RecordBatch]:
-    for batch in cast(RecallingConstructor, constructor).recall(scratch, part):
+def _recalled(constructor: RecallingConstructor, scratch: Path, part: int, progress: Progress) -> Iterable[pa.RecordBatch]:
+    for batch in constructor.recall(scratch, part):
         yield batch
         progress(batch.num_rows)
 

@@ -117,7 +117,10 @@ class DataDrivenTargets:
         return distributions(self._rows(self._candidates(texts), self.token_weights() * self.vocabulary.form_shares))
 
     def in_text(self, texts: Sequence[str]) -> csr_array:
-        """Return a matrix of ones where a target token is in a text, or what stands in for one; shape as of `rows`."""
+        """Return a matrix of ones where a target token is in a text, or what stands in for one; shape as of `rows`.
+
+        A word that stands for two spellings has a one for each; `weight="uniform"` shares one among them.
+        """
         return self._rows(self._candidates(texts), np.ones(self.vocabulary.size), top_k=self.vocabulary.size)
 
     def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:

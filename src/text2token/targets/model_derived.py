@@ -65,6 +65,8 @@ class ModelDerivedSettings:
             raise RecipeError(f"data_driven_share is {self.data_driven_share}; it must lie between 0 and 1")
         if not self.prompts and not self.teacher:
             raise RecipeError("prompts is empty; the backbone needs at least one")
+        if wrong := [prompt for prompt in self.prompts if prompt.count("{text}") != 1]:
+            raise RecipeError(f"prompts: {wrong[0]!r} must hold {{text}} exactly once")
 
 
 class ModelDerivedTargets:

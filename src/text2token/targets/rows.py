@@ -6,7 +6,7 @@ Every constructor ends here, so that all targets are cut, mixed and normalised a
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ class Constructor(Protocol):
     """Learns from a corpus and gives each text its target, in scikit-learn's manner.
 
     `expensive`: a target costs a model's forward pass, or a comparison with all other texts. So only those rows are
-    transformed that will be trained on. The others find most of it out while they learn: `recall` has it.
+    transformed that will be trained on, and a part of the work is smaller.
     """
 
     name: str
@@ -45,11 +45,14 @@ class Constructor(Protocol):
         """Yield the targets of `passages`, or of those `rows` of them, in batches of the store's schema."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings and what was learnt, for the card."""
+        """Return all that decides a target, settings and what was learnt: for the card, and parts of a killed work are
+        taken up again only by an equal one.
+        """
 
 
+@runtime_checkable
 class RecallingConstructor(Constructor, Protocol):
-    """One that is not expensive."""
+    """One that finds most of it out while it learns, and need not do it twice."""
 
     def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
         """Yield the targets of that part of the passages from what `fit` left in `scratch`, as `transform` would."""

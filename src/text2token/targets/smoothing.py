@@ -76,10 +76,6 @@ class SmoothedTargets:
         """Yield the constructor's targets, smoothed."""
         return map(self._smoothed, self.targets.transform(passages, progress, rows))
 
-    def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
-        """Yield what a constructor that is not expensive recalls, smoothed."""
-        return map(self._smoothed, cast(RecallingConstructor, self.targets).recall(scratch, part))
-
     def describe(self) -> dict[str, Any]:
         """Return the settings of both, for the card."""
         return {**self.targets.describe(), "smoothing": asdict(self.settings)}
@@ -90,6 +86,14 @@ class SmoothedTargets:
         own = csr_array((batch["weights"].values.to_numpy(), ids, bounds), shape=(len(lists), self.alike.shape[0]))
         related = distributions(csr_array(own @ self.alike))
         return record_batch(batch["text"], heaviest(mixed(related, own, 1 - self.settings.share), self.settings.top_k))
+
+
+class SmoothedRecallingTargets(SmoothedTargets):
+    """The same for a constructor that recalls."""
+
+    def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
+        """Yield what the constructor recalls, smoothed."""
+        return map(self._smoothed, cast(RecallingConstructor, self.targets).recall(scratch, part))
 
 
 def alike_words(head: LanguageModelHead, vocabulary: TargetVocabulary, neighbours: int) -> csr_array:
