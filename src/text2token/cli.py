@@ -76,7 +76,7 @@ def train(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Length of training at most, in tokens. Default: 500000; without end: --set stage1.max_tokens=none"
+            help="Length of training at most, in tokens. Default: 120000; without end: --set stage1.max_tokens=none"
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random but the choice of held-out documents.")] = 0,

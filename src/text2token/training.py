@@ -47,7 +47,8 @@ CHECKPOINTS_KEPT = 2  # the newest, and the one before it while the newest is be
 class StageSettings:
     """How one stage trains. Its length is `max_tokens` (prompt included; None: no limit) or `epochs`, what comes first.
 
-    The default is a quarter of an hour for a 135M model on two CPU cores; a quarter of it already helped (LOG.md).
+    The default is eight minutes for a 135M model on two CPU cores. Half of it has most of the gain, and twice as much gave
+    nothing at home and lost a point elsewhere (LOG.md 2026-11-26).
 
     `targets` names what is predicted; "none" leaves the stage out. With `recentre`, the mean embedding that the head reads
     from is learnt anew when the stage begins, instead of that of the untrained backbone.
@@ -63,7 +64,7 @@ class StageSettings:
 
     targets: ConstructorName | Literal["none"] = "corpus_derived"
     learning_rate: float = 2e-4
-    max_tokens: int | None = 500_000
+    max_tokens: int | None = 120_000
     epochs: int = 1
     tokens_per_batch: int = 1024
     accumulate: int = 1
