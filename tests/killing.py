@@ -75,7 +75,7 @@ def _prepare() -> None:
 
     index.BATCH = 16
     constructors.EXPENSIVE_TEXTS_PER_PART = 16
-    constructors.TEXTS_PER_PART = data_driven.TEXTS_PER_PART = 40  # both that there are
+    constructors.TEXTS_PER_PART = data_driven.TEXTS_PER_PART = 40
     assert vectors.embed_corpus.__kwdefaults__
     vectors.embed_corpus.__kwdefaults__["rows_per_shard"] = 16
 

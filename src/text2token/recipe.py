@@ -289,7 +289,7 @@ def _run_alone(
         if processes.first:
             with reporter.progress("Embedding, untrained", texts.count, "texts") as progress:
                 untrained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
-        cards = write_targets_of(recipe, embedder, vocabulary, corpus.passages, work, steps, reporter, engine)
+        cards = write_targets_of(recipe, embedder, head, vocabulary, corpus.passages, work, steps, reporter, engine)
 
     splitter = WordSplitter(tokenizer_of(embedder), recipe.vocabulary)
     watch = Watch.over(texts.queries, texts.passages, head, splitter, recipe.looks)
@@ -360,6 +360,7 @@ def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]
 def write_targets_of(
     recipe: Recipe,
     embedder: SentenceTransformer,
+    head: LanguageModelHead,
     vocabulary: TargetVocabulary,
     passages: Dataset,
     work: RunFolder,
@@ -372,7 +373,7 @@ def write_targets_of(
     `embedder` is still untrained: some constructors ask it. Where a target costs a forward pass, only passages that a stage
     will see are asked about.
     """
-    materials = Materials(recipe.backbone, embedder, vocabulary, recipe.targets)
+    materials = Materials(recipe.backbone, embedder, vocabulary, recipe.targets, head)
     cards: dict[str, TargetCard] = {}
     for kind in recipe.constructors:
         name, folder, step = kind.replace("_", "-"), work.targets / kind, f"targets/{kind}"

@@ -4,9 +4,8 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-os.environ.setdefault(
-    "JAX_PLATFORMS", "cpu"
-)  # bm25s tries out jax, where that is installed: it takes three quarters of a GPU
+# bm25s tries out jax where that is installed, and jax takes three quarters of a GPU
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import bm25s
 import mteb

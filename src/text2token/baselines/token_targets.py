@@ -28,7 +28,7 @@ def build(workshop: Workshop, settings: Settings, name: str) -> Built:
     head = load_head(embedder, recipe.backbone.name)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
     work, steps, sample = RunFolder(workshop.folder / "run"), made_from(recipe, None), workshop.sample()
-    write_targets_of(recipe, embedder, vocabulary, workshop.passages, work, steps, workshop.reporter)
+    write_targets_of(recipe, embedder, head, vocabulary, workshop.passages, work, steps, workshop.reporter)
     centre = centre_for_head(embedder, sample)
     results = train(recipe, embedder, head, vocabulary, workshop.passages, sample, centre, work, steps, workshop.reporter)
     cut_last_layers(embedder, recipe.cut_layers)

@@ -45,17 +45,21 @@ class TargetSettings:
 
 @dataclass(frozen=True)
 class Materials:
-    """What constructors are made from: the backbone, an embedder loaded from it (left as it is), rules and settings."""
+    """What constructors are made from: the backbone, an embedder loaded from it (left as it is), rules and settings.
+
+    `loaded_head` is the backbone's head where it is at hand: one that is not tied is read from the model's files.
+    """
 
     backbone: BackboneSettings
     embedder: SentenceTransformer
     vocabulary: TargetVocabulary
     settings: TargetSettings
+    loaded_head: LanguageModelHead | None = None
 
     @cached_property
     def head(self) -> LanguageModelHead:
-        """The backbone's head; one that is not tied is read from the model's files, so once for all."""
-        return load_head(self.embedder, self.backbone.name)
+        """The backbone's head, loaded once for all."""
+        return self.loaded_head or load_head(self.embedder, self.backbone.name)
 
 
 def data_driven(materials: Materials) -> DataDrivenTargets:
