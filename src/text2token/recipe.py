@@ -203,7 +203,7 @@ class RunFolder:
 
     def asked(self, kind: str) -> Path:
         """Return the file with the numbers of the passages that have these targets; there is none where all have."""
-        return self.targets / f"{kind}.npy"
+        return self.targets / f"{kind}.safetensors"
 
     def tidy(self) -> None:
         """Delete what only an unfinished run goes on from: checkpoints, and a copy of the targets to train on."""
@@ -387,8 +387,8 @@ def write_targets_of(
                     for stage in recipe.stages_on(kind)
                 ]
                 rows = np.unique(np.concatenate([schedule.rows_to_see for schedule in plans]))
-                with atomic_file(work.asked(kind)) as path, path.open("wb") as file:
-                    np.save(file, rows)
+                with atomic_file(work.asked(kind)) as path:
+                    save_file({"rows": torch.from_numpy(rows)}, path)
             with reporter.progress(f"Targets, {name}", len(passages if rows is None else rows), "texts") as progress:
                 write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress, rows, engine)
             work.finished(step, steps[step])
@@ -433,7 +433,8 @@ def train(
         if recipe.shuffled_targets:
             targets = shuffle_targets(targets, recipe.seed)
         asked = work.asked(stage.targets)
-        documents = documents_of(targets, passages.select(np.load(asked)) if asked.exists() else passages)
+        read = passages.select(load_file(asked)["rows"].numpy()) if asked.exists() else passages
+        documents = documents_of(targets, read)
         centre = processes.from_first(centre_for_head(embedder, sample)) if stage.recentre else untrained_centre
         loss = TokenTargetLoss(
             embedder,
