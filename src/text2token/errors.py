@@ -51,3 +51,9 @@ class RecipeError(Text2TokenError):
     """A setting is unknown or out of range."""
 
     exit_code = 2
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why something outside of this package failed: what the system says, or the error's first line."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0]

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from text2token.corpus.docstrings import standard_library_documents
 from text2token.corpus.documents import Document, whole_characters
 from text2token.corpus.remote import is_remote, open_remote, remote_files, remote_state
-from text2token.errors import CorpusError
+from text2token.errors import CorpusError, reason
 
 Format = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
 OnError = Literal["stop", "skip"]
@@ -150,7 +150,7 @@ def _exists(source: str) -> bool:
     try:
         return bool(source) and Path(source).exists()
     except OSError as error:  # a name too long, a folder that may not be entered
-        raise CorpusError(f"{source[:200]}: cannot be read ({_reason(error)})") from error
+        raise CorpusError(f"{source[:200]}: cannot be read ({reason(error)})") from error
 
 
 def _read_file(path: Path, format: Format, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
@@ -158,7 +158,7 @@ def _read_file(path: Path, format: Format, text_field: str | None, broken: Broke
     try:
         raw = path.open("rb")
     except OSError as error:
-        raise CorpusError(f"{path}: cannot be opened ({_reason(error)})") from error
+        raise CorpusError(f"{path}: cannot be opened ({reason(error)})") from error
     shown = os.fsencode(path).decode("utf-8", "backslashreplace")  # a name may be any bytes
     with raw:
         yield from _read_stream(_decompressed(raw, compression), shown, format, text_field, broken)
@@ -172,7 +172,7 @@ def _read_remote(source: str, format: Format, text_field: str | None, broken: Br
     except CorpusError:
         raise
     except Exception as error:  # what breaks off on the way here; every provider raises its own kinds
-        raise CorpusError(f"{source}: cannot be read to its end ({_reason(error)})") from error
+        raise CorpusError(f"{source}: cannot be read to its end ({reason(error)})") from error
 
 
 def _kind_of_file(name: str, format: Format) -> tuple[Format, str]:
@@ -237,7 +237,7 @@ def _lines(stream: IO[bytes], name: str, broken: BrokenLines) -> Iterator[tuple[
                 broken.report(f"{name}:{number}", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
                 continue
         except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
-            broken.report(f"{name}:{number}", f"the file is cut short or damaged here ({_reason(error)})")
+            broken.report(f"{name}:{number}", f"the file is cut short or damaged here ({reason(error)})")
             return
         if not line:
             return
@@ -268,7 +268,7 @@ def _read_jsonl(
             broken.report(f"{place}:{error.colno}", f"not JSON ({error.msg})")
             continue
         except ValueError as error:  # a number of more digits than Python reads
-            broken.report(place, f"not JSON that can be read ({_reason(error).partition(';')[0]})")
+            broken.report(place, f"not JSON that can be read ({reason(error).partition(';')[0]})")
             continue
         except RecursionError:
             broken.report(place, "JSON nested too deeply")
@@ -333,7 +333,7 @@ def _read_parquet(stream: IO[bytes], name: str, text_field: str | None, broken: 
             try:
                 shutil.copyfileobj(stream, seekable)
             except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
-                raise CorpusError(f"{name}: the file is cut short or damaged ({_reason(error)})") from error
+                raise CorpusError(f"{name}: the file is cut short or damaged ({reason(error)})") from error
             stream = seekable
         try:
             table = pq.ParquetFile(stream)
@@ -351,7 +351,7 @@ def _read_parquet(stream: IO[bytes], name: str, text_field: str | None, broken: 
                     else:
                         yield from _field_document(record, text_field, f"{name}:row {row_number}", broken)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise CorpusError(f"{name}: not a readable Parquet file ({_reason(error)})") from error
+            raise CorpusError(f"{name}: not a readable Parquet file ({reason(error)})") from error
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
@@ -376,7 +376,7 @@ def _read_dataset_folder(folder: str, text_field: str | None, broken: BrokenLine
     try:
         dataset: Any = datasets.load_from_disk(folder)
     except Exception as error:  # the library raises a dozen kinds for one cause
-        raise CorpusError(f"{folder}: not a readable datasets folder ({_reason(error)})") from error
+        raise CorpusError(f"{folder}: not a readable datasets folder ({reason(error)})") from error
     if isinstance(dataset, datasets.DatasetDict):
         if len(dataset) > 1 and "train" not in dataset:
             raise CorpusError(
@@ -465,8 +465,3 @@ def _is_string(type: pa.DataType) -> bool:
     if pa.types.is_dictionary(type):  # what pandas calls a categorical
         type = type.value_type
     return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]

@@ -9,7 +9,7 @@ from typing import IO, Any, cast
 
 import fsspec
 
-from text2token.errors import CorpusError
+from text2token.errors import CorpusError, reason
 
 
 def is_remote(source: str) -> bool:
@@ -27,7 +27,7 @@ def remote_files(source: str) -> list[str]:
         else:
             found = [source] if files.isfile(path) else []
     except Exception as error:  # every provider raises its own kinds
-        raise CorpusError(f"{source}: cannot be reached ({_first_line(error)})") from error
+        raise CorpusError(f"{source}: cannot be reached ({reason(error)})") from error
     if not found:
         raise CorpusError(f"{source}: no file matches this pattern" if with_pattern else f"{source}: no such file")
     return found
@@ -39,7 +39,7 @@ def open_remote(source: str) -> IO[bytes]:
     try:
         return cast(IO[bytes], files.open(path, "rb"))
     except Exception as error:
-        raise CorpusError(f"{source}: cannot be opened ({_first_line(error)})") from error
+        raise CorpusError(f"{source}: cannot be opened ({reason(error)})") from error
 
 
 def remote_state(source: str) -> tuple[str, int, int]:
@@ -48,16 +48,12 @@ def remote_state(source: str) -> tuple[str, int, int]:
     try:
         return source, int(files.info(path).get("size") or 0), int(files.checksum(path))
     except Exception as error:
-        raise CorpusError(f"{source}: cannot be reached ({_first_line(error)})") from error
+        raise CorpusError(f"{source}: cannot be reached ({reason(error)})") from error
 
 
 def _filesystem(source: str) -> tuple[Any, str]:
     try:
         files, path = fsspec.core.url_to_fs(source)
     except (ImportError, ValueError) as error:  # the first names the package to install
-        raise CorpusError(f"{source}: {_first_line(error)}") from error
+        raise CorpusError(f"{source}: {reason(error)}") from error
     return files, str(path)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
