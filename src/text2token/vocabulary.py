@@ -9,7 +9,8 @@ vocabulary carries a fingerprint of tokenizer and rules that everything built on
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal
@@ -150,6 +151,21 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, prompt
     backend.no_padding()  # transformers leaves its last call's settings in the backend
     backend.no_truncation()
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=prompt)]
+
+
+def tokenised_ahead(
+    tokenizer: PreTrainedTokenizerBase, batches: Iterable[Sequence[str]]
+) -> Iterator[tuple[Sequence[str], list[list[int]]]]:
+    """Yield each batch of texts with its token ids, while the next one is tokenised in a thread beside."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: tuple[Sequence[str], Future[list[list[int]]]] | None = None
+        for texts in batches:
+            coming = texts, thread.submit(tokenise, tokenizer, texts)
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = coming
+        if waiting:
+            yield waiting[0], waiting[1].result()
 
 
 def remember_more_words(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -39,7 +39,7 @@ from text2token.targets.rows import (
     record_batch,
     text_batches,
 )
-from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, remember_more_words, tokenise
+from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, remember_more_words, tokenise, tokenised_ahead
 
 TEXTS_PER_BATCH = 2048
 CANDIDATE_SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32()))])
@@ -107,21 +107,23 @@ class DataDrivenTargets:
         A text without a target token falls back to all its tokens that are not special; one without any is left out.
         """
         weights = self.token_weights() * self.vocabulary.form_shares
-        for batch in text_batches(chosen(texts, rows), TEXTS_PER_BATCH):
-            yield record_batch(batch, self._rows(self._candidates(batch), weights))
+        for batch, token_ids in tokenised_ahead(self.tokenizer, text_batches(chosen(texts, rows), TEXTS_PER_BATCH)):
+            yield record_batch(batch, self._rows(self._candidates(token_ids), weights))
             if progress:
                 progress(len(batch))
 
     def rows(self, texts: Sequence[str]) -> csr_array:
         """Return the targets of `texts` as a sparse matrix, shape (texts, vocabulary size), each row summing to 1."""
-        return distributions(self._rows(self._candidates(texts), self.token_weights() * self.vocabulary.form_shares))
+        candidates = self._candidates(tokenise(self.tokenizer, texts))
+        return distributions(self._rows(candidates, self.token_weights() * self.vocabulary.form_shares))
 
     def in_text(self, texts: Sequence[str]) -> csr_array:
         """Return a matrix of ones where a target token is in a text, or what stands in for one; shape as of `rows`.
 
         A word that stands for two spellings has a one for each; `weight="uniform"` shares one among them.
         """
-        return self._rows(self._candidates(texts), np.ones(self.vocabulary.size), top_k=self.vocabulary.size)
+        candidates = self._candidates(tokenise(self.tokenizer, texts))
+        return self._rows(candidates, np.ones(self.vocabulary.size), top_k=self.vocabulary.size)
 
     def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
         """Yield the targets of that part from the candidates that wait in `scratch`."""
@@ -160,8 +162,8 @@ class DataDrivenTargets:
         number, texts = part
         documents, frequencies = 0, np.zeros(self.vocabulary.size, dtype=np.int64)
         with _remembering(scratch / _candidate_file(number) if scratch else None) as remember:
-            for batch in text_batches(texts, TEXTS_PER_BATCH):
-                candidates = self._candidates(batch)
+            for batch, token_ids in tokenised_ahead(self.tokenizer, text_batches(texts, TEXTS_PER_BATCH)):
+                candidates = self._candidates(token_ids)
                 remember(batch, candidates)
                 ids = candidates.ids[self.is_target[candidates.ids]]  # tokens that a text falls back to are none
                 frequencies += np.bincount(ids, minlength=self.vocabulary.size)
@@ -169,15 +171,15 @@ class DataDrivenTargets:
                 progress(len(batch))
         return documents, frequencies
 
-    def _candidates(self, texts: Sequence[str]) -> "_Candidates":
-        token_ids = [ids[: self.max_tokens] for ids in tokenise(self.tokenizer, texts)]
+    def _candidates(self, token_ids: list[list[int]]) -> "_Candidates":
+        token_ids = [ids[: self.max_tokens] for ids in token_ids]
         lengths = [len(ids) for ids in token_ids]
         flat = np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=sum(lengths))
         represented = self.vocabulary.representatives[flat]  # (tokens, 2)
-        keys = np.repeat(np.arange(len(texts)) * self.vocabulary.size, lengths)[:, None] + represented
+        keys = np.repeat(np.arange(len(token_ids)) * self.vocabulary.size, lengths)[:, None] + represented
         keys = np.sort(keys[represented != NOT_A_TARGET])
         keys = keys[np.diff(keys, prepend=-1) > 0]  # several times as fast as np.unique
-        counts = np.bincount(keys // self.vocabulary.size, minlength=len(texts))
+        counts = np.bincount(keys // self.vocabulary.size, minlength=len(token_ids))
         for row in np.flatnonzero(counts == 0):
             others = sorted(set(token_ids[row]) - self.vocabulary.special_ids)
             keys = np.concatenate([keys, row * self.vocabulary.size + np.array(others, dtype=np.int64)])
