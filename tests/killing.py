@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ class Ended:
 
 
 class Launcher:
-    """Starts commands in a folder, one at a time, as the command line would."""
+    """Starts commands in a folder, one at a time, as the command line would. `through` is what starts its process."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        command = [sys.executable, __file__]
+    def __init__(self, environment: dict[str, str], through: Sequence[str] = ()) -> None:
+        command = [*through, sys.executable, __file__]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def run(self, arguments: list[str], folder: Path, moment: Moment | None = None) -> Ended:

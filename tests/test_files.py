@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,25 +90,6 @@ def test_what_a_killed_process_left_is_tidied_up_and_an_old_folder_gets_its_name
     assert [path.name for path in folder.iterdir()] == ["card.json"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Return a function that mounts a memory disk with the given options (`size=1m`, `ro`)."""
-    mounted: list[Path] = []
-
-    def mount(options: str) -> Path:
-        folder = tmp_path / f"disk{len(mounted)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a memory disk is not allowed here")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("size", ["16k", "64k", "256k"])
 def test_a_full_disk_is_one_line_at_every_step(
     small_disk: Callable[[str], Path], make_backbone: BackboneMaker, text_file: Path, size: str
@@ -121,12 +102,3 @@ def test_a_full_disk_is_one_line_at_every_step(
     assert "cannot be written (No space left on device)" in result.stderr
     assert not (disk / "model").exists()
     assert not [path for path in disk.rglob("*") if "unfinished" in path.name]
-
-
-def test_a_read_only_disk_is_one_line(
-    small_disk: Callable[[str], Path], make_backbone: BackboneMaker, text_file: Path
-) -> None:
-    disk = small_disk("ro")
-    result = call("train", text_file, "--backbone", make_backbone("llama_tied"), "--output", disk / "model", "--quiet")
-    assert result.returncode == 6, result.stderr
-    assert result.stderr.endswith("cannot be written (Read-only file system)\n")

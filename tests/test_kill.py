@@ -9,6 +9,7 @@ delay, so that writing has just begun. See killing.py.
 import json
 import os
 import re
+import shutil
 import signal
 import tomllib
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from text2token.recipe import Recipe
 from text2token.search.index import Index
 
 KILLS = int(os.environ.get("KILLS", "18"))
-ALREADY_THERE = 6  # exit code of commands that make a thing once and have made it
+OUTPUT_ERROR = 6  # exit code of an output error: the thing is made already, or cannot be written
 FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "lora.rank=4", "--set", "stage1.steps_per_checkpoint=3"]
 
 
@@ -133,7 +134,7 @@ def test_killed_at_any_moment_a_command_ends_at_the_same_files(
         if ended.code == -signal.SIGKILL:
             tally.by_time, tally.by_change, chain = tally.by_time + by_time, tally.by_change + (not by_time), chain + 1
             continue
-        made_before = ended.code == ALREADY_THERE and "exists and is not empty" in ended.said
+        made_before = ended.code == OUTPUT_ERROR and "exists and is not empty" in ended.said
         assert ended.code == 0 or (chain and made_before), ended.said
         same(contents(folder, command), expected, place.error)
         tally.left |= {re.sub(r"\.\w+\.unfinished", ".….unfinished", path.name) for path in unfinished(folder)}
@@ -160,6 +161,44 @@ def test_told_to_stop_at_any_moment_once_or_twice_a_command_says_so_in_one_line(
             assert ended.code == INTERRUPTED, ended.said
             assert len(ended.said.splitlines()) == 1
         assert not unfinished(folder)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("disk", "said"), [("size=16k", "No space left on device"), ("ro", "Read-only file system")])
+def test_a_disk_that_refuses_is_one_line_and_nothing_half_made_is_left(
+    command: str, disk: str, said: str, launcher: Launcher, place: Place, small_disk: Callable[[str], Path]
+) -> None:
+    refused(started(launcher, command, place, folder := small_disk(disk)), said)
+    complete(folder)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_may_not_be_written_is_one_line(
+    command: str, launcher_without_privilege: Launcher, place: Place, tmp_path: Path
+) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    refused(started(launcher_without_privilege, command, place, folder), "Permission denied")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def launcher_without_privilege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """A launcher whose commands must heed the permissions of files, even if root runs the tests."""
+    through: tuple[str, ...] = ()
+    if not os.geteuid():
+        if not shutil.which("setpriv"):
+            pytest.skip("root may write everywhere, and setpriv is not installed")
+        through = ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override")
+    launcher = Launcher({**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}, through)
+    yield launcher
+    launcher.close()
+
+
+def refused(ended: Ended, said: str) -> None:
+    assert ended.code == OUTPUT_ERROR, ended.said
+    assert len(ended.said.splitlines()) == 1, ended.said
+    assert said in ended.said
 
 
 def hidden(path: Path, folder: Path) -> bool:

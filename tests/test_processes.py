@@ -18,6 +18,11 @@ from text2token.errors import RecipeError
 from text2token.processes import together
 from text2token.training import StageSettings, plan
 
+# "--multi_gpu" is accelerate's word for several processes on a machine; with "--cpu" it starts only one without MPI
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no"),
+}
 STAGE = ("lora.dropout=0", "stage1.max_tokens=5000", "stage1.tokens_per_batch=300", "stage1.steps_per_checkpoint=6")
 
 
@@ -30,12 +35,12 @@ def train(*launcher: str, text: Path, backbone: Path, output: Path, settings: tu
     return finished.stdout
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
 def test_two_processes_end_at_the_weights_of_one_with_twice_the_batches(
-    make_backbone: BackboneMaker, text_file: Path, tmp_path: Path
+    make_backbone: BackboneMaker, text_file: Path, tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
     given = {"text": text_file, "backbone": make_backbone("llama_tied")}
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    printed = train(*torchrun, **given, output=tmp_path / "two", settings=STAGE)
+    printed = train(*launcher, "-m", **given, output=tmp_path / "two", settings=STAGE)
     result = json.loads(printed)  # once, not by each
     assert result["stages"]["stage1"]["steps"] > 6
     train(**given, output=tmp_path / "one", settings=(*STAGE, "stage1.accumulate=2"))

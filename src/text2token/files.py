@@ -134,7 +134,7 @@ def writing(path: Path) -> Iterator[None]:
     except Text2TokenError:
         raise
     except Exception as error:
-        number = getattr(error, "errno", None) or (errno.ENOSPC if _is_full(path) else None)
+        number = getattr(error, "errno", None) or (errno.ENOSPC if free_bytes(path) < FULL_BELOW_BYTES else None)
         if not number and not isinstance(error, OSError):
             raise
         raise OutputError(f"{path}: cannot be written ({os.strerror(number) if number else error})") from error
@@ -146,9 +146,10 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def _is_full(path: Path) -> bool:
+def free_bytes(path: Path) -> int:
+    """Return how much room is left where `path` is, or will be."""
     existing = next(parent for parent in (path, *path.resolve().parents) if parent.exists())
-    return shutil.disk_usage(existing).free < FULL_BELOW_BYTES
+    return shutil.disk_usage(existing).free
 
 
 def _sync(folder: Path) -> None:

@@ -11,11 +11,13 @@ folder damages it for the first (seen with qdrant-edge 0.9), so our own lock is 
 engine compares numbers, truth values and strings each in its own way, so what filters ask for is kept as text.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import itertools
 import json
 import math
+import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -33,7 +35,7 @@ from text2token.backbone import resolve_dtype
 from text2token.corpus.documents import Document
 from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import CorpusError, OutputError, RecipeError, Text2TokenError
-from text2token.files import atomic_file, atomic_folder, tidy, writing
+from text2token.files import atomic_file, atomic_folder, free_bytes, tidy, writing
 from text2token.reporter import Reporter, Silent
 from text2token.search.explain import DenseExplanation, Reason, dense_reasons, explanation_beside, shared_words
 from text2token.search.words import Words, average_length, check_language
@@ -44,6 +46,7 @@ MODES: tuple[Mode, ...] = ("dense", "sparse", "hybrid")
 CARD, SHARD, LOCK = "card.json", "shard", "lock"
 PACKAGE = "qdrant-edge-py"
 FORMAT = 1
+ROOM = 64 << 20  # bytes that must be free: the engine maps its files into memory, and a full disk would end the process
 BATCH = 256  # documents between two moments that a killed run can go on from
 DENSE, SPARSE = "dense", "words"
 CANDIDATES = 100  # of each half, before they are fused
@@ -165,6 +168,7 @@ class Index:
         check_language(language)
         dtype = str(resolve_dtype("auto")).removeprefix("torch.")
         encoder = open_encoder(model, dtype)
+        _check_room(folder)
         card = IndexCard(
             model=_lasting(model),
             fingerprint=encoder.fingerprint,
@@ -252,6 +256,7 @@ class Index:
         names = set(self.card.fields)
         with writing(self.folder), reporter.progress("Indexing", total, "documents") as progress:
             for batch in _batches(documents, BATCH):
+                _check_room(self.folder)
                 wanted: dict[str, Document] = {}
                 for document in batch:
                     text = _clean(document.text)
@@ -280,6 +285,7 @@ class Index:
             if prune:
                 counts["removed"] = self._remove_all_but(seen)
             reporter.note("Arranging the index …")
+            _check_room(self.folder, _bytes_on_disk(self.folder / SHARD))  # all of it is written anew
             self.shard.optimize()
             self.shard.flush()
             self.card = replace(self.card, documents=self.count, fields=tuple(sorted(names)))
@@ -465,6 +471,17 @@ def _open_shard(path: Path, card: IndexCard) -> "engine.EdgeShard":
             f"{path}: the engine cannot open it ({str(error).splitlines()[0]}). It was made with {card.engine}; here is "
             f"{importlib.metadata.version(PACKAGE)}. If that is not it, make the index anew"
         ) from error
+
+
+def _check_room(folder: Path, needed: int = 0) -> None:
+    needed = max(ROOM, needed)
+    if free_bytes(folder) < needed:
+        room = f"{needed / 2**20:,.0f} MB must be free for the engine"
+        raise OutputError(f"{folder}: cannot be written ({os.strerror(errno.ENOSPC)}: {room})")
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
 
 
 def _write_card(folder: Path, card: IndexCard) -> None:
