@@ -1,6 +1,7 @@
 """What a user types: help at once, one line and an exit code for each mistake, nothing half-written."""
 
 import gzip
+import importlib.metadata
 import json
 import os
 import re
@@ -54,6 +55,25 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert "Usage:" in output
     loaded = {name.partition(".")[0] for name in output.partition("modules:")[2].split()}
     assert not loaded & {"torch", "transformers", "sentence_transformers", "datasets", "pyarrow", "sklearn", "numpy", "mteb"}
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = call("--version")
+    assert result.returncode == 0
+    assert result.stdout == f"text2token {importlib.metadata.version('text2token')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("nonsense", "text2token: No such command 'nonsense'. See text2token --help\n"),
+        ("--nonsense", "text2token: No such option: --nonsense. See text2token --help\n"),
+        ("lens", "text2token: Missing argument 'model'. See text2token lens --help\n"),
+    ],
+)
+def test_what_is_no_command_is_one_line_that_says_where_to_look(words: str, said: str) -> None:
+    result = call(words)
+    assert (result.returncode, result.stderr) == (2, said)
 
 
 def test_train_then_search(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:

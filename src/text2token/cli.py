@@ -6,6 +6,7 @@ with its traceback.
 """
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -57,6 +58,31 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 usage, 3 text, 4 model, 5 targets, 6 output, 7 training diverged, 8 engine, "
     "130 interrupted.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"text2token {importlib.metadata.version('text2token')}")
+        raise typer.Exit
+
+
+def _explained(error: typer.TyperException) -> str:
+    """Return what to tell a user whose words are no command: one line, or the help where there were no words."""
+    message = error.format_message()
+    if message.startswith("Usage:"):
+        return message
+    context = getattr(error, "ctx", None)
+    command = f" {context.info_name}" if context and context.parent else ""
+    return f"text2token: {message.rstrip('.')}. See text2token{command} --help"
+
+
+@app.callback()
+def _any_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -737,7 +763,7 @@ def main() -> None:
         sys.stderr.write(f"text2token: {error}\n")
         sys.exit(error.exit_code)
     except typer.TyperException as error:
-        sys.stderr.write(f"text2token: {error.format_message()}. See text2token --help\n")
+        sys.stderr.write(f"{_explained(error)}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("text2token: interrupted. The same command goes on where it stopped, `train` with --resume\n")
