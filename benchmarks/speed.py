@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -303,7 +304,7 @@ def encoding(suite: Path | None) -> list[Line]:
 
 
 def students(ablations: Path | None) -> list[Line]:
-    """Return how much faster embedders of the first layers only embed than the whole one, and the table without any.
+    """Return how much faster than the whole embedder those of its first layers are, and the table without any.
 
     Their points are those that `ablations.py --only base,students` left in its folder `ablations`, if given.
     """
@@ -312,13 +313,14 @@ def students(ablations: Path | None) -> list[Line]:
     chosen = texts[::16]
     points = _points(ablations) if ablations else {}
 
-    def embedder_of(layers: int | None) -> SentenceTransformer:
-        embedder = load_embedder(replace(SETTINGS, layers=layers))
+    def embedder_of(settings: dict[str, Any]) -> SentenceTransformer:
+        own = {key.removeprefix("backbone."): value for key, value in settings.items()}
+        embedder = load_embedder(replace(SETTINGS, **own))
         cut_last_layers(embedder, cut)
         return embedder
 
-    whole = embedder_of(None)
-    embedders = {name: embedder_of(layers) for name, layers in STUDENTS.items()}
+    whole = embedder_of({})
+    embedders = {name: embedder_of(settings) for name, settings in STUDENTS.items()}
     embedders[NO_LAYERS] = static_embedder(SETTINGS, Dataset.from_dict({"text": texts}))
     lines = []
     for name, student in embedders.items():
