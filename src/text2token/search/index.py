@@ -285,7 +285,8 @@ class Index:
             if prune:
                 counts["removed"] = self._remove_all_but(seen)
             reporter.note("Arranging the index …")
-            _check_room(self.folder, _bytes_on_disk(self.folder / SHARD))  # all of it is written anew
+            if counts["added"] or counts["updated"] or counts["removed"]:  # then all of it may be written anew
+                _check_room(self.folder, _bytes_on_disk(self.folder / SHARD))
             self.shard.optimize()
             self.shard.flush()
             self.card = replace(self.card, documents=self.count, fields=tuple(sorted(names)))
