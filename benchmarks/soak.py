@@ -43,7 +43,7 @@ def requests_of(chance: random.Random) -> tuple[str, bytes]:
     return path, content[: len(content) // 2] if chance.random() < 0.02 else content
 
 
-def ask(address: str, seed: int, until: float, answers: Counter[int]) -> None:
+def ask(address: str, seed: int, until: float, pause: float, answers: Counter[int]) -> None:
     """Send one request after the other, on a connection that is renewed now and then."""
     chance = random.Random(seed)
     while time.monotonic() < until:
@@ -52,6 +52,7 @@ def ask(address: str, seed: int, until: float, answers: Counter[int]) -> None:
                 path, content = requests_of(chance)
                 headers = {"Content-Type": "application/json"}
                 answers[client.post(path, content=content, headers=headers).status_code] += 1
+                time.sleep(pause)
                 if time.monotonic() >= until:
                     return
 
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("index")
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--pause", type=float, default=0, help="seconds that a client waits between two requests")
     asked = parser.parse_args()
     command = [sys.executable, "-m", "text2token", "serve", asked.model, "--index", asked.index, "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -70,7 +72,7 @@ def main() -> None:
     watched, answers = psutil.Process(server.pid), Counter[int]()
     started = time.monotonic()
     until = started + 60 * asked.minutes
-    clients = [threading.Thread(target=ask, args=(address, seed, until, answers)) for seed in range(CLIENTS)]
+    clients = [threading.Thread(target=ask, args=(address, seed, until, asked.pause, answers)) for seed in range(CLIENTS)]
     for client in clients:
         client.start()
     samples: list[tuple[float, int]] = []  # megabytes, open files

@@ -58,6 +58,15 @@ def test_spellings_merge_by_surface(byte_level_tokenizer: PreTrainedTokenizerFas
     assert represented("both", inside)[0] == inside
 
 
+def test_a_piece_of_a_word_is_no_whole_word(tokenizer: PreTrainedTokenizerFast) -> None:
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
+    forms, _ = token_forms(tokenizer)
+    begun = {word for word, form in zip(vocabulary.words, forms, strict=True) if form.starts_word}
+    assert {"girl", "thread"} <= vocabulary.whole_words
+    assert all(word in begun or not word.isascii() for word in vocabulary.whole_words)
+    assert any(word and word not in vocabulary.whole_words for word in vocabulary.words)
+
+
 def test_two_forms_share_a_words_weight(byte_level_tokenizer: PreTrainedTokenizerFast) -> None:
     vocabulary = TargetVocabulary.from_tokenizer(byte_level_tokenizer, VocabularySettings(surface="both"))
     two_forms = vocabulary.representatives[:, 1] != NOT_A_TARGET

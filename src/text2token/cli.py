@@ -48,6 +48,9 @@ from text2token.options import (
 )
 
 INTERRUPTED = 130
+# On CPUs torch compiles kernels for every shape of a batch and keeps the last 1,024 of them, twice: half a gigabyte of a
+# server's memory. A pass needs two dozen, and compiling more often cost no time that could be seen (LOG.md 2026-11-26).
+KERNELS_KEPT = "64"
 
 app = typer.Typer(
     help="Unlabelled text in, a sentence-transformers embedder out.",
@@ -756,6 +759,8 @@ def main() -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, _stop_once)
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars would break ours; read when they are imported
+    for variable in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at torch's first product
+        os.environ.setdefault(variable, KERNELS_KEPT)
     try:
         if app(standalone_mode=False) == INTERRUPTED:  # typer's own way of saying so
             raise KeyboardInterrupt

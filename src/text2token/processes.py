@@ -15,9 +15,12 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 
+from text2token.errors import RecipeError
+
 Value = TypeVar("Value")
 
 LONGEST_WAIT = datetime.timedelta(days=30)
+SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}  # set by accelerate launch
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,16 @@ class Processes:
 
 @functools.cache
 def together() -> Processes:
-    """Join the processes that this one was begun with, on its own device, and return them; alone where there are none."""
+    """Join the processes that this one was begun with, on its own device, and return them; alone where there are none.
+
+    Raises `RecipeError` where accelerate was told to cut the model's weights into shards: the first process, which alone
+    evaluates and exports, would have a part of them and wait for the rest for ever.
+    """
+    for name, words in SHARDED.items():
+        if os.environ.get(name, "false") == "true":
+            raise RecipeError(
+                f"{words} cuts the weights into shards, which a run needs whole: leave it out of accelerate's settings"
+            )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     state = PartialState(cpu=not torch.cuda.is_available())

@@ -25,6 +25,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from text2token.backbone import Progress, batches_of, token_lengths, tokenizer_of
@@ -418,7 +419,7 @@ class StageTrainer(SentenceTransformerTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trainable_weights(self.model), folder / TRAINABLE_WEIGHTS)
+        save_file(trainable_weights(self.model, state_dict), folder / TRAINABLE_WEIGHTS)
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         super()._save_checkpoint(*arguments, **options)
@@ -429,17 +430,32 @@ class StageTrainer(SentenceTransformerTrainer):
         load_trainable(self.model, load_file(Path(resume_from_checkpoint) / TRAINABLE_WEIGHTS))
 
 
-def trainable_weights(embedder: nn.Module) -> dict[str, Tensor]:
-    """Return the weights that training changes, by name."""
-    return {name: value.detach().contiguous() for name, value in embedder.named_parameters() if value.requires_grad}
+def trainable_weights(embedder: nn.Module, gathered: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the weights that training changes, by name.
+
+    Those that processes hold in shards (FSDP2) are put together, which all processes must do at once. Where the trainer has
+    done so, `gathered` are all weights of the model.
+    """
+    return {
+        name: gathered[name] if gathered is not None else _whole(value.detach()).contiguous()
+        for name, value in embedder.named_parameters()
+        if value.requires_grad
+    }
 
 
 def load_trainable(embedder: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put `weights`, from `trainable_weights`, into `embedder`, in place."""
+    """Put `weights`, from `trainable_weights`, into `embedder`, in place; each process its own shard where it holds one."""
     with torch.no_grad():
         for name, parameter in embedder.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(weights[name])
+                value = weights[name]
+                if isinstance(parameter, DTensor):
+                    value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+                parameter.copy_(value)
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class _TokenCounter(TrainerCallback):

@@ -71,12 +71,15 @@ class TargetVocabulary:
 
     `representatives` has shape (vocabulary size, 2): the ids that stand for each token id in targets, the second
     `NOT_A_TARGET` unless `surface="both"` found two forms; both `NOT_A_TARGET` for ids that may not be targets.
-    `words` are the merged spellings by token id, for people. `special_ids` are no text by themselves: special, added and
-    unassigned ids, and fragments of a character; they are never in a target, not even of a text that has no other.
+    `words` are the merged spellings by token id, for people; `whole_words` are those that are not only pieces of words
+    ("ospital", where "Hospital" begins a text): a word begins with one of their tokens, or their script sets no spaces.
+    `special_ids` are no text by themselves: special, added and unassigned ids, and fragments of a character; they are never
+    in a target, not even of a text that has no other.
     """
 
     representatives: NDArray[np.int32]
     words: tuple[str, ...]
+    whole_words: frozenset[str]
     special_ids: frozenset[int]
     settings: VocabularySettings
     tokenizer_fingerprint: str
@@ -106,7 +109,12 @@ class TargetVocabulary:
             else:
                 chosen = _representatives(word, members, forms, settings.surface)
                 representatives[np.ix_(members, range(len(chosen)))] = chosen
-        return cls(representatives, words, special_ids, settings, tokenizer_fingerprint(tokenizer))
+        whole_words = frozenset(
+            word
+            for word, members in groups.items()
+            if is_unspaced(word) or any(forms[token_id].starts_word for token_id in members)
+        )
+        return cls(representatives, words, whole_words, special_ids, settings, tokenizer_fingerprint(tokenizer))
 
     @property
     def size(self) -> int:

@@ -27,7 +27,8 @@ def key_tokens(
 ) -> list[Sequence[KeyToken]]:
     """Return the `k` strongest key tokens of each embedding, strongest first.
 
-    `embeddings` has shape (texts, dimension), not normalised. Spellings of one word ("girl", "␣girl") are added up.
+    `embeddings` has shape (texts, dimension), not normalised. Spellings of one word ("girl", "␣girl") are added up; what is
+    only ever a piece of a word is left out.
     """
     probabilities = head(embeddings - centre)[:, : vocabulary.size].softmax(-1).cpu()
     result: list[Sequence[KeyToken]] = []
@@ -37,7 +38,8 @@ def key_tokens(
         candidates = torch.topk(row[torch.from_numpy(vocabulary.target_ids).long()], min(16 * k, len(vocabulary.target_ids)))
         for value, index in zip(candidates.values.tolist(), candidates.indices.tolist(), strict=True):
             word = vocabulary.words[int(vocabulary.target_ids[index])]
-            weights[word] = weights.get(word, 0.0) + value
+            if word in vocabulary.whole_words:
+                weights[word] = weights.get(word, 0.0) + value
         strongest = sorted(weights.items(), key=lambda pair: -pair[1])[:k]
         result.append([KeyToken(word, weight) for word, weight in strongest])
     return result

@@ -152,13 +152,11 @@ class WordSplitter:
         self.vocabulary = TargetVocabulary.from_tokenizer(tokenizer, settings)
         words = self.vocabulary.words
         forms, _ = token_forms(tokenizer)
-        unspaced = [is_unspaced(word) for word in words]
-        whole = {word for word, form, alone in zip(words, forms, unspaced, strict=True) if form.starts_word or alone}
         self.word_of = [
-            word if word in whole and first != NOT_A_TARGET else ""
+            word if word in self.vocabulary.whole_words and first != NOT_A_TARGET else ""
             for word, first in zip(words, self.vocabulary.representatives[:, 0].tolist(), strict=True)
         ]
-        self._unspaced = unspaced
+        self._unspaced = [is_unspaced(word) for word in words]
         # a fragment of a character has no text; it is part of a word
         self._goes_on = [not form.starts_word and (is_of_a_word(form.text[:1]) or not form.text) for form in forms]
         self._is_open = [is_of_a_word(form.text[-1:]) or not (form.text or form.starts_word) for form in forms]
