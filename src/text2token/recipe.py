@@ -1,7 +1,7 @@
 """The whole method on one page: unlabelled text in, a sentence-transformers embedder out.
 
     text → corpus → token targets → LoRA training with KL through the head, in one or two stages
-         → the last layer left out → half whitening → export, and beside it what reads its key tokens
+         → the last layer left out → gentle whitening → export, and beside it what reads its key tokens
 
 The paper's two stages are data-driven targets, then model-derived ones (confirmed; the order is inferred). By default there
 is one, on corpus-derived targets, which measured best (LOG.md). Every step leaves a file in the run folder that can be
@@ -86,7 +86,7 @@ class Recipe:
     stage1: StageSettings = field(default_factory=StageSettings)
     stage2: StageSettings = field(default_factory=lambda: StageSettings(targets="none"))
     cut_layers: int = 1
-    isotropy: Isotropy = "half_whiten"
+    isotropy: Isotropy = "gently_whiten"
     shuffled_targets: bool = False
     looks: int = 4
     seed: int = 0
