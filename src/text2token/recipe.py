@@ -460,13 +460,12 @@ def train(
                 progress=progress,
                 callbacks=[Diary(embedder, watch, made / DIARY)] if processes.first else [],
             )
-        weights = trainable_weights(embedder)
         if not processes.first:
             continue
         with atomic_file(made / "result.json") as path:
             path.write_text(json.dumps(asdict(results[name])))
         with atomic_file(made / WEIGHTS) as path:
-            save_file(weights, path)
+            save_file(trainable_weights(embedder), path)
         work.finished(name, steps[name])
     blend_lora(embedder, recipe.lora.blend)
     return results

@@ -419,7 +419,7 @@ class StageTrainer(SentenceTransformerTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trainable_weights(self.model, state_dict), folder / TRAINABLE_WEIGHTS)
+        save_file(trainable_weights(self.model), folder / TRAINABLE_WEIGHTS)
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         super()._save_checkpoint(*arguments, **options)
@@ -430,17 +430,12 @@ class StageTrainer(SentenceTransformerTrainer):
         load_trainable(self.model, load_file(Path(resume_from_checkpoint) / TRAINABLE_WEIGHTS))
 
 
-def trainable_weights(embedder: nn.Module, gathered: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+def trainable_weights(embedder: nn.Module) -> dict[str, Tensor]:
     """Return the weights that training changes, by name.
 
-    Those that processes hold in shards (FSDP2) are put together, which all processes must do at once. Where the trainer has
-    done so, `gathered` are all weights of the model.
+    Those that processes hold in shards (FSDP2, in a loop of one's own) are put together, which all must do at once.
     """
-    return {
-        name: gathered[name] if gathered is not None else _whole(value.detach()).contiguous()
-        for name, value in embedder.named_parameters()
-        if value.requires_grad
-    }
+    return {name: _whole(value.detach()).contiguous() for name, value in embedder.named_parameters() if value.requires_grad}
 
 
 def load_trainable(embedder: nn.Module, weights: dict[str, Tensor]) -> None:
