@@ -261,7 +261,7 @@ def fill(name: str, store: Path, data: Path) -> dict[str, float]:
     engine.finish()
     engine.close()
     seconds = time.perf_counter() - started
-    return {"there": there, "fill": filled, "with_index": seconds, "memory_mb": _memory()}
+    return {"there": there, "fill": filled, "with_index": seconds, "memory_mb": peak_memory_mb()}
 
 
 def search(name: str, store: Path, data: Path) -> dict[str, float]:
@@ -287,7 +287,7 @@ def search(name: str, store: Path, data: Path) -> dict[str, float]:
         result[f"{mode}_p50"], result[f"{mode}_p99"] = (1000 * float(t) for t in np.percentile(times, [50, 99]))
         result[f"{mode}_found"] = found / len(rows)
     engine.close()
-    return result | {"memory_mb": _memory()}
+    return result | {"memory_mb": peak_memory_mb()}
 
 
 def killed(name: str, store: Path, data: Path, total: int) -> dict[str, float]:
@@ -316,7 +316,8 @@ def _command(name: str, store: Path, data: Path) -> list[str]:
     return [sys.executable, "-W", "ignore", __file__, "--inside", name, str(store), str(data)]
 
 
-def _memory() -> float:
+def peak_memory_mb() -> float:
+    """Return the most that this process has held so far."""
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(peak.split()[1]) / 1024  # getrusage would count the parent's as well
 

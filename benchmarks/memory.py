@@ -1,7 +1,6 @@
 """Does memory grow with the corpus? Peak resident size of a process that streams ten thousand, then a million texts."""
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from engines import peak_memory_mb
 from measure import Line
 
 FEW, MANY = 10_000, 1_000_000
@@ -79,9 +79,7 @@ def run(work: str, count: int) -> None:
         else:
             documents = (Document(body=text, place=str(number)) for number, text in enumerate(islice(texts(), count)))
             embed_corpus(encoder_of(embedder, "one layer"), documents, Path(folder) / "vectors")
-    # the kernel's own mark: getrusage's begins at what the parent process held when it started this one
-    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    print(json.dumps({"peak_mb": int(peak[1]) / 1024 if peak else None}))
+    print(json.dumps({"peak_mb": peak_memory_mb()}))
 
 
 if __name__ == "__main__":

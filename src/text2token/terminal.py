@@ -3,6 +3,7 @@
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partialmethod
@@ -31,7 +32,26 @@ if TYPE_CHECKING:  # they stand on extras, and take seconds to import
     from text2token.search.index import Hit
 
 SECONDS_BETWEEN_LINES = 15.0
+RECENT = 60.0  # seconds that the pace looks back
 LONGEST_BAR = 24  # characters
+
+
+class Pace:
+    """How fast work goes now: a run that goes on finds much done at once, which says nothing about what is left."""
+
+    def __init__(self, now: float) -> None:
+        self._marks = deque([(now, 0)])
+
+    def after(self, done: int, now: float) -> float:
+        """Return units a second over the last minute, or over the last step if that took longer.
+
+        `done` are the units since the last call, `now` is in seconds.
+        """
+        self._marks.append((now, self._marks[-1][1] + done))
+        while now - self._marks[1][0] >= RECENT:
+            self._marks.popleft()
+        (then, before), (_, completed) = self._marks[0], self._marks[-1]
+        return (completed - before) / max(now - then, 1e-9)
 
 
 class TerminalReporter:
@@ -62,13 +82,11 @@ class TerminalReporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as bars:
-            started = time.monotonic()
+            pace = Pace(time.monotonic())
             task = bars.add_task(description, total=total, unit=unit, speed="")
 
             def advance(done: int) -> None:
-                completed = bars.tasks[task].completed + done
-                speed = completed / max(time.monotonic() - started, 1e-9)
-                bars.update(task, advance=done, speed=f"{speed:,.0f}/s")
+                bars.update(task, advance=done, speed=f"{pace.after(done, time.monotonic()):,.0f}/s")
 
             yield advance
 
@@ -85,18 +103,18 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def _logged_progress(description: str, total: int | None, unit: str) -> Iterator[Advance]:
-    started = last = time.monotonic()
-    completed = 0
+    last = time.monotonic()
+    completed, pace = 0, Pace(last)
 
     def advance(done: int) -> None:
         nonlocal completed, last
         completed += done
         now = time.monotonic()
+        speed = pace.after(done, now)
         if now - last >= SECONDS_BETWEEN_LINES or (total is not None and completed >= total):
             last = now
-            speed = completed / (now - started)
             so_far = f"{completed:,}" if total is None else f"{completed:,}/{total:,}"
-            left = "" if total is None else f", {max(total - completed, 0) / speed:,.0f} s left"
+            left = "" if total is None else f", {max(total - completed, 0) / max(speed, 1e-9):,.0f} s left"
             print(f"{description}: {so_far} {unit}, {speed:,.0f}/s{left}", file=sys.stderr, flush=True)
 
     yield advance
