@@ -366,3 +366,18 @@ def test_texts_that_are_trained_on_know_their_own_document(
     (trained,) = seen
     assert trained["text"][:] == passages.select(asked)["text"][:]
     assert trained["document"][:] == passages.select(asked)["document"][:]
+
+
+def test_documents_of_one_sentence_have_a_neighbour_where_neighbours_are_contrasted(recipe: Recipe, tmp_path: Path) -> None:
+    sentence = "This is sentence number {}, and it is followed by nothing else that it could find."
+    documents = [Document(sentence.format(number), "") for number in range(6)]
+    settings = ["stage1.max_tokens=100", "corpus.held_out=0"]
+    passages = {}
+    for contrast in ("0", "0.5"):
+        short = replace(recipe, sources=()).with_settings([*settings, f"stage1.contrast={contrast}"])
+        run(short, documents, tmp_path / contrast / "run", tmp_path / contrast / "model")
+        passages[contrast] = list(Corpus.open(tmp_path / contrast / "run" / "corpus").passages["document"])
+        card = build_targets(short, documents, tmp_path / contrast / "targets")
+        assert card.texts == len(passages[contrast])
+    assert passages["0"] == [0, 1, 2, 3, 4, 5]
+    assert passages["0.5"] == [number for number in range(6) for _ in range(2)]

@@ -72,7 +72,9 @@ class Recipe:
     `stage2` does not take place as long as its `targets` are "none". `cut_layers` of the last layers are trained with and
     then left out of the embedder: they turn what a text means into the next token, and the layer before them compares
     texts better (LOG.md; Bordes et al. 2022 call it guillotine regularisation). `shuffled_targets` gives every text
-    another text's target: the control that must not learn what a text says. `looks`: how often in a stage a few held-out
+    another text's target: the control that must not learn what a text says. `halves_from`: where neighbouring passages are
+    contrasted, a document that would be a single passage of so many characters or more becomes its two halves, so that it
+    too has something to find (0: never; ours, LOG.md 2026-11-26). `looks`: how often in a stage a few held-out
     documents show what the embedder has become, for the report (0: never); it changes nothing in the embedder.
     """
 
@@ -85,6 +87,7 @@ class Recipe:
     lora: LoraSettings = field(default_factory=LoraSettings)
     stage1: StageSettings = field(default_factory=StageSettings)
     stage2: StageSettings = field(default_factory=lambda: StageSettings(targets="none"))
+    halves_from: int = 60
     cut_layers: int = 1
     isotropy: Isotropy = "gently_whiten"
     shuffled_targets: bool = False
@@ -94,6 +97,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.looks < 0:
             raise RecipeError(f"looks is {self.looks}; it must not be below zero")
+        if self.halves_from < 0:
+            raise RecipeError(f"halves_from is {self.halves_from}; it must not be below zero")
         if not self.stages:
             raise RecipeError('the targets of both stages are "none": there is nothing to train on')
         if self.lora.rank and self.lora.last_layers is not None and self.lora.last_layers <= self.cut_layers:
@@ -118,6 +123,11 @@ class Recipe:
     def stages_on(self, kind: ConstructorName) -> list[StageSettings]:
         """Return the stages that are trained on this kind of targets."""
         return [stage for stage in self.stages.values() if stage.targets == kind]
+
+    @property
+    def halved_from(self) -> int:
+        """`halves_from` where a stage contrasts neighbouring passages, else 0."""
+        return self.halves_from if any(stage.contrasts_neighbours for stage in self.stages.values()) else 0
 
     def with_settings(self, assignments: Iterable[str]) -> "Recipe":
         """Return a copy changed by `section.key=value` assignments, such as `stage1.learning_rate=1e-4`.
@@ -273,7 +283,7 @@ def _run_alone(
 
         embedder = load_embedder(recipe.backbone)
         if not (goes_on and work.done("corpus", steps["corpus"])):
-            prepare_corpus(documents, work.corpus, recipe.corpus, broken)
+            prepare_corpus(documents, work.corpus, recipe.corpus, broken, halves_from=recipe.halved_from)
             work.forget()
             work.finished("corpus", steps["corpus"], first=True)
         if processes.first:
@@ -340,7 +350,7 @@ def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]
     `processes` train together: a step of theirs takes so many times the batches.
     """
     shared = [processes] if processes > 1 else []
-    steps = {"corpus": _digest(recipe.corpus, recipe.reading, corpus)}
+    steps = {"corpus": _digest(recipe.corpus, recipe.halved_from, recipe.reading, corpus)}
     for kind in recipe.constructors:
         of_targets = [recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
         settings = [recipe.backbone, recipe.vocabulary, *of_targets]
@@ -524,7 +534,8 @@ def build_targets(
     constructor = make_constructor(recipe.constructors[0], Materials(recipe.backbone, embedder, vocabulary, recipe.targets))
     with alone_in(folder, beside=True), scratch_folder(folder) as scratch:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
-        passages = prepare_corpus(documents, scratch / "corpus", settings, broken).passages
+        corpus = prepare_corpus(documents, scratch / "corpus", settings, broken, halves_from=recipe.halved_from)
+        passages = corpus.passages
         with (reporter or Silent()).progress("Targets", len(passages), "texts") as progress:
             return write_constructed(
                 constructor, passages, vocabulary, folder, recipe.backbone.name, progress, engine=engine

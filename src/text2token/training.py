@@ -99,6 +99,11 @@ class StageSettings:
             raise RecipeError(f"contrast is {self.contrast}; it must lie between 0 and 1")
 
     @property
+    def contrasts_neighbours(self) -> bool:
+        """Whether passages of the same document must find each other."""
+        return self.contrast > 0 and self.contrast_with == "next_passage"
+
+    @property
     def reads_twice(self) -> bool:
         """Whether the model reads every text two times."""
         return self.contrast > 0 and self.contrast_with == "itself"
@@ -181,7 +186,7 @@ def plan(
     fewer batches than processes.
     """
     follows = np.zeros(len(lengths), dtype=bool)
-    if settings.contrast and settings.contrast_with == "next_passage" and documents is not None:
+    if settings.contrasts_neighbours and documents is not None:
         follows = _second_of_pairs(documents)
     if settings.reads_twice:
         lengths = 2 * lengths

@@ -65,6 +65,7 @@ class CorpusSummary:
     empty: int = 0
     duplicates: int = 0
     split_documents: int = 0
+    halved_documents: int = 0
     held_out: int = 0
     passages: int = 0
 
@@ -77,6 +78,7 @@ class CorpusSummary:
             + (f" ({', '.join(left_out)} left out)" if left_out else "")
             + f" → {self.passages:,} passages to train on, {self.held_out:,} documents held out"
             + (f"; {self.split_documents:,} long ones split" if self.split_documents else "")
+            + (f"; {self.halved_documents:,} of a single passage halved" if self.halved_documents else "")
         )
 
 
@@ -104,11 +106,14 @@ def prepare_corpus(
     folder: Path,
     settings: CorpusSettings | None = None,
     broken: BrokenLines | None = None,
+    *,
+    halves_from: int = 0,
 ) -> Corpus:
     """Write `documents` into `folder` (all or nothing) and open it.
 
     Rules, each counted: text is NFC-normalised and stripped; an empty one is left out; an exact duplicate (title and
-    body) is left out; a document longer than `passage_characters` is split at paragraph or sentence ends. Held-out
+    body) is left out; a document longer than `passage_characters` is split at paragraph or sentence ends; one that would
+    be a single passage, of at least `halves_from` characters, becomes its two halves (0: none does). Held-out
     documents are those with the smallest hash of seed and text, so the choice does not depend on the order; their
     titles and bodies occur nowhere else in the corpus. `broken` is what the reader of `documents` counts in. Raises
     `CorpusError` when no text is left.
@@ -140,6 +145,9 @@ def prepare_corpus(
                 parts.append(document.body)
                 pieces = [piece for part in parts for piece in split_text(part, settings.passage_characters)]
                 summary.split_documents += len(pieces) > len(parts)
+                if halves_from and len(pieces) == 1 and len(pieces[0]) >= halves_from:
+                    pieces = [half for half in halves(Document(pieces[0], document.place)) if half]
+                    summary.halved_documents += 1
                 summary.passages += len(pieces)
                 passages.write([(piece, index) for piece in pieces])
         with _ArrowWriter(unfinished / "held_out.arrow", HELD_OUT_SCHEMA) as pairs:
