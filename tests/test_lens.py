@@ -92,6 +92,16 @@ def test_a_text_is_all_like_itself_and_opposites_share_no_word() -> None:
     assert len(taken_apart(a, -a, torch.zeros(8), names, directions, k=8)) == 0
 
 
+def test_many_pairs_at_once_are_taken_apart_as_each_alone(reader: TokenReader, encoder: TextEncoder) -> None:
+    one, *others = encoder(TEXTS[:6])
+    together = reader.contributions_to_each(one, torch.stack(others), k=5)
+    for other, parts in zip(others, together, strict=True):
+        alone = reader.contributions(one, other, k=5)
+        assert [word for word, _ in parts] == [word for word, _ in alone]
+        assert [share for _, share in parts] == pytest.approx([share for _, share in alone], abs=1e-6)
+        assert parts.cosine == alone.cosine
+
+
 def test_words_of_two_texts_with_a_sentence_in_common_explain_their_likeness(
     reader: TokenReader, encoder: TextEncoder
 ) -> None:

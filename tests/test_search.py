@@ -105,14 +105,15 @@ def test_what_a_dense_score_is_made_of_comes_from_whoever_can_tell(table: str, t
     fill_index(tmp_path / "index", table, DOCUMENTS)
     asked: list[float] = []
 
-    def explain(query: NDArray[np.float32], document: NDArray[np.float32]) -> list[tuple[str, float]]:
-        asked.append(float(query @ document))
-        return [("hair", float(query @ document))]
+    def explain(query: NDArray[np.float32], documents: NDArray[np.float32]) -> list[list[tuple[str, float]]]:
+        asked.extend((documents @ query).tolist())
+        return [[("hair", float(query @ document))] for document in documents]
 
     with Index.open(tmp_path / "index", explain=explain) as index:
         hits = index.search("qwertz", 3, "dense")
     assert [hit.dense for hit in hits] == pytest.approx(asked, abs=1e-5)
     assert [[(reason.half, reason.word) for reason in hit.reasons] for hit in hits] == [[("dense", "hair")]] * 3
+    assert [hit.reasons[0].contribution for hit in hits] == pytest.approx([hit.dense for hit in hits], abs=1e-5)
     with Index.open(tmp_path / "index") as index:
         assert [list(hit.reasons) for hit in index.search("qwertz", 3, "dense")] == [[], [], []]
 

@@ -110,9 +110,20 @@ class TokenReader:
 
         See `text2token.lens.pair`. The words are chosen among those that either embedding says most.
         """
-        most = torch.topk(self.scores(torch.stack([a, b])), min(WORDS_OF_A_PAIR, len(self.lexicon))).indices
-        said = sorted(set(most.flatten().tolist()))
-        return taken_apart(a, b, self.mean, [self.lexicon[row] for row in said], self.directions[said], k)
+        return self.contributions_to_each(a, b[None], k)[0]
+
+    def contributions_to_each(self, a: Tensor, others: Tensor, k: int = 8) -> list[Contributions]:
+        """Return the `contributions` of `a`, shape (dimension,), and each of `others`, shape (texts, dimension).
+
+        All are scored in one product: reading the directions takes longer than multiplying with them.
+        """
+        scores = self.scores(torch.cat([a[None], others]))
+        of_a, *of_others = torch.topk(scores, min(WORDS_OF_A_PAIR, len(self.lexicon))).indices.tolist()
+        either = [sorted({*of_a, *most}) for most in of_others]
+        return [
+            taken_apart(a, b, self.mean, [self.lexicon[row] for row in said], self.directions[said], k)
+            for b, said in zip(others, either, strict=True)
+        ]
 
     def words_in(self, texts: Sequence[str]) -> list[frozenset[str]]:
         """Return the words that stand in each text, as far as the model sees it; a word is cut as the tokenizer does."""

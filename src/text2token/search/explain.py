@@ -20,8 +20,8 @@ from text2token.lens.reader import FOLDER, TokenReader, open_reader
 
 DENSE_WORDS = 6
 Half = Literal["sparse", "dense"]
-# (query vector, document vector), each of shape (dimension,) and unit length → words with their part of the similarity
-DenseExplanation = Callable[[NDArray[np.float32], NDArray[np.float32]], Sequence[tuple[str, float]]]
+# query (dimension,) and documents (hits, dimension), of unit length → for each document words with their part of the cosine
+DenseExplanation = Callable[[NDArray[np.float32], NDArray[np.float32]], Sequence[Sequence[tuple[str, float]]]]
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ def explanation_beside(model: str, encoder: TextEncoder) -> DenseExplanation | N
 
 
 def explained_by(reader: TokenReader) -> DenseExplanation:
-    """Return what says which words two vectors share, as `reader` reads them."""
+    """Return what says which words a query shares with each document, as `reader` reads them."""
 
-    def explain(query: NDArray[np.float32], document: NDArray[np.float32]) -> Sequence[tuple[str, float]]:
-        return reader.contributions(torch.from_numpy(query), torch.from_numpy(document), DENSE_WORDS)
+    def explain(query: NDArray[np.float32], documents: NDArray[np.float32]) -> Sequence[Sequence[tuple[str, float]]]:
+        return reader.contributions_to_each(torch.from_numpy(query), torch.from_numpy(documents), DENSE_WORDS)
 
     return explain
 
 
 def dense_reasons(
-    explain: DenseExplanation | None, query: NDArray[np.float32], document: NDArray[np.float32]
-) -> list[Reason]:
-    """Return what `explain` says of two vectors; nothing where nobody can."""
-    if explain is None:
-        return []
-    return [Reason(word, contribution, "dense") for word, contribution in explain(query, document)]
+    explain: DenseExplanation | None, query: NDArray[np.float32], documents: NDArray[np.float32]
+) -> list[list[Reason]]:
+    """Return what `explain` says of the query and each document; nothing where nobody can."""
+    if explain is None or not len(documents):
+        return [[] for _ in documents]
+    return [[Reason(word, part, "dense") for word, part in parts] for parts in explain(query, documents)]
 
 
 def excerpt(text: str, places: Sequence[tuple[int, int]], length: int = 160) -> tuple[str, list[tuple[int, int]]]:

@@ -335,25 +335,36 @@ class Index:
         found = self.shard.query(request)
         spelt = {number: word for number, word in self.words.spelt(query).items() if number in set(words.indices)}
         rarity = self._rarity(words.indices)
-        return [self._hit(point, asked, spelt, rarity) for point in found]
+        stored: list[Any] = [point.vector for point in found]
+        dense = np.array([vectors[DENSE] for vectors in stored], dtype=np.float32).reshape(len(stored), len(asked))
+        reasons = dense_reasons(self.explain, asked, dense)
+        cosines = dense @ asked / max(1e-12, float(np.linalg.norm(asked)))
+        return [
+            self._hit(point, cosine, spelt, rarity, by_meaning)
+            for point, cosine, by_meaning in zip(found, cosines.tolist(), reasons, strict=True)
+        ]
 
     def _hit(
-        self, point: "engine.ScoredPoint", query: NDArray[np.float32], spelt: dict[int, str], rarity: dict[int, float]
+        self,
+        point: "engine.ScoredPoint",
+        cosine: float,
+        spelt: dict[int, str],
+        rarity: dict[int, float],
+        by_meaning: Sequence[Reason],
     ) -> Hit:
         vectors: Any = point.vector
         payload: Any = point.payload
-        dense = np.asarray(vectors[DENSE], dtype=np.float32)
         weights = dict(zip(vectors[SPARSE].indices, vectors[SPARSE].values, strict=True))
         shared = shared_words(spelt, weights, rarity)
         return Hit(
             id=str(point.id),
             score=point.score,
-            dense=float(dense @ query / max(1e-12, float(np.linalg.norm(query)))),
+            dense=cosine,
             sparse=sum(reason.contribution for reason in shared),
             text=payload["text"],
             place=payload["place"],
             fields=payload["fields"],
-            reasons=[*shared, *dense_reasons(self.explain, query, dense)],
+            reasons=[*shared, *by_meaning],
             highlights=self.words.places(payload["text"], spelt.keys() & weights.keys()),
         )
 
