@@ -125,7 +125,7 @@ class Recipe:
         return [stage for stage in self.stages.values() if stage.targets == kind]
 
     @property
-    def halved_from(self) -> int:
+    def halves_applied_from(self) -> int:
         """`halves_from` where a stage contrasts neighbouring passages, else 0."""
         return self.halves_from if any(stage.contrasts_neighbours for stage in self.stages.values()) else 0
 
@@ -283,7 +283,7 @@ def _run_alone(
 
         embedder = load_embedder(recipe.backbone)
         if not (goes_on and work.done("corpus", steps["corpus"])):
-            prepare_corpus(documents, work.corpus, recipe.corpus, broken, halves_from=recipe.halved_from)
+            prepare_corpus(documents, work.corpus, recipe.corpus, broken, halves_from=recipe.halves_applied_from)
             work.forget()
             work.finished("corpus", steps["corpus"], first=True)
         if processes.first:
@@ -350,7 +350,7 @@ def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]
     `processes` train together: a step of theirs takes so many times the batches.
     """
     shared = [processes] if processes > 1 else []
-    steps = {"corpus": _digest(recipe.corpus, recipe.halved_from, recipe.reading, corpus)}
+    steps = {"corpus": _digest(recipe.corpus, recipe.halves_applied_from, recipe.reading, corpus)}
     for kind in recipe.constructors:
         of_targets = [recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
         settings = [recipe.backbone, recipe.vocabulary, *of_targets]
@@ -534,7 +534,7 @@ def build_targets(
     constructor = make_constructor(recipe.constructors[0], Materials(recipe.backbone, embedder, vocabulary, recipe.targets))
     with alone_in(folder, beside=True), scratch_folder(folder) as scratch:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
-        corpus = prepare_corpus(documents, scratch / "corpus", settings, broken, halves_from=recipe.halved_from)
+        corpus = prepare_corpus(documents, scratch / "corpus", settings, broken, halves_from=recipe.halves_applied_from)
         passages = corpus.passages
         with (reporter or Silent()).progress("Targets", len(passages), "texts") as progress:
             return write_constructed(
