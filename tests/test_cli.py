@@ -125,10 +125,22 @@ def test_a_recipe_file_runs_and_runs_no_more_when_nothing_has_changed(
     assert "those that come along are data_driven, llm_7b, quickstart, two_stage" in unknown.stderr
 
 
-def test_targets_to_look_at(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
-    made = call("targets", text_file, "--backbone", make_backbone("llama_tied"), "--output", tmp_path / "targets", "--json")
-    assert made.returncode == 0, made.stderr
-    assert json.loads(made.stdout)["texts"] == 120
+def test_targets_to_look_at_are_of_the_passages_that_training_sees(
+    make_backbone: BackboneMaker, text_file: Path, tmp_path: Path
+) -> None:
+    for settings, texts in (([], 240), (["--set", "halves_from=0"], 120)):
+        made = call(
+            "targets",
+            text_file,
+            "--backbone",
+            make_backbone("llama_tied"),
+            "--output",
+            tmp_path / str(texts),
+            "--json",
+            *settings,
+        )
+        assert made.returncode == 0, made.stderr
+        assert json.loads(made.stdout)["texts"] == texts
 
 
 def damaged(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
