@@ -236,7 +236,7 @@ def test_all_weights_train_when_the_rank_is_zero(recipe: Recipe, tmp_path: Path)
 
 def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
     card = build_targets(recipe, read_documents(recipe.sources), tmp_path / "targets")
-    assert card.settings["fitted_on"] == card.texts == 120
+    assert card.settings["fitted_on"] == card.texts == 240  # 120 texts of one sentence, in halves
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,7 @@ def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
         ("targets.smoothing.share=1", "between 0 and 1"),
         ('targets.model_derived.prompts=["word"]', "exactly once"),
         ("stage1.warmup=-1", "between 0 and 1"),
+        ("halves_from=-1", "must not be below zero"),
         ("lora.rank=-1", "must not be below zero"),
         ("lora.dropout=1.0", "below 1"),
         ("lora.last_layers=1", "all that is trained would be left out"),
