@@ -170,6 +170,34 @@ def test_a_teacher_must_speak_the_same_tokens(
         model_derived(tiny, teacher=str(tmp_path / "other"))
 
 
+def test_another_language_model_is_asked_through_its_own_head(
+    tiny: BackboneSettings, byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    shape = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**shape, vocab_size=len(byte_level_tokenizer), tie_word_embeddings=False)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    byte_level_tokenizer.save_pretrained(tmp_path)
+    wider = replace(tiny, name=str(tmp_path))
+
+    asked = model_derived(replace(tiny, layers=1), language_model=wider.name).fit(TEXTS)
+    by_itself = model_derived(wider).fit(TEXTS)
+    assert asked.head.weight.shape[1] == 48
+    assert abs(asked.rows(TEXTS) - by_itself.rows(TEXTS)).max() < 1e-6  # all its layers, its own head
+    assert (asked.rows(TEXTS) != model_derived(tiny).fit(TEXTS).rows(TEXTS)).nnz
+
+    other = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    other.add_tokens(["another"])
+    other.save_pretrained(tmp_path)
+    with pytest.raises(TargetMismatch, match="has another tokenizer"):
+        model_derived(tiny, language_model=wider.name)
+
+
+def test_only_one_other_model_can_be_asked() -> None:
+    with pytest.raises(RecipeError, match="only one can be asked"):
+        ModelDerivedSettings(teacher="an-embedder", language_model="a-language-model")
+
+
 def corpus(documents: list[list[str]]) -> Dataset:
     rows = [(text, number) for number, document in enumerate(documents) for text in document]
     return Dataset.from_dict({"text": [text for text, _ in rows], "document": [number for _, number in rows]})

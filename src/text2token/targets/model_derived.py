@@ -9,7 +9,8 @@ each is a setting. v runs over words of the target vocabulary: p(v) adds up over
 are averaged in log p, a geometric mean; with a linear head that is MetaEOL's mean of embeddings but for a constant.
 
 The teacher may also be another embedder with the same tokenizer, whose pooled embedding is decoded through the same head:
-the paper's "advanced embedders".
+the paper's "advanced embedders". Or another language model with it, larger perhaps, asked through its own head (ours): what
+the backbone says itself it need not learn (LOG.md 2026-11-27).
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,7 @@ class ModelDerivedSettings:
     subtracted, learnt from `prior_texts` texts. `top_k` words are kept and weighed by a softmax at `temperature`.
     `exclude_in_text`: only words beyond the text. `data_driven_share`: so much of the target is the data-driven one.
     `teacher`: another embedder (folder, hub id) of the same tokenizer that is asked instead of the backbone.
+    `language_model`: another language model of the same tokenizer that is asked instead, a larger one of the family say.
     """
 
     prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
@@ -55,6 +57,7 @@ class ModelDerivedSettings:
     data_driven_share: float = 0.0
     prior_texts: int = 1000
     teacher: str | None = None
+    language_model: str | None = None
 
     def __post_init__(self) -> None:
         if self.top_k < 1 or self.prior_texts < 1:
@@ -63,6 +66,8 @@ class ModelDerivedSettings:
             raise RecipeError(f"temperature is {self.temperature}; it must be above zero")
         if not 0 <= self.data_driven_share <= 1:
             raise RecipeError(f"data_driven_share is {self.data_driven_share}; it must lie between 0 and 1")
+        if self.teacher and self.language_model:
+            raise RecipeError("teacher and language_model: only one can be asked")
         if not self.prompts and not self.teacher:
             raise RecipeError("prompts is empty; the backbone needs at least one")
         if wrong := [prompt for prompt in self.prompts if prompt.count("{text}") != 1]:
