@@ -30,7 +30,7 @@ from text2token.evaluation.label_free import dense_scores
 from text2token.evaluation.labelled import score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
 from text2token.head import load_head, word_table
-from text2token.isotropy import fit_isotropy, sample_texts
+from text2token.isotropy import Isotropy, fit_isotropy, sample_texts
 from text2token.recipe import Recipe
 from text2token.targets.constructors import ConstructorName, Materials, make_constructor
 from text2token.targets.rows import Constructor
@@ -82,18 +82,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache, temporary_corpus(read_documents([chosen.corpus])) as corpus:
         queries, passages = list(corpus.held_out["query"]), list(corpus.held_out["passage"])
         sample = sample_texts(corpus.passages, seed=0)
-        encoders = [encoder_of(embedder, "untrained backbone")]
+        encoders: list[tuple[TextEncoder, Isotropy]] = [(encoder_of(embedder, "untrained backbone"), "centre")]
         for kind in get_args(ConstructorName):
             constructor = make_constructor(kind, materials)
             constructor.fit(corpus.passages)
             words = words_encoder(constructor, vocabulary.size)
-            encoders += [words, vectors_encoder(words, vectors)]
-        for encoder in encoders:
+            encoders += [(words, "none"), (vectors_encoder(words, vectors), "centre")]
+        for encoder, finish in encoders:
             texts = {*sample, *queries, *passages}
             with reporter.progress(encoder.name, len(texts), "texts") as progress:
                 encoder(list(texts), progress)
-            if not encoder.name.endswith("words"):
-                encoder = encoder.finished_by(fit_isotropy(encoder(sample), "centre"), f"{encoder.name}, centred")
+            if finish == "centre":
+                encoder = encoder.finished_by(fit_isotropy(encoder(sample), finish), f"{encoder.name}, centred")
             found = score_suite(encoder, tasks, Path(cache), reporter) if tasks else None
             own = dense_scores(encoder(queries), encoder(passages)).mrr_at_10
             figures = {

@@ -77,19 +77,19 @@ def corpus_derived(materials: Materials) -> CorpusDerivedTargets:
 def model_derived(materials: Materials) -> ModelDerivedTargets:
     """Return the constructor of what the backbone says by itself, or another model of the same tokenizer."""
     settings = materials.settings.model_derived
-    head = materials.head
-    if settings.teacher is not None:
-        teacher = open_embedder(settings.teacher).eval()
+    own = materials.backbone.name
+    name = settings.teacher or settings.language_model or own
+    if settings.teacher:
+        teacher = open_embedder(name).eval()
     else:
-        name = settings.language_model or materials.backbone.name
         teacher = load_embedder(replace(materials.backbone, name=name, pooling="last", attention="causal", layers=None))
-    other = settings.teacher or settings.language_model
-    if other and tokenizer_fingerprint(tokenizer_of(teacher)) != tokenizer_fingerprint(tokenizer_of(materials.embedder)):
-        raise TargetMismatch(f"{other}: has another tokenizer than {materials.backbone.name}")
-    if settings.language_model:
-        head = load_head(teacher, settings.language_model)
+    if name != own and tokenizer_fingerprint(tokenizer_of(teacher)) != tokenizer_fingerprint(
+        tokenizer_of(materials.embedder)
+    ):
+        raise TargetMismatch(f"{name}: has another tokenizer than {own}")
+    head = load_head(teacher, name) if settings.language_model else materials.head
     if (teacher.get_embedding_dimension() or 0) != head.weight.shape[1]:
-        raise TargetMismatch(f"{other}: the head of {materials.backbone.name} does not fit its embeddings")
+        raise TargetMismatch(f"{name}: the head of {own} does not fit its embeddings")
     return ModelDerivedTargets(teacher, head, materials.vocabulary, settings, data_driven(materials))
 
 
