@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS, BackboneMaker
+from conftest import TEXTS, BackboneMaker, not_here
 from datasets import Dataset
 
 from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
@@ -32,7 +32,7 @@ CORPUS = [f"{text} Number {number}." for number in range(4) for text in TEXTS]
 @pytest.fixture(scope="module")
 def ray_engine() -> Iterator[Engine]:
     if importlib.util.find_spec("ray") is None:
-        pytest.skip("ray is not installed: pip install 'text2token[ray]'")
+        not_here("ray is not installed: pip install 'text2token[ray]'")
     with open_engine("ray", workers=2) as engine:
         yield engine
 

@@ -6,13 +6,14 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partialmethod
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import transformers
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
@@ -41,17 +42,31 @@ class Pace:
 
     def __init__(self, now: float) -> None:
         self._marks = deque([(now, 0)])
+        self.speed = 0.0  # units a second
+
+    @property
+    def completed(self) -> int:
+        """The number of units done."""
+        return self._marks[-1][1]
 
     def after(self, done: int, now: float) -> float:
         """Return units a second over the last minute, or over the last step if that took longer.
 
         `done` are the units since the last call, `now` is in seconds.
         """
-        self._marks.append((now, self._marks[-1][1] + done))
+        self._marks.append((now, self.completed + done))
         while now - self._marks[1][0] >= RECENT:
             self._marks.popleft()
-        (then, before), (_, completed) = self._marks[0], self._marks[-1]
-        return (completed - before) / max(now - then, 1e-9)
+        then, before = self._marks[0]
+        self.speed = (self.completed - before) / max(now - then, 1e-9)
+        return self.speed
+
+    def told(self, total: int | None) -> tuple[str, str]:
+        """Return the pace, and the time that what is left of `total` takes at that pace; nothing of what is not known."""
+        speed = f"{self.speed:,.0f}/s" if self.speed >= 10 else f"{self.speed:.2g}/s"
+        if total is None or not self.speed:
+            return speed, ""
+        return speed, str(timedelta(seconds=round(max(total - self.completed, 0) / self.speed)))
 
 
 class TerminalReporter:
@@ -78,15 +93,16 @@ class TerminalReporter:
             TextColumn("{task.completed:,.0f}" + ("/{task.total:,.0f}" if total else "") + " {task.fields[unit]}"),
             TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         with Progress(*columns, console=self.console) as bars:
             pace = Pace(time.monotonic())
-            task = bars.add_task(description, total=total, unit=unit, speed="")
+            task = bars.add_task(description, total=total, unit=unit, speed="", left="")
 
             def advance(done: int) -> None:
-                bars.update(task, advance=done, speed=f"{pace.after(done, time.monotonic()):,.0f}/s")
+                pace.after(done, time.monotonic())
+                speed, left = pace.told(total)
+                bars.update(task, advance=done, speed=speed, left=left and f"left {left}")
 
             yield advance
 
@@ -104,18 +120,17 @@ def quiet_libraries() -> None:
 @contextmanager
 def _logged_progress(description: str, total: int | None, unit: str) -> Iterator[Advance]:
     last = time.monotonic()
-    completed, pace = 0, Pace(last)
+    pace = Pace(last)
 
     def advance(done: int) -> None:
-        nonlocal completed, last
-        completed += done
+        nonlocal last
         now = time.monotonic()
-        speed = pace.after(done, now)
-        if now - last >= SECONDS_BETWEEN_LINES or (total is not None and completed >= total):
+        pace.after(done, now)
+        if now - last >= SECONDS_BETWEEN_LINES or (total is not None and pace.completed >= total):
             last = now
-            so_far = f"{completed:,}" if total is None else f"{completed:,}/{total:,}"
-            left = "" if total is None else f", {max(total - completed, 0) / max(speed, 1e-9):,.0f} s left"
-            print(f"{description}: {so_far} {unit}, {speed:,.0f}/s{left}", file=sys.stderr, flush=True)
+            so_far = f"{pace.completed:,}" if total is None else f"{pace.completed:,}/{total:,}"
+            speed, left = pace.told(total)
+            print(f"{description}: {so_far} {unit}, {speed}{left and f', {left} left'}", file=sys.stderr, flush=True)
 
     yield advance
 
