@@ -1,6 +1,7 @@
 """A server gives every client its own vectors, turns away what it cannot do in words, and finishes what it has begun."""
 
 import base64
+import contextlib
 import json
 import re
 import signal
@@ -18,6 +19,7 @@ import numpy as np
 import openai
 import pytest
 import torch
+import uvicorn
 from conftest import TEXTS, BackboneMaker
 from serving import DOCUMENTS, HOSTILE, RIGHT_TO_LEFT, make_index, make_model, running
 from test_cli import COMMAND
@@ -30,7 +32,7 @@ from text2token.lens.reader import open_reader
 from text2token.serve.app import PAGE, create_app
 from text2token.serve.batching import Batcher, Overloaded
 from text2token.serve.limits import Limits
-from text2token.serve.server import read_api_key, serve
+from text2token.serve.server import _settings, read_api_key, serve
 from text2token.serve.service import Service, open_service
 
 SMALL = Limits(body_bytes=20_000, texts=8, characters=500, hits=20, words=9, queue_texts=8)
@@ -156,6 +158,13 @@ def test_tokens_are_counted_as_the_model_reads_them(make_backbone: BackboneMaker
         ("search", {"query": ""}, 400, "query", "empty"),
         ("search", {"query": "a", "k": 21}, 400, "k", "at most 20"),
         ("search", {"query": "a", "mode": "x"}, 400, "mode", "hybrid"),
+        (
+            "search",
+            {"query": "a", "filters": {"year": ["1"] * 60, "x": ["1"] * 60}},
+            400,
+            "filters",
+            "120 values; at most 100",
+        ),
         ("search", {"query": "a", "filters": {"month": "1"}}, 400, None, "no document has a field 'month'; there are: year"),
         ("nothing", {}, 404, None, "Not Found"),
     ],
@@ -170,6 +179,77 @@ def test_what_cannot_be_answered_is_said_in_openais_shape(
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
     assert said in error["message"]
+
+
+def test_null_is_the_same_as_not_given_wherever_something_may_be_left_out(server: httpx2.Client) -> None:
+    given = {"/v1/embeddings": {"input": TEXTS[0]}, "/v1/lens": {"texts": TEXTS[:1]}, "/v1/search": {"query": "guitar"}}
+    description = server.get("/openapi.json").json()
+    optional = 0
+    for path, operations in description["paths"].items():
+        if "post" not in operations:
+            continue
+        name = operations["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        schema = description["components"]["schemas"][name]
+        expected = server.post(path, json=given[path]).json()
+        for parameter in set(schema["properties"]) - set(schema.get("required", ())) - set(given[path]):
+            optional += 1
+            answer = server.post(path, json=given[path] | {parameter: None})
+            assert (answer.status_code, answer.json()) == (200, expected), (path, parameter)
+    assert optional >= 9
+    pair = server.post("/v1/lens", json={"texts": None, "pair": TEXTS[:2]})
+    assert pair.json()["texts"] == []
+
+
+def test_a_head_is_the_get_without_its_body(server: httpx2.Client) -> None:
+    for path in ("/", "/healthz", "/metrics", "/v1/models", "/v1/models/table", "/page/page.js", "/nothing", "/v1/search"):
+        head, get = server.head(path), server.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert server.head("/healthz").status_code == server.head("/").status_code == 200
+
+
+def test_a_slash_behind_an_endpoint_is_no_other_one_and_nobody_is_sent_elsewhere(server: httpx2.Client) -> None:
+    body = {"input": "a girl"}
+    with_slash = server.post("/v1/embeddings/", json=body, follow_redirects=False)
+    assert with_slash.json() == server.post("/v1/embeddings", json=body).json()
+    for path in ("/page", "/nothing/", "/v1", "/v1/", "/openapi.json/"):
+        assert server.get(path, follow_redirects=False).status_code == 404, path
+
+
+@pytest.mark.parametrize("kept", ["", "/embedder"], ids=["a proxy that takes the prefix off", "a proxy that leaves it"])
+def test_behind_a_prefix_everything_is_found(table: Path, kept: str) -> None:
+    app = create_app(open_service(str(table)), api_key="key", root_path="/embedder")
+    with running(app) as address, httpx2.Client(base_url=address + kept) as client:
+        html = client.get("/").text
+        named = re.findall(r'(?:src|href)="([^"]+)"', html)
+        assert named
+        for name in named:
+            assert name.startswith("/embedder/page/")
+            assert client.get(name.removeprefix("/embedder")).status_code == 200
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/v1/models").status_code == 401
+        key = {"Authorization": "Bearer key"}
+        assert client.post("/v1/embeddings/", json={"input": "a"}, headers=key).status_code == 200
+        assert client.get("/openapi.json", headers=key).json()["servers"] == [{"url": "/embedder"}]
+        assert 'path="/v1/embeddings",status="200"' in client.get("/metrics", headers=key).text
+
+
+def test_a_root_path_that_is_none_is_refused(table: Path) -> None:
+    for wrong in ("embedder", "/embedder/", "/", '/"><script>', "/a b"):
+        with pytest.raises(RecipeError, match="root_path"):
+            create_app(Service("x", None, None, 1), root_path=wrong)  # type: ignore[arg-type]
+
+
+def test_the_model_answers_to_its_other_names_too(table: Path) -> None:
+    app = create_app(open_service(str(table)), names=["text-embedding-3-small", "our/model", "table"])
+    with running(app) as address, openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        names = ["table", "text-embedding-3-small", "our/model"]
+        assert [model.id for model in client.models.list()] == names
+        for name in names:
+            assert client.models.retrieve(name).id == name
+            assert client.embeddings.create(model=name, input="a").model == name
+        with pytest.raises(openai.NotFoundError, match="another"):
+            client.models.retrieve("another")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
@@ -476,11 +556,36 @@ def test_a_limit_that_cannot_be_is_refused() -> None:
         ({"texts": 0}, "texts is 0"),
         ({"queue_texts": 10}, "less than the 1024"),
         ({"seconds": -1.0}, "-1"),
+        ({"seconds": float("nan")}, "nan"),
+        ({"batch_wait": float("inf")}, "inf"),
     ):
         with pytest.raises(RecipeError, match=said):
             Limits(**wrong)
     with pytest.raises(Overloaded, match="5 texts are waiting"):
         raise Overloaded(5, 1)
+
+
+def test_a_connection_that_sends_no_whole_headers_is_closed_in_the_time_of_a_request(table: Path) -> None:
+    settings = _settings(create_app(open_service(str(table))), Limits(seconds=0.3, connections=3))
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    address = listening.getsockname()
+    with contextlib.ExitStack() as stack:
+        stack.callback(listening.close)
+        stack.callback(thread.join, 30)
+        stack.callback(setattr, server, "should_exit", True)
+        silent, begun = (stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(2))
+        begun.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
+        assert silent.recv(1) == begun.recv(1) == b""  # closed
+        alive = stack.enter_context(socket.create_connection(address, timeout=60))
+        for _ in range(3):  # one that asks is not
+            alive.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += alive.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
 
 
 # ── the command ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -492,11 +597,17 @@ def test_the_key_is_read_from_a_file_or_the_environment(tmp_path: Path, monkeypa
     assert read_api_key(None) is None
     monkeypatch.setenv("TEXT2TOKEN_API_KEY", "from-environment")
     assert read_api_key(None) == "from-environment"
-    assert read_api_key(file) == "from-file"
-    for content in ("", " \n", "two words", "ключ"):
-        file.write_text(content)
-        with pytest.raises(RecipeError, match="holds no key"):
-            read_api_key(file)
+    for content in ("from-file\n", "\ufefffrom-file\r\n", " from-file"):
+        file.write_text(content, encoding="utf-8")
+        assert read_api_key(file) == "from-file"
+        monkeypatch.setenv("TEXT2TOKEN_API_KEY", content.lstrip("\ufeff"))
+        assert read_api_key(None) == "from-file"
+    for content in ("", " \n", "two words", "ключ", "two\nlines", "a\x07b"):
+        file.write_text(content, encoding="utf-8")
+        monkeypatch.setenv("TEXT2TOKEN_API_KEY", content)
+        for place in (file, None):
+            with pytest.raises(RecipeError, match="holds no key"):
+                read_api_key(place)
     with pytest.raises(RecipeError, match="no key can be read"):
         read_api_key(tmp_path / "nowhere")
 

@@ -279,14 +279,18 @@ def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progres
         lengths = token_lengths(tokenizer, (texts[start : start + 2048] for start in range(0, len(texts), 2048)))
     else:
         lengths = np.ones(len(texts), dtype=np.int64)  # a table of vectors: nothing is padded
-    budget = TOKENS_PER_BATCH_GPU if torch.cuda.is_available() else TOKENS_PER_BATCH_CPU
-    for rows in batches_of(np.argsort(lengths, kind="stable"), lengths, budget):
+    for rows in batches_of(np.argsort(lengths, kind="stable"), lengths, tokens_per_pass()):
         batch = [texts[row] for row in rows]
         vectors = embedder.encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
         embeddings[torch.from_numpy(rows)] = vectors.float().cpu()
         if progress:
             progress(len(rows))
     return embeddings
+
+
+def tokens_per_pass() -> int:
+    """Return how many tokens this machine embeds at once, padding counted."""
+    return TOKENS_PER_BATCH_GPU if torch.cuda.is_available() else TOKENS_PER_BATCH_CPU
 
 
 def token_lengths(tokenizer: PreTrainedTokenizerBase, batches: Iterable[Sequence[str]]) -> NDArray[np.int64]:

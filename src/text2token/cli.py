@@ -676,6 +676,12 @@ def serve(
     dtype: Annotated[
         str, typer.Option(help="Without --index: auto (what this machine is fastest in), float32 or bfloat16.")
     ] = "auto",
+    root_path: Annotated[
+        str, typer.Option(help="The part of the address that a proxy before it answers at, such as /embedder.")
+    ] = "",
+    served_name: Annotated[
+        list[str] | None, typer.Option(help="Another name that clients may call the model by. Repeatable.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any limit of docs/serve.md, such as seconds=30. Repeatable.")
     ] = None,
@@ -691,7 +697,18 @@ def serve(
 
     limits = with_assignments(Limits(), set_ or [])
     key = server.read_api_key(api_key_file)
-    server.serve(model, index, host=host, port=port, api_key=key, limits=limits, dtype=dtype, reporter=reporter)
+    server.serve(
+        model,
+        index,
+        host=host,
+        port=port,
+        api_key=key,
+        limits=limits,
+        dtype=dtype,
+        root_path=root_path,
+        names=served_name or [],
+        reporter=reporter,
+    )
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The application: which path answers what. What blocks runs in threads; the model has one of its own (`batching`)."""
 
 import base64
+import re
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -16,13 +17,13 @@ from pydantic import BaseModel, Field, field_validator
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from text2token.errors import Text2TokenError
+from text2token.errors import RecipeError, Text2TokenError
 from text2token.serve import answers
 from text2token.serve.batching import Batcher, Overloaded
 from text2token.serve.guard import Guard
@@ -33,7 +34,11 @@ from text2token.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
 JSON = "application/json"
+ROOT_PATH = re.compile(r"(/[\w.~-]+)*", re.ASCII)
 WORDS, HITS = 8, 10  # where nobody says how many
+
+
+# In a question null is the same as not given: OpenAI's API takes it, and clients send it for whatever nobody has set.
 
 
 class EmbeddingRequest(BaseModel):
@@ -42,7 +47,7 @@ class EmbeddingRequest(BaseModel):
     input: str | list[str]
     model: str | None = None
     dimensions: int | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = "float"
 
     @field_validator("input", mode="before")
     @classmethod
@@ -56,10 +61,14 @@ class EmbeddingRequest(BaseModel):
 class LensRequest(BaseModel):
     """Texts to read, or two to compare, or both; `k` words each."""
 
-    texts: list[str] = []
+    texts: list[str] | None = []
     pair: tuple[str, str] | None = None
     k: int | None = Field(None, ge=1)
     model: str | None = None
+
+
+Mode = Literal["hybrid", "dense", "sparse"]
+Values = Annotated[list[str], pydantic.BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 
 
 class SearchRequest(BaseModel):
@@ -67,10 +76,8 @@ class SearchRequest(BaseModel):
 
     query: str
     k: int | None = Field(None, ge=1)
-    mode: Literal["hybrid", "dense", "sparse"] = "hybrid"
-    filters: dict[
-        str, Annotated[list[str], pydantic.BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
-    ] = {}
+    mode: Mode | None = "hybrid"
+    filters: dict[str, Values] | None = {}
     model: str | None = None
 
 
@@ -80,12 +87,20 @@ def create_app(
     *,
     api_key: str | None = None,
     hosts: Collection[str] | None = None,
+    root_path: str = "",
+    names: Sequence[str] = (),
 ) -> ASGIApp:
     """Return the server of an open `service` as an ASGI application, for uvicorn or any other server; it closes the service.
 
     With `api_key`, all but the page and /healthz asks for it. `hosts`, where given, are the only names it answers to.
+    `root_path` is the part of the address that a proxy before it answers at, such as /embedder; it may take it off or leave
+    it. `names` are what clients may call the model besides its own name. Raises `RecipeError` for a root path that is none.
     """
     limits = limits or Limits()
+    if not ROOT_PATH.fullmatch(root_path):
+        raise RecipeError(f"root_path is {root_path!r}; it must be like /embedder, without a slash at its end")
+    names = tuple(dict.fromkeys([service.name, *names]))
+    shown = (PAGE / "index.html").read_text(encoding="utf-8").replace('="/page/', f'="{root_path}/page/')
     batcher = Batcher(service.encoder, limits, lambda *batch: metrics.batch(*batch))
     metrics = Metrics(lambda: batcher.waiting_texts)
     started = int(time.time())
@@ -99,6 +114,7 @@ def create_app(
     app = FastAPI(
         title="text2token",
         lifespan=lifespan,
+        redirect_slashes=False,  # it would send clients from https to http, and `Guard` takes the slash off
         responses={"4XX": {"model": answers.Refusal}, "5XX": {"model": answers.Refusal}},
         docs_url=None,  # its page and the next one's ask others for scripts
         redoc_url=None,
@@ -109,15 +125,24 @@ def create_app(
     app.add_exception_handler(Text2TokenError, _mendable)
     app.add_exception_handler(Exception, _broken)
 
+    def called(model: str) -> str:
+        """Return the name of the model, or refuse another one: its vectors would be another space's."""
+        if model not in names:
+            here = ", ".join(map(repr, names))
+            said = f"the model {model[:200]!r} is not here; this server has {here}"
+            raise Refused(404, said, param="model", code="model_not_found")
+        return model
+
+    def card(name: str) -> dict[str, Any]:
+        index = service.index and {"documents": service.index.count, "fields": service.index.card.fields}
+        reader = service.reader and {"reads": service.reader.card.reads, "words": len(service.reader.lexicon)}
+        about = {"id": name, "object": "model", "created": started, "owned_by": "text2token"}
+        return about | {"dimensions": service.dimension, "lens": reader, "index": index, "limits": asdict(limits)}
+
     async def embedded(texts: Sequence[str], model: str | None, param: str) -> tuple[Tensor, int]:
         """Return the vectors, shape (texts, dimension), and how many tokens the model read; each text is embedded once."""
-        if model is not None and model != service.name:
-            raise Refused(
-                404,
-                f"the model {model!r} is not here; this server has {service.name!r}",
-                param="model",
-                code="model_not_found",
-            )
+        if model is not None:
+            called(model)
         if not 0 < len(texts) <= limits.texts:
             raise Refused(400, f"{param}: {len(texts):,} texts; send from 1 to {limits.texts:,} at a time", param=param)
         for place, text in enumerate(texts):
@@ -141,7 +166,7 @@ def create_app(
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
+        return HTMLResponse(shown)
 
     @app.get("/healthz", responses={200: {"model": answers.Health}})
     async def health() -> Response:
@@ -153,11 +178,11 @@ def create_app(
 
     @app.get("/v1/models", responses={200: {"model": answers.Models}})
     async def models() -> Response:
-        index = service.index and {"documents": service.index.count, "fields": service.index.card.fields}
-        reader = service.reader and {"reads": service.reader.card.reads, "words": len(service.reader.lexicon)}
-        card = {"id": service.name, "object": "model", "created": started, "owned_by": "text2token"}
-        card |= {"dimensions": service.dimension, "lens": reader, "index": index, "limits": asdict(limits)}
-        return JSONResponse({"object": "list", "data": [card]})
+        return JSONResponse({"object": "list", "data": [card(name) for name in names]})
+
+    @app.get("/v1/models/{model:path}", responses={200: {"model": answers.Model}})
+    async def one_model(model: str) -> Response:
+        return JSONResponse(card(called(model)))
 
     @app.post("/v1/embeddings", responses={200: {"model": answers.Embeddings}})
     async def embeddings(asked: EmbeddingRequest) -> Response:
@@ -168,7 +193,7 @@ def create_app(
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
         vectors, tokens = await embedded(texts, asked.model, "input")
         content = await run_in_threadpool(
-            _embeddings, vectors, asked.dimensions, asked.encoding_format, service.name, tokens
+            _embeddings, vectors, asked.dimensions, asked.encoding_format, asked.model or service.name, tokens
         )
         return Response(content, media_type=JSON)
 
@@ -182,11 +207,10 @@ def create_app(
                 code="no_lens",
             )
         k = _at_most(limits.words, asked.k, WORDS)
-        vectors, tokens = await embedded(
-            [*asked.texts, *(asked.pair or ())], asked.model, "texts" if asked.texts else "pair"
-        )
-        content: dict[str, Any] = {"model": service.name, "reads": service.reader.card.reads}
-        said = await run_in_threadpool(service.says, asked.texts, vectors[: len(asked.texts)], k) if asked.texts else []
+        texts = asked.texts or []
+        vectors, tokens = await embedded([*texts, *(asked.pair or ())], asked.model, "texts" if texts else "pair")
+        content: dict[str, Any] = {"model": asked.model or service.name, "reads": service.reader.card.reads}
+        said = await run_in_threadpool(service.says, texts, vectors[: len(texts)], k) if texts else []
         content["texts"] = [{"words": [asdict(word) for word in words]} for words in said]
         if asked.pair:
             pair = await run_in_threadpool(service.pair, vectors[-2], vectors[-1], k)
@@ -198,16 +222,44 @@ def create_app(
     async def search(asked: SearchRequest) -> Response:
         if not service.index:
             raise Refused(404, "this server has no index. Start it with --index DIR", code="no_index")
-        k = _at_most(limits.hits, asked.k, HITS)
+        k, mode, filters = _at_most(limits.hits, asked.k, HITS), asked.mode or "hybrid", asked.filters or {}
+        if (values := sum(map(len, filters.values()))) > limits.filters:
+            said = f"filters: {values:,} values; at most {limits.filters:,} can be asked for"
+            raise Refused(400, said, param="filters")
         vectors, tokens = await embedded([asked.query], asked.model, "query")
-        hits = await run_in_threadpool(service.search, asked.query, vectors[0], k, asked.mode, asked.filters)
-        content = {"model": service.name, "mode": asked.mode, "hits": [asdict(hit) for hit in hits], "usage": _usage(tokens)}
+        hits = await run_in_threadpool(service.search, asked.query, vectors[0], k, mode, filters)
+        content: dict[str, Any] = {"model": asked.model or service.name, "mode": mode}
+        content |= {"hits": [asdict(hit) for hit in hits], "usage": _usage(tokens)}
         return Response(await run_in_threadpool(to_json, content), media_type=JSON)
 
-    return Guard(app, limits, metrics, api_key, hosts)
+    app.openapi_schema = _bounded(app.openapi(), limits, service.dimension)
+    return Guard(app, limits, metrics, api_key, hosts, root_path)
 
 
-def _embeddings(vectors: Tensor, dimensions: int | None, encoding: str, model: str, tokens: int) -> bytes:
+def _bounded(description: dict[str, Any], limits: Limits, dimension: int) -> dict[str, Any]:
+    """Return OpenAPI's description of the server with what this one takes: how many texts and words, and how long."""
+    most = {EmbeddingRequest: dimension, LensRequest: limits.words, SearchRequest: limits.hits}  # of the integer of each
+
+    def bound(schema: dict[str, Any], highest: int) -> None:
+        for inner in (*schema.get("anyOf", ()), *schema.get("prefixItems", ())):
+            bound(inner, highest)
+        match schema.get("type"):
+            case "string" if "enum" not in schema:
+                schema |= {"minLength": 1, "maxLength": limits.characters, "pattern": r"\S"}
+            case "integer":
+                schema |= {"minimum": 1, "maximum": highest}
+            case "array" if "items" in schema:
+                schema["maxItems"] = limits.texts
+                bound(schema["items"], highest)
+
+    for asked, highest in most.items():
+        for name, schema in description["components"]["schemas"][asked.__name__]["properties"].items():
+            if name != "model":
+                bound(schema, highest)
+    return description
+
+
+def _embeddings(vectors: Tensor, dimensions: int | None, encoding: str | None, model: str, tokens: int) -> bytes:
     """Return the answer of /v1/embeddings, of unit length; a row at a time, so that other threads get their turn."""
     vectors = normalize(vectors[:, :dimensions])
     rows = []

@@ -37,9 +37,15 @@ class Guard:
     """Wraps the whole application, its answers to our own mistakes too."""
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, metrics: Metrics, api_key: str | None, hosts: Collection[str] | None
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        metrics: Metrics,
+        api_key: str | None,
+        hosts: Collection[str] | None,
+        root_path: str = "",
     ) -> None:
-        self.app, self.limits, self.metrics, self.hosts = app, limits, metrics, hosts
+        self.app, self.limits, self.metrics, self.hosts, self.root_path = app, limits, metrics, hosts, root_path
         self.inside = 0  # requests at work
         self.key = None if api_key is None else _digest(api_key)
 
@@ -48,6 +54,10 @@ class Guard:
             return await self.app(scope, receive, send)
         started, status = time.monotonic(), 0
         received = 0
+        path, headless = self._path(scope), scope["method"] == "HEAD"
+        # the rest sees the whole path, as ASGI wants it, and HEAD as the GET whose headers it asks for
+        inner = {**scope, "path": self.root_path + path, "root_path": self.root_path}
+        inner["method"] = "GET" if headless else scope["method"]
         self.inside += 1
 
         async def send_marked(message: Message) -> None:
@@ -56,7 +66,9 @@ class Guard:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY)
-                headers.setdefault("Cache-Control", "no-store" if scope["path"].startswith("/v1/") else "no-cache")
+                headers.setdefault("Cache-Control", "no-store" if path.startswith("/v1/") else "no-cache")
+            elif headless and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         async def receive_limited() -> Message:
@@ -68,9 +80,9 @@ class Guard:
             return message
 
         try:
-            self._check(scope)
+            self._check(Headers(scope=scope), path)
             async with asyncio.timeout(self.limits.seconds):
-                await self.app(scope, receive_limited, send_marked)
+                await self.app(inner, receive_limited, send_marked)
         except (Refused, TimeoutError) as problem:
             if status:  # half an answer cannot be taken back
                 raise
@@ -78,12 +90,18 @@ class Guard:
             await refused.response()(scope, receive, send_marked)
         finally:
             self.inside -= 1
-            path = scope["path"] if scope["path"] in NAMED else "other"
-            self.metrics.request(path, status, time.monotonic() - started)
+            self.metrics.request(path if path in NAMED else "other", status, time.monotonic() - started)
 
-    def _check(self, scope: Scope) -> None:
+    def _path(self, scope: Scope) -> str:
+        """Return the path that is meant: without the root path, and without a slash behind the name of an endpoint."""
+        path: str = scope["path"]
+        if path == self.root_path or path.startswith(f"{self.root_path}/"):
+            path = path.removeprefix(self.root_path) or "/"
+        bare = path.rstrip("/")
+        return bare if bare in NAMED else path
+
+    def _check(self, headers: Headers, path: str) -> None:
         """Raise `Refused` for what can be told before the body has been read."""
-        headers, path = Headers(scope=scope), scope["path"]
         if self.hosts is not None and _name(headers.get("host", "")) not in self.hosts:
             raise Refused(421, f"this server answers to {', '.join(sorted(self.hosts))} only", code="wrong_host")
         if self.key is not None and path not in OPEN and not path.startswith(PAGE):

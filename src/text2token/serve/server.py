@@ -1,13 +1,16 @@
 """`text2token serve`: the application on a socket, until it is told to stop."""
 
+import asyncio
 import contextlib
+import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from text2token.errors import RecipeError
 from text2token.reporter import Reporter, Silent
@@ -32,11 +35,14 @@ def serve(
     api_key: str | None = None,
     limits: Limits | None = None,
     dtype: str = "auto",
+    root_path: str = "",
+    names: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> None:
     """Serve `model`, and `index` where given, until SIGTERM or an interrupt; what has begun is finished.
 
-    `port` 0 is any free one. Raises a `Text2TokenError` when the address, the model or the index cannot be used.
+    `port` 0 is any free one; `root_path` and `names` are those of `create_app`. Raises a `Text2TokenError` when the address,
+    the model or the index cannot be used.
     """
     reporter, limits = reporter or Silent(), limits or Limits()
     with _bound(host, port) as listening:  # before the model is loaded: a port in use is told at once
@@ -44,7 +50,8 @@ def serve(
         service = open_service(model, index, dtype)
         try:
             local = host in LOOPBACK
-            app = create_app(service, limits, api_key=api_key, hosts=LOOPBACK if local else None)
+            hosts = LOOPBACK if local else None
+            app = create_app(service, limits, api_key=api_key, hosts=hosts, root_path=root_path, names=names)
             if not (local or api_key):
                 reporter.note(f"Whoever reaches {host} can use this server: ask for a key with --api-key-file FILE.")
             documents = f", {service.index.count:,} documents to search" if service.index else ""
@@ -72,9 +79,40 @@ class _Server(uvicorn.Server):
             self._say()
 
 
+class _Connection(H11Protocol):
+    """Is closed when a request's headers are not there within the time of a request: the silent must not take all the room.
+
+    uvicorn itself waits for ever for a first request, and for one whose headers come a byte at a time.
+    """
+
+    seconds = math.inf
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._wait()
+
+    def _wait(self) -> None:
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self._waiting and (answering or self.transport.is_closing()):
+            self._waiting.cancel()
+            self._waiting = None
+        elif not (self._waiting or answering):
+            self._waiting = self.loop.call_later(self.seconds, self.transport.close)
+
+
 def _settings(app: ASGIApp, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=type("Connection", (_Connection,), {"seconds": limits.seconds}),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -90,13 +128,18 @@ def _settings(app: ASGIApp, limits: Limits) -> uvicorn.Config:
 def read_api_key(file: Path | None) -> str | None:
     """Return the key that `file` holds, else that of the environment, else None; `RecipeError` where it cannot be one."""
     if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
-    try:
-        key = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file}: no key can be read from it ({error})") from None
-    if not key or not key.isascii() or any(character.isspace() for character in key):
-        raise RecipeError(f"{file}: holds no key; it must be one line of letters, digits and signs, without spaces")
+        if (given := os.environ.get(KEY_VARIABLE)) is None:
+            return None
+    else:
+        try:
+            given = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{file}: no key can be read from it ({error})") from None
+    key = given.strip()
+    if not (key.isascii() and key.isprintable() and key) or " " in key:
+        raise RecipeError(
+            f"{file or KEY_VARIABLE}: holds no key; it must be one line of letters, digits and signs, without spaces"
+        )
     return key
 
 

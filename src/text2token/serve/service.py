@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from text2token.encoder import TextEncoder, open_encoder, token_counter
@@ -20,6 +21,8 @@ from text2token.search.explain import explained_by
 
 if TYPE_CHECKING:  # the engine is an extra
     from text2token.search.index import Hit, Index, Mode
+
+READ_AT_ONCE = 32  # texts
 
 
 @dataclass
@@ -39,9 +42,12 @@ class Service:
         reader = self._reader
         with self._tokenizer:  # its settings are changed at every call, which another thread must not see
             there = reader.words_in(texts)
+        said = [
+            row for part in torch.split(vectors, READ_AT_ONCE) for row in reader.words(part, k)
+        ]  # a score for every word of all
         return [
-            [SaidWord(said.word, said.weight, said.word in words) for said in row]
-            for row, words in zip(reader.words(vectors, k), there, strict=True)
+            [SaidWord(one.word, one.weight, one.word in words) for one in row]
+            for row, words in zip(said, there, strict=True)
         ]
 
     def pair(self, a: Tensor, b: Tensor, k: int) -> Contributions:

@@ -6,6 +6,8 @@ const PAUSE = 300; // milliseconds without a key before two texts are compared
 const KEY = "text2token-api-key";
 const EXAMPLE = ["The price of coffee rose sharply after frost damaged the harvest.", "Cold weather in Brazil has made espresso more expensive."];
 
+const ROOT = new URL("..", import.meta.url); // where the server answers, behind a proxy too
+
 const $ = id => document.getElementById(id);
 let served = null; // the card of the model, from /v1/models
 
@@ -25,7 +27,7 @@ async function ask(path, question, signal) {
   if (key) headers.Authorization = `Bearer ${key}`;
   let response;
   try {
-    response = await fetch(path, question ? { method: "POST", headers, body: JSON.stringify(question), signal } : { headers, signal });
+    response = await fetch(new URL(path, ROOT), question ? { method: "POST", headers, body: JSON.stringify(question), signal } : { headers, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server cannot be reached.");
@@ -108,7 +110,7 @@ function search() {
     const wrong = tooLong(query, "The query");
     if (wrong) throw wrong;
     const started = performance.now();
-    const { hits } = await ask("/v1/search", { query, mode, k: 10, filters: only ? { [field]: value } : {} }, signal);
+    const { hits } = await ask("v1/search", { query, mode, k: 10, filters: only ? { [field]: value } : {} }, signal);
     show(null);
     $("found").textContent = hits.length ? `${hits.length} found in ${Math.round(performance.now() - started)} ms` : only ? `No such document where ${field} is ${value}.` : mode === "sparse" ? "No document has any of these words." : "Nothing found.";
     const longest = {};
@@ -234,7 +236,7 @@ function read() {
     const wrong = tooLong(texts[0], "Text A") ?? tooLong(texts[1], "Text B");
     if (wrong) throw wrong;
     if (!given.length) return show(null);
-    const answer = await ask("/v1/lens", { texts: given, k: 10, ...(given.length === 2 ? { pair: given } : {}) }, signal);
+    const answer = await ask("v1/lens", { texts: given, k: 10, ...(given.length === 2 ? { pair: given } : {}) }, signal);
     show(null);
     const said = texts.map(text => (text.trim() ? answer.texts[given.indexOf(text)].words : []));
     const longest = Math.max(...said.flat().map(word => word.weight), 1e-9);
@@ -295,7 +297,7 @@ for (const [name, other] of [["search", "compare"], ["compare", "search"]]) {
 
 async function begin() {
   try {
-    served = (await ask("/v1/models")).data[0];
+    served = (await ask("v1/models")).data[0];
   } catch (error) {
     return show(error);
   }
