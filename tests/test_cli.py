@@ -177,7 +177,7 @@ def damaged(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
         "unknown setting": ([fine, "--set", "stage1.lr=1"], 2, "no setting 'lr'"),
         "unknown option": ([fine, "--no-such-option"], 2, "--no-such-option"),
         "unknown format": ([fine, "--format", "xml"], 2, "--format is 'xml'"),
-        "prompt without text": ([fine, "--prompt", "hello"], 4, r"must hold \{text\} exactly once"),
+        "prompt without text": ([fine, "--prompt", "hello"], 2, r"must hold \{text\} exactly once"),
         "output is a file": ([fine, "--output", fine], 6, "is a file"),
         "output under a file": ([fine, "--output", f"{fine}/model"], 6, "Not a directory"),
     }

@@ -12,23 +12,23 @@ drawn 64 bits at a time, because torch's own draws cost a CPU as much as the lay
 """
 
 import warnings
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from pydantic import NonNegativeInt, PositiveInt
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from text2token.backbone import transformer_of
-from text2token.errors import RecipeError
+from text2token.settings import Share, ShareBelowOne, checked
 
 
-@dataclass(frozen=True)
+@checked
 class LoraSettings:
     """Low-rank adapters on the linear layers of the backbone; `rank` 0 trains all weights instead.
 
@@ -40,21 +40,11 @@ class LoraSettings:
     them, which saves up to half of the time.
     """
 
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    blend: float = 1.0
-    last_layers: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise RecipeError(f"rank is {self.rank}; it must not be below zero")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        if not 0 <= self.blend <= 1:
-            raise RecipeError(f"blend is {self.blend}; it must lie between 0 and 1")
-        if self.last_layers is not None and self.last_layers < 1:
-            raise RecipeError(f"last_layers is {self.last_layers}; at least one must be adapted")
+    rank: NonNegativeInt = 16
+    alpha: PositiveInt = 32
+    dropout: ShareBelowOne = 0.0
+    blend: Share = 1.0
+    last_layers: PositiveInt | None = None
 
 
 def add_lora(embedder: SentenceTransformer, settings: LoraSettings, seed: int) -> None:

@@ -13,16 +13,16 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import platformdirs
 import torch
 import transformers
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Transformer
@@ -34,6 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from text2token.errors import BackboneError
 from text2token.files import atomic_folder
+from text2token.settings import Place, Prompt, checked
 from text2token.vocabulary import tokenise
 
 DEFAULT_PROMPT = 'This sentence: "{text}" means in one word: "'
@@ -55,7 +56,7 @@ LONGEST_FOR_PLAIN_ATTENTION = 512
 Progress = Callable[[int], None]  # called with the number of units just done
 
 
-@dataclass(frozen=True)
+@checked
 class BackboneSettings:
     """Which model embeds a text, and how.
 
@@ -65,21 +66,13 @@ class BackboneSettings:
     where the processor computes in it, else float32.
     """
 
-    name: str
-    prompt: str = DEFAULT_PROMPT
+    name: Place
+    prompt: Prompt = DEFAULT_PROMPT
     pooling: Literal["last", "mean", "weighted_mean"] = "last"
     attention: Literal["causal", "bidirectional"] = "causal"
-    max_length: int = 256
-    layers: int | None = None
+    max_length: Annotated[int, Field(ge=8)] = 256
+    layers: PositiveInt | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.prompt.count("{text}") != 1:
-            raise BackboneError(f"the prompt {self.prompt!r} must hold {{text}} exactly once")
-        if self.max_length < 8:
-            raise BackboneError(f"max_length is {self.max_length}; at least 8 tokens are needed")
-        if self.layers is not None and self.layers < 1:
-            raise BackboneError(f"layers is {self.layers}; at least one is needed")
 
 
 def load_embedder(settings: BackboneSettings) -> SentenceTransformer:

@@ -24,11 +24,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import filelock
 import numpy as np
 import torch
+from pydantic import PositiveInt
 
 from text2token.backbone import BackboneSettings
 from text2token.baselines import (
@@ -66,7 +67,7 @@ from text2token.leaderboard import (
     leaderboard_markdown,
 )
 from text2token.reporter import Reporter, Silent
-from text2token.settings import difference, to_toml
+from text2token.settings import ONE_OR_MORE, Place, checked, difference, to_toml
 
 POSTPROCESSINGS: tuple[Isotropy, ...] = ("none", "centre", "whiten")
 PEERS: tuple[Peer, ...] = (
@@ -84,7 +85,7 @@ PEERS: tuple[Peer, ...] = (
 )
 
 
-@dataclass(frozen=True)
+@checked
 class Comparison:
     """What is the same for all peers. `sources` is what was read, for the record.
 
@@ -93,15 +94,11 @@ class Comparison:
     """
 
     backbone: BackboneSettings
-    sources: tuple[str, ...] = ()
-    suite: str | None = None
-    suite_tokens: int | None = 250_000
+    sources: Annotated[tuple[Place, ...], ONE_OR_MORE] = ()
+    suite: Place | None = None
+    suite_tokens: PositiveInt | None = 250_000
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
-    max_tokens: int = 100_000
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1 or (self.suite_tokens is not None and self.suite_tokens < 1):
-            raise RecipeError("max_tokens and suite_tokens must be above zero")
+    max_tokens: PositiveInt = 100_000
 
 
 def choose_peers(names: Sequence[str] = (), reference: str | None = None) -> list[Peer]:

@@ -18,12 +18,13 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pydantic
 import torch
 from datasets import Dataset
+from pydantic import NonNegativeInt
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -49,7 +50,7 @@ from text2token.loss import TokenTargetLoss
 from text2token.model_card import model_card
 from text2token.processes import Processes, together
 from text2token.reporter import Reporter, Silent
-from text2token.settings import from_toml, to_toml, with_assignments
+from text2token.settings import ONE_OR_MORE, Place, Seed, checked, from_toml, to_toml, with_assignments
 from text2token.targets.constructors import ConstructorName, Materials, TargetSettings, make_constructor, write_constructed
 from text2token.targets.rows import HERE
 from text2token.targets.store import TargetCard, documents_of, open_targets, read_card, shuffle_targets
@@ -65,7 +66,7 @@ from text2token.training import (
 from text2token.vocabulary import TargetVocabulary, VocabularySettings
 
 
-@dataclass(frozen=True)
+@checked
 class Recipe:
     """Every setting of a run. `sources` is what was read, for the record and to notice when it changes.
 
@@ -79,7 +80,7 @@ class Recipe:
     """
 
     backbone: BackboneSettings
-    sources: tuple[str, ...] = ()
+    sources: Annotated[tuple[Place, ...], ONE_OR_MORE] = ()
     reading: ReadingSettings = field(default_factory=ReadingSettings)
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
     vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
@@ -87,18 +88,14 @@ class Recipe:
     lora: LoraSettings = field(default_factory=LoraSettings)
     stage1: StageSettings = field(default_factory=StageSettings)
     stage2: StageSettings = field(default_factory=lambda: StageSettings(targets="none"))
-    halves_from: int = 60
-    cut_layers: int = 1
+    halves_from: NonNegativeInt = 60
+    cut_layers: NonNegativeInt = 1
     isotropy: Isotropy = "gently_whiten"
     shuffled_targets: bool = False
-    looks: int = 4
-    seed: int = 0
+    looks: NonNegativeInt = 4
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.looks < 0:
-            raise RecipeError(f"looks is {self.looks}; it must not be below zero")
-        if self.halves_from < 0:
-            raise RecipeError(f"halves_from is {self.halves_from}; it must not be below zero")
         if not self.stages:
             raise RecipeError('the targets of both stages are "none": there is nothing to train on')
         if self.lora.rank and self.lora.last_layers is not None and self.lora.last_layers <= self.cut_layers:
@@ -137,7 +134,7 @@ class Recipe:
         return with_assignments(self, assignments)
 
     def to_toml(self) -> str:
-        """Return the recipe as TOML; settings that are None are left out."""
+        """Return the recipe as TOML, which `read_recipe` reads as the same recipe."""
         return to_toml(self)
 
 

@@ -1,18 +1,75 @@
-"""Settings are frozen dataclasses; here they are changed by text, written as TOML and compared."""
+"""Settings are frozen dataclasses that pydantic checks; here they are changed by text, written as TOML and compared.
+
+A range stands in a field's type (`PositiveInt`, `Share`). What does not fit is a `RecipeError` wherever it was given: in
+Python, on the command line, in a file. No value is altered: a prompt keeps its outer spaces.
+"""
 
 import dataclasses
 import difflib
+import functools
+import json
+import os
 import tomllib
 import typing
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar
 
 import pydantic
+import pydantic.dataclasses
 import tomli_w
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from text2token.errors import RecipeError
 
 Settings = TypeVar("Settings")
+
+RULES = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _with_room_for_text(prompt: str) -> str:
+    if prompt.count("{text}") != 1:
+        raise ValueError("it must hold {text} exactly once")
+    return prompt
+
+
+def one_or_more(given: Any) -> Any:
+    """Return `given`, or, of a single text or path, a tuple of it: a text is no sequence of its characters."""
+    return (given,) if isinstance(given, str | os.PathLike) else given
+
+
+def _as_text(place: Any) -> Any:
+    return os.fspath(place) if isinstance(place, os.PathLike) else place
+
+
+ONE_OR_MORE = BeforeValidator(one_or_more)
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy's range; torch and Python take more
+Prompt = Annotated[str, AfterValidator(_with_room_for_text)]
+Place = Annotated[str, BeforeValidator(_as_text)]  # a path, URL or name
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def checked(kind: type[Settings]) -> type[Settings]:
+    """Make a class of settings: a frozen dataclass whose values are checked against their types whenever one is made.
+
+    What does not fit, and a name that is no setting's (with the nearest one), is a `RecipeError`.
+    """
+    made: Any = pydantic.dataclasses.dataclass(kind, frozen=True, config=RULES)
+    check = made.__init__
+
+    @functools.wraps(check)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        try:
+            check(self, *values, **named)
+        except pydantic.ValidationError as error:
+            raise RecipeError(_explained(error, made)) from None
+
+    made.__init__ = init
+    return typing.cast(type[Settings], made)
+
+
 _Change = tuple[list[str], str, str]  # keys from the outermost section inwards, the value, and both as they were written
 
 
@@ -26,7 +83,7 @@ def with_assignments(settings: Settings, assignments: Iterable[str]) -> Settings
         path, equals, value = assignment.partition("=")
         if not equals:
             raise RecipeError(f"{assignment!r}: expected section.key=value, such as stage1.learning_rate=1e-4")
-        changes.append((path.strip().split("."), value.strip(), path.strip()))
+        changes.append((path.strip().split("."), value, path.strip()))
     return typing.cast(Settings, _replaced(settings, changes))
 
 
@@ -45,13 +102,13 @@ def from_toml(kind: type[Settings], text: str, where: str) -> Settings:
 
 
 def to_toml(settings: Any) -> str:
-    """Return a dataclass as TOML; settings that are None are left out."""
-    return tomli_w.dumps(_without_none(dataclasses.asdict(settings)))
+    """Return a dataclass as TOML that `from_toml` reads as the same: None is "none", or left out where it is the default."""
+    return tomli_w.dumps(_written(settings))
 
 
 def _read(kind: type[Settings], content: dict[str, Any], path: str) -> Settings:
     described: Any = kind
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     fields = {entry.name: entry for entry in dataclasses.fields(described)}
     values: dict[str, Any] = {}
     for key, value in content.items():
@@ -61,7 +118,7 @@ def _read(kind: type[Settings], content: dict[str, Any], path: str) -> Settings:
                 raise RecipeError(f"{path}{key}: is a section; write [{path}{key}] and settings below it")
             values[key] = _read(typing.cast(type, hints[key]), value, f"{path}{key}.")
         else:
-            values[key] = _checked(hints[key], value, path + key)
+            values[key] = _fitting(hints[key], value, path + key)
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise RecipeError(
@@ -78,7 +135,7 @@ def difference(old: str, new: str) -> str:
 
 def _replaced(settings: Any, changes: list[_Change]) -> Any:
     """Return `settings` with all changes made at once, because some are only allowed together."""
-    hints = typing.get_type_hints(type(settings))
+    hints = typing.get_type_hints(type(settings), include_extras=True)
     names = [entry.name for entry in dataclasses.fields(settings)]
     values: dict[str, Any] = {}
     inside: dict[str, list[_Change]] = {}
@@ -93,7 +150,7 @@ def _replaced(settings: Any, changes: list[_Change]) -> Any:
         elif len(keys) > 1:
             raise RecipeError(f"{path}: {keys[0]!r} holds no further settings")
         else:
-            values[keys[0]] = _checked(hints[keys[0]], value, path)
+            values[keys[0]] = _fitting(hints[keys[0]], value, path)
     values |= {key: _replaced(getattr(settings, key), own) for key, own in inside.items()}
     return dataclasses.replace(settings, **values)
 
@@ -105,28 +162,54 @@ def _check_key(key: str, names: list[str], path: str) -> None:
         raise RecipeError(f"{path}: no setting {key!r}; {hint}")
 
 
-def _checked(type_: Any, value: Any, path: str) -> Any:
+def _fitting(type_: Any, value: Any, path: str) -> Any:
     try:
         return _converted(type_, value)
     except pydantic.ValidationError as error:
-        raise RecipeError(f"{path} is {value!r}: {error.errors()[0]['msg'].lower()}") from None
+        raise RecipeError(f"{path} is {value!r}: {_wrong(error)}") from None
 
 
-def _without_none(content: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
-        for key, value in content.items()
-        if value is not None
-    }
+def _explained(error: pydantic.ValidationError, kind: Any) -> str:
+    """Return in one line what is wrong with the values that an object of `kind` was to be made of."""
+    first = error.errors()[0]
+    path = ".".join(part for part in first["loc"] if isinstance(part, str) and part.isidentifier())  # the rest is pydantic's
+    names = [entry.name for entry in dataclasses.fields(kind)]
+    if first["type"] == "unexpected_keyword_argument" and path not in names:
+        _check_key(path, names, kind.__name__)
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{path}: is missing"
+    return f"{path or kind.__name__} is {first['input']!r}: {_wrong(error)}"
+
+
+def _wrong(error: pydantic.ValidationError) -> str:
+    message = error.errors()[0]["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    return message[0].lower() + message[1:]
+
+
+def _written(settings: Any) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name)
+        if value is None and entry.default is None:
+            continue
+        if dataclasses.is_dataclass(value):
+            value = _written(value)
+        content[entry.name] = "none" if value is None else list(value) if isinstance(value, tuple) else value
+    return content
 
 
 def _converted(type_: Any, value: Any) -> Any:
-    adapter = pydantic.TypeAdapter(type_)
-    if isinstance(value, str) and value.startswith("[") and typing.get_origin(type_) is tuple:
-        return adapter.validate_json(value)
+    """Return what a value, of TOML or as text, is as this type."""
+    adapter = pydantic.TypeAdapter(type_, config=RULES)
+    if isinstance(value, str) and value.startswith("[") and _is_tuple(type_):
+        with suppress(ValueError):
+            value = json.loads(value)
     if value == "none":  # the word, where it is one of the choices, else the absence of a value
-        try:
+        with suppress(pydantic.ValidationError):
             return adapter.validate_python(value)
-        except pydantic.ValidationError:
-            return adapter.validate_python(None)
+        return adapter.validate_python(None)
     return adapter.validate_python(value)
+
+
+def _is_tuple(type_: Any) -> bool:
+    return typing.get_origin(typing.get_args(type_)[0] if typing.get_origin(type_) is Annotated else type_) is tuple

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler
@@ -33,6 +34,7 @@ from text2token.errors import OutputError, RecipeError
 from text2token.files import writing
 from text2token.loss import ContrastWith
 from text2token.processes import together
+from text2token.settings import Share, checked
 from text2token.targets.constructors import ConstructorName
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
@@ -44,7 +46,7 @@ PASS_COST_CPU, PASS_COST_GPU = 80, 4096
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it while the newest is being written
 
 
-@dataclass(frozen=True)
+@checked
 class StageSettings:
     """How one stage trains. Its length is `max_tokens` (prompt included; None: no limit) or `epochs`, what comes first.
 
@@ -64,39 +66,20 @@ class StageSettings:
     """
 
     targets: ConstructorName | Literal["none"] = "corpus_derived"
-    learning_rate: float = 2e-4
-    max_tokens: int | None = 120_000
-    epochs: int = 1
-    tokens_per_batch: int = 1024
-    accumulate: int = 1
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    max_gradient_norm: float = 1.0
-    temperature: float = 1.0
-    contrast: float = 0.5
+    learning_rate: PositiveFloat = 2e-4
+    max_tokens: PositiveInt | None = 120_000
+    epochs: PositiveInt = 1
+    tokens_per_batch: PositiveInt = 1024
+    accumulate: PositiveInt = 1
+    warmup: Share = 0.1
+    weight_decay: NonNegativeFloat = 0.0
+    max_gradient_norm: NonNegativeFloat = 1.0
+    temperature: PositiveFloat = 1.0
+    contrast: Share = 0.5
     contrast_with: ContrastWith = "next_passage"
-    contrast_temperature: float = 0.05
+    contrast_temperature: PositiveFloat = 0.05
     recentre: bool = False
-    steps_per_checkpoint: int = 50
-
-    def __post_init__(self) -> None:
-        for name in (
-            "learning_rate",
-            "epochs",
-            "tokens_per_batch",
-            "accumulate",
-            "temperature",
-            "contrast_temperature",
-            "steps_per_checkpoint",
-        ):
-            if getattr(self, name) <= 0:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be above zero")
-        if self.max_tokens is not None and self.max_tokens <= 0:
-            raise RecipeError(f"max_tokens is {self.max_tokens}; it must be above zero")
-        if not 0 <= self.warmup <= 1:
-            raise RecipeError(f"warmup is {self.warmup}; it must lie between 0 and 1")
-        if not 0 <= self.contrast <= 1:
-            raise RecipeError(f"contrast is {self.contrast}; it must lie between 0 and 1")
+    steps_per_checkpoint: PositiveInt = 50
 
     @property
     def contrasts_neighbours(self) -> bool:

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 from transformers import PreTrainedTokenizerBase
 
 from text2token.errors import BackboneError, RecipeError
+from text2token.settings import checked
 
 REMEMBERED_WORDS = 100_000  # tens of megabytes; four times as many were no faster (LOG.md)
 NOT_A_TARGET = -1
@@ -44,7 +46,15 @@ CHINESE_STOP_WORDS = """
 """
 
 
-@dataclass(frozen=True)
+def _known(languages: str) -> str:
+    _stop_words(languages)
+    return languages
+
+
+StopWords = Annotated[str, AfterValidator(_known)]
+
+
+@checked
 class VocabularySettings:
     """Rules of a target vocabulary.
 
@@ -53,7 +63,7 @@ class VocabularySettings:
     ("girl", after an opening quotation mark), `both` (half the weight each), `as_is` (no merging; for ablation).
     """
 
-    stop_words: str = "en"
+    stop_words: StopWords = "en"
     surface: Surface = "both"
 
 

@@ -18,14 +18,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 from datasets import Dataset
+from pydantic import Field, NonNegativeInt
 
 from text2token.corpus.documents import Document, whole_characters
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError
 from text2token.files import atomic_folder
+from text2token.settings import Seed, checked
 
 DOCUMENT_SCHEMA = pa.schema([("title", pa.large_string()), ("body", pa.large_string()), ("place", pa.large_string())])
 PASSAGE_SCHEMA = pa.schema([("text", pa.large_string()), ("document", pa.int64())])
@@ -37,7 +40,7 @@ MIN_TITLE_CHARACTERS = 20  # shorter titles ("Return self.") name no document
 SENTENCE_END = re.compile(r"(?<=[.!?।॥؟۔])\s+|\n+|(?<=[。！？])\s*")
 
 
-@dataclass(frozen=True)
+@checked
 class CorpusSettings:
     """How documents become passages. `held_out` is a number of documents, at most a third of those that qualify.
 
@@ -45,15 +48,9 @@ class CorpusSettings:
     of fewer words (passages of up to 1,000 characters gained nothing where these did; LOG.md).
     """
 
-    passage_characters: int = 220
-    held_out: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.passage_characters < 50:
-            raise CorpusError(f"passage_characters is {self.passage_characters}; at least 50 are needed")
-        if self.held_out < 0:
-            raise CorpusError(f"held_out is {self.held_out}; it cannot be negative")
+    passage_characters: Annotated[int, Field(ge=50)] = 220
+    held_out: NonNegativeInt = 200
+    seed: Seed = 0
 
 
 @dataclass

@@ -28,6 +28,7 @@ from text2token.corpus.docstrings import standard_library_documents
 from text2token.corpus.documents import Document, whole_characters
 from text2token.corpus.remote import is_remote, open_remote, remote_files, remote_state
 from text2token.errors import CorpusError, reason
+from text2token.settings import checked, one_or_more
 
 Format = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]
 OnError = Literal["stop", "skip"]
@@ -67,7 +68,7 @@ class BrokenLines:
             self.first.append(message)
 
 
-@dataclass(frozen=True)
+@checked
 class ReadingSettings:
     """How text is read. `text_field`: the JSON key or column that holds it (None: found). `format`: auto, txt, jsonl, csv,
     tsv or parquet. `on_error`: what a broken line does, stop, or skip (counted and shown).
@@ -79,13 +80,13 @@ class ReadingSettings:
 
 
 def read_documents(
-    sources: Sequence[str],
+    sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     *,
     text_field: str | None = None,
     format: Format = "auto",
     broken: BrokenLines | None = None,
 ) -> Iterator[Document]:
-    """Yield every document of `sources` in the order given (globs: alphabetical).
+    """Yield every document of `sources`, or of a single source, in the order given (globs: alphabetical).
 
     A source is a file path, a glob, a URL of either (`s3://…`, `https://…`), a folder saved by `datasets`, `"-"` for
     standard input, or `"python:stdlib"` for the docstrings of the running Python. `text_field` names the JSON key or
@@ -106,10 +107,10 @@ def read_documents(
             yield from _read_file(Path(source), format, text_field, broken)
 
 
-def expand_sources(sources: Sequence[str]) -> list[str]:
+def expand_sources(sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str]:
     """Return `sources` with globs expanded; raise `CorpusError` for what does not exist, before anything is read."""
     expanded: list[str] = []
-    for source in sources:
+    for source in map(os.fspath, one_or_more(sources)):
         if is_remote(source):
             expanded.extend(remote_files(source))
         elif source in (STDIN, STANDARD_LIBRARY) or _exists(source):

@@ -1,13 +1,15 @@
 """What a server takes on, and what it turns away."""
 
-import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import field
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from text2token.backbone import tokens_per_pass
 from text2token.errors import RecipeError
+from text2token.settings import checked
 
 
-@dataclass(frozen=True)
+@checked
 class Limits:
     """Sizes of requests, of batches, of the queue before them.
 
@@ -20,24 +22,21 @@ class Limits:
     for fast ones, where the requests themselves are the work. A request has `seconds` for everything, its headers too.
     """
 
-    body_bytes: int = 4 << 20
-    texts: int = 1024
-    characters: int = 100_000
-    filters: int = 100
-    hits: int = 100
-    words: int = 64
-    seconds: float = 60.0
-    batch_texts: int = 64
-    batch_tokens: int = field(default_factory=tokens_per_pass)
-    batch_wait: float = 0.003
-    queue_texts: int = 2048
-    requests: int = 128
-    connections: int = 1024
+    body_bytes: PositiveInt = 4 << 20
+    texts: PositiveInt = 1024
+    characters: PositiveInt = 100_000
+    filters: PositiveInt = 100
+    hits: PositiveInt = 100
+    words: PositiveInt = 64
+    seconds: PositiveFloat = 60.0
+    batch_texts: PositiveInt = 64
+    batch_tokens: PositiveInt = field(default_factory=tokens_per_pass)
+    batch_wait: NonNegativeFloat = 0.003
+    queue_texts: PositiveInt = 2048
+    requests: PositiveInt = 128
+    connections: PositiveInt = 1024
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not math.isfinite(value) or value < 0 or (value == 0 and name != "batch_wait"):
-                raise RecipeError(f"{name} is {value}; it must be a number above 0")
         if self.queue_texts < self.texts:
             raise RecipeError(
                 f"queue_texts is {self.queue_texts}, less than the {self.texts} texts that one request may have"

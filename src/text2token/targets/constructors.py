@@ -21,6 +21,7 @@ from text2token.engine import Engine
 from text2token.errors import TargetMismatch
 from text2token.files import scratch_folder
 from text2token.head import LanguageModelHead, load_head
+from text2token.settings import checked
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
@@ -33,7 +34,7 @@ ConstructorName = Literal["data_driven", "model_derived", "corpus_derived"]
 EXPENSIVE_TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most
 
 
-@dataclass(frozen=True)
+@checked
 class TargetSettings:
     """The settings of every constructor; a stage names the one it uses. `smoothing` is for the targets of all."""
 

@@ -10,7 +10,7 @@ corpus an even sample stands for all, so that memory hardly grows.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
 from scipy.sparse import csr_array, vstack
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
@@ -28,6 +29,7 @@ from text2token.engine import Engine
 from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead, word_table
 from text2token.isotropy import fit_isotropy
+from text2token.settings import Share, checked
 from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
 from text2token.targets.rows import (
     HERE,
@@ -49,7 +51,7 @@ ALONE = -1  # in place of the row of the next passage
 SAME = 1e-6  # two targets that differ by less are one
 
 
-@dataclass(frozen=True)
+@checked
 class CorpusDerivedSettings:
     """`next_passage`: take the passage that follows. `neighbours`: how many nearest texts of the corpus (0: none).
 
@@ -58,18 +60,14 @@ class CorpusDerivedSettings:
     """
 
     next_passage: bool = True
-    neighbours: int = 4
-    top_k: int = 64
+    neighbours: NonNegativeInt = 4
+    top_k: PositiveInt = 64
     exclude_in_text: bool = False
-    data_driven_share: float = 0.5
+    data_driven_share: Share = 0.5
 
     def __post_init__(self) -> None:
-        if self.neighbours < 0 or self.top_k < 1:
-            raise RecipeError(f"neighbours is {self.neighbours} and top_k {self.top_k}; at least 0 and 1 are needed")
         if not self.neighbours and not self.next_passage:
             raise RecipeError("neither next_passage nor neighbours: there is nothing to derive targets from")
-        if not 0 <= self.data_driven_share <= 1:
-            raise RecipeError(f"data_driven_share is {self.data_driven_share}; it must lie between 0 and 1")
 
 
 class CorpusDerivedTargets:

@@ -12,7 +12,7 @@ or smooth inverse frequency sif(v) = a / (a + p(v)) with p from the corpus, or b
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
@@ -28,6 +29,7 @@ from text2token.backbone import Progress
 from text2token.engine import Engine
 from text2token.errors import RecipeError
 from text2token.files import atomic_file
+from text2token.settings import checked
 from text2token.targets.rows import (
     HERE,
     TEXTS_PER_PART,
@@ -46,16 +48,12 @@ CANDIDATE_SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list
 SIF_A = 1e-3  # Arora et al. 2017 recommend 1e-4 … 1e-3
 
 
-@dataclass(frozen=True)
+@checked
 class DataDrivenSettings:
     """`weight`: idf, sif or uniform. `top_k`: keep at most so many tokens of a text, those of the largest weight."""
 
     weight: Literal["idf", "sif", "uniform"] = "idf"
-    top_k: int = 64
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise RecipeError(f"top_k is {self.top_k}; a target needs at least one token")
+    top_k: PositiveInt = 64
 
 
 class DataDrivenTargets:

@@ -16,12 +16,13 @@ the backbone says itself it need not learn (LOG.md 2026-11-27).
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from scipy.sparse import csr_array, vstack
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -30,6 +31,7 @@ from text2token.backbone import DEFAULT_PROMPT, Progress, embed, room_for_text, 
 from text2token.engine import Engine
 from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead
+from text2token.settings import ONE_OR_MORE, Place, Prompt, Share, checked
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.rows import HERE, Passages, as_dataset, chosen, evenly, mixed, record_batch, text_batches
 from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
@@ -38,7 +40,7 @@ TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
 ROWS_OF_LOGITS = 64  # 64 × 49,152 probabilities are 12 MB
 
 
-@dataclass(frozen=True)
+@checked
 class ModelDerivedSettings:
     """How the model is asked. Every value is open in the paper.
 
@@ -49,29 +51,21 @@ class ModelDerivedSettings:
     `language_model`: another language model of the same tokenizer that is asked instead, a larger one of the family say.
     """
 
-    prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
-    alpha: float = 0.7
-    top_k: int = 32
-    temperature: float = 1.0
+    prompts: Annotated[tuple[Prompt, ...], ONE_OR_MORE] = (DEFAULT_PROMPT,)
+    alpha: NonNegativeFloat = 0.7
+    top_k: PositiveInt = 32
+    temperature: PositiveFloat = 1.0
     exclude_in_text: bool = False
-    data_driven_share: float = 0.0
-    prior_texts: int = 1000
-    teacher: str | None = None
-    language_model: str | None = None
+    data_driven_share: Share = 0.0
+    prior_texts: PositiveInt = 1000
+    teacher: Place | None = None
+    language_model: Place | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k < 1 or self.prior_texts < 1:
-            raise RecipeError(f"top_k is {self.top_k} and prior_texts {self.prior_texts}; both must be above zero")
-        if self.temperature <= 0:
-            raise RecipeError(f"temperature is {self.temperature}; it must be above zero")
-        if not 0 <= self.data_driven_share <= 1:
-            raise RecipeError(f"data_driven_share is {self.data_driven_share}; it must lie between 0 and 1")
         if self.teacher and self.language_model:
             raise RecipeError("teacher and language_model: only one can be asked")
         if not self.prompts and not self.teacher:
             raise RecipeError("prompts is empty; the backbone needs at least one")
-        if wrong := [prompt for prompt in self.prompts if prompt.count("{text}") != 1]:
-            raise RecipeError(f"prompts: {wrong[0]!r} must hold {{text}} exactly once")
 
 
 class ModelDerivedTargets:

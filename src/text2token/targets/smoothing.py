@@ -6,7 +6,7 @@ with the word vectors of `head.word_table`. It wraps any constructor, costs no f
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 from scipy.sparse import csr_array
 
 from text2token.backbone import Progress
 from text2token.engine import Engine
-from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead, word_table
+from text2token.settings import ShareBelowOne, checked
 from text2token.targets.rows import (
     HERE,
     Constructor,
@@ -35,22 +36,16 @@ from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
 WORDS_AT_A_TIME = 2048
 
 
-@dataclass(frozen=True)
+@checked
 class SmoothingSettings:
     """`share` of each target goes to the `neighbours` words nearest to its own; 0 leaves targets as they are.
 
     `top_k` tokens are kept of what then is in a target.
     """
 
-    share: float = 0.0
-    neighbours: int = 8
-    top_k: int = 128
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise RecipeError(f"share is {self.share}; it must lie between 0 and 1")
-        if self.neighbours < 1 or self.top_k < 1:
-            raise RecipeError(f"neighbours is {self.neighbours} and top_k {self.top_k}; both must be above zero")
+    share: ShareBelowOne = 0.0
+    neighbours: PositiveInt = 8
+    top_k: PositiveInt = 128
 
 
 class SmoothedTargets:
