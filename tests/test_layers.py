@@ -7,7 +7,7 @@ from architecture import MARK, PAGE, ROOT, drawn, imported, modules, rooms
 
 LAYERS = [
     ["errors"],
-    ["files", "settings"],
+    ["files", "settings", "normalisation"],
     ["corpus.documents"],
     ["corpus.docstrings", "corpus.remote"],
     ["corpus.readers"],

@@ -34,6 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from text2token.errors import BackboneError
 from text2token.files import atomic_folder
+from text2token.normalisation import read_as_text, without_ours
 from text2token.settings import Place, Prompt, checked
 from text2token.vocabulary import tokenise
 
@@ -99,6 +100,7 @@ def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
     limit = getattr(model.config, "max_position_embeddings", None) or settings.max_length
     tokenizer.model_max_length = min(settings.max_length, limit)
     set_prompt(tokenizer, settings.prompt)
+    read_as_text(tokenizer)
     if settings.layers is not None:
         keep_first_layers(model, settings.layers)
     if settings.attention == "bidirectional":
@@ -160,14 +162,18 @@ def prefer_plain_attention(transformer: Transformer) -> None:
 def set_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
     """Write the prompt into the tokenizer's post-processor: `prefix text suffix`, the suffix never truncated.
 
-    A beginning-of-text token that the tokenizer adds by itself is kept in front.
+    A beginning-of-text token that the tokenizer adds by itself is kept in front. The prompt itself is read as it stands: its
+    spaces count, and a control token that it spells is that token.
     """
     before, after = prompt.split("{text}")
     own = tokenizer("")["input_ids"]
     start = [tokenizer.bos_token_id] if own and own[0] == tokenizer.bos_token_id else []
+    backend = tokenizer.backend_tokenizer
+    state = without_ours(json.loads(backend.to_str()))
+    as_it_stands = Tokenizer.from_str(json.dumps({**state, "padding": None, "truncation": None}))
     pieces = {
-        "<prompt:prefix>": start + (tokenizer(before, add_special_tokens=False)["input_ids"] if before else []),
-        "<prompt:suffix>": tokenizer(after, add_special_tokens=False)["input_ids"] if after else [],
+        "<prompt:prefix>": start + (as_it_stands.encode(before, add_special_tokens=False).ids if before else []),
+        "<prompt:suffix>": as_it_stands.encode(after, add_special_tokens=False).ids if after else [],
     }
     used = sum(map(len, pieces.values()))
     if used >= tokenizer.model_max_length:
@@ -182,8 +188,6 @@ def set_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
         return {"Sequence": {"id": name, "type_id": 0}}
 
     prefix, suffix = special("<prompt:prefix>"), special("<prompt:suffix>")
-    backend = tokenizer.backend_tokenizer
-    state = json.loads(backend.to_str())
     state["post_processor"] = {
         "type": "TemplateProcessing",
         "single": [*prefix, sequence("A"), *suffix],
@@ -257,8 +261,7 @@ def _place_of_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
 def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
     """Return the pooled embeddings of `texts`, shape (texts, dimension), float32, on the CPU, in the order given.
 
-    Texts are embedded in groups of equal length, so that little is padded. Where there is no prompt, an empty text is
-    read as a space: a decoder cannot run over no tokens.
+    Texts are embedded in groups of equal length, so that little is padded.
     """
     embeddings = torch.empty(len(texts), embedder.get_embedding_dimension() or 0)
     if not texts:
@@ -266,16 +269,17 @@ def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progres
     if torch.cuda.is_available() and embedder.device.type == "cpu":  # a cluster's worker has it from a machine without
         embedder.cuda()
     if isinstance(embedder[0], Transformer):
-        tokenizer = tokenizer_of(embedder)
-        if not prompt_tokens(tokenizer):
-            texts = [text or " " for text in texts]
-        lengths = token_lengths(tokenizer, (texts[start : start + 2048] for start in range(0, len(texts), 2048)))
+        lengths = token_lengths(
+            tokenizer_of(embedder), (texts[start : start + 2048] for start in range(0, len(texts), 2048))
+        )
     else:
         lengths = np.ones(len(texts), dtype=np.int64)  # a table of vectors: nothing is padded
     for rows in batches_of(np.argsort(lengths, kind="stable"), lengths, tokens_per_pass()):
         batch = [texts[row] for row in rows]
+        if not lengths[rows].any():  # without a prompt an empty text has no token, and a decoder needs some to run at all
+            batch.append(".")
         vectors = embedder.encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
-        embeddings[torch.from_numpy(rows)] = vectors.float().cpu()
+        embeddings[torch.from_numpy(rows)] = vectors[: len(rows)].float().cpu()
         if progress:
             progress(len(rows))
     return embeddings

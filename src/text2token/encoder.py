@@ -27,6 +27,7 @@ from text2token.backbone import (
     transformer_of,
 )
 from text2token.isotropy import Whitening
+from text2token.vocabulary import bare_tokenizer
 
 Embed = Callable[[Sequence[str], Progress | None], Tensor]
 
@@ -112,7 +113,7 @@ def token_counter(model: SentenceTransformer) -> Callable[[Sequence[str]], list[
     """
     given: Any = model.tokenizer
     table = isinstance(given, Tokenizer)
-    own = Tokenizer.from_str((given if table else given.backend_tokenizer).to_str())
+    own = Tokenizer.from_str(given.to_str()) if table else bare_tokenizer(given)
     own.no_padding()
     own.no_truncation()
     limit = getattr(model, "max_seq_length", None) or NO_LIMIT  # infinity for a table of vectors

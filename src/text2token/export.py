@@ -13,6 +13,7 @@ from typing import Any, cast
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from text2token.adapters import merge_lora
@@ -20,6 +21,8 @@ from text2token.backbone import tokenizer_of, transformer_of
 from text2token.errors import BackboneError, OutputError
 from text2token.files import atomic_folder
 from text2token.isotropy import Whitening
+from text2token.normalisation import control_tokens_as_vocabulary
+from text2token.vocabulary import tokenise
 
 LEGACY_MODULES = "sentence_transformers.models"
 LEGACY_POOLING = {
@@ -31,8 +34,15 @@ LEGACY_POOLING = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 LEGACY_DENSE = ("in_features", "out_features", "bias", "activation_function")
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 LOADS_EVERYWHERE = "PreTrainedTokenizerFast"
-SAMPLE = "A text to compare the tokens of, before and after."
+MODULE_CONFIG = "sentence_bert_config.json"
+# a family whose tokenizer is whatever stands in tokenizer.json, to transformers 4 as to 5
+AS_IT_STANDS = {"tokenizer_type": "glm"}
+SAMPLES = (
+    "A text to compare the tokens of, before and after.",
+    " \r\nOuter space and line ends, and a letter in two parts: e\u0301. \n",
+)
 
 
 def export_embedder(
@@ -52,7 +62,7 @@ def export_embedder(
         model.save(str(unfinished), create_model_card=False)
         (unfinished / "README.md").write_text(card)
         _write_legacy_layout(unfinished, embedder, pooling)
-        _check_tokenizer(unfinished, embedder)
+        _write_tokenizer(unfinished, embedder)
 
 
 def export_static(model: SentenceTransformer, folder: Path, card: str, overwrite: bool = False) -> None:
@@ -70,7 +80,7 @@ def export_sparse(model: SparseEncoder, folder: Path, card: str, overwrite: bool
     with atomic_folder(folder) as unfinished:
         model.save(str(unfinished), create_model_card=False)
         (unfinished / "README.md").write_text(card)
-        _check_tokenizer(unfinished, model)
+        _write_tokenizer(unfinished, model)
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
@@ -89,18 +99,18 @@ def _write_legacy_layout(folder: Path, embedder: SentenceTransformer, pooling: P
     dense_config = _read(folder / "2_Dense" / "config.json")
     _write(folder / "2_Dense" / "config.json", {key: dense_config[key] for key in LEGACY_DENSE})
     tokenizer = tokenizer_of(embedder)
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False})
+    _write(folder / MODULE_CONFIG, {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False})
     config = _read(folder / "config.json")
     # transformers 4 looks here and would otherwise take its default without a word
     if theta := (config.get("rope_parameters") or {}).get("rope_theta"):
         config["rope_theta"] = theta
         _write(folder / "config.json", config)
-    tokenizer_config = _read(folder / "tokenizer_config.json")
+    tokenizer_config = _read(folder / TOKENIZER_CONFIG)
     tokenizer_config["tokenizer_class"] = LOADS_EVERYWHERE  # other classes may rebuild the post-processor, prompt and all
     tokenizer_config = {
         key: value for key, value in tokenizer_config.items() if key not in ("backend", "is_local", "local_files_only")
     }
-    _write(folder / "tokenizer_config.json", tokenizer_config)
+    _write(folder / TOKENIZER_CONFIG, tokenizer_config)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
 
 
@@ -111,10 +121,31 @@ def _write_legacy_modules(folder: Path) -> None:
     _write(folder / "modules.json", modules)
 
 
-def _check_tokenizer(folder: Path, embedder: SentenceTransformer | SparseEncoder) -> None:
-    expected = tokenizer_of(embedder)(SAMPLE)["input_ids"]
-    found = AutoTokenizer.from_pretrained(folder)(SAMPLE)["input_ids"]
-    if found != expected:
+def _write_tokenizer(folder: Path, embedder: SentenceTransformer | SparseEncoder) -> None:
+    """Let readers of `tokenizer.json` alone, as well as transformers, give the trained tokens, or raise `BackboneError`.
+
+    A control token spelt in a text is that text to both: the one finds none to look for, the other is told so.
+    """
+    tokenizer = tokenizer_of(embedder)
+    if tokenizer.split_special_tokens:
+        added = _read(folder / TOKENIZER)["added_tokens"]
+        state = control_tokens_as_vocabulary(_read(folder / TOKENIZER))
+        _write(folder / TOKENIZER, state)
+        config = _read(folder / TOKENIZER_CONFIG)
+        config["split_special_tokens"] = True
+        config["added_tokens_decoder"] = {str(token.pop("id")): token for token in added}
+        _write(folder / TOKENIZER_CONFIG, config)
+    samples = [*SAMPLES, "Text that spells " + " ".join(tokenizer.all_special_tokens)]
+    expected = tokenise(tokenizer, samples, prompt=True)
+    found = tokenise(AutoTokenizer.from_pretrained(folder), samples, prompt=True)
+    if found != expected:  # for some families (Qwen 2) transformers takes its own class, which builds its own normaliser
+        config = _read(folder / MODULE_CONFIG) | {"tokenizer_args": AS_IT_STANDS}
+        _write(folder / MODULE_CONFIG, config)
+        found = tokenise(AutoTokenizer.from_pretrained(folder, **AS_IT_STANDS), samples, prompt=True)
+    alone = Tokenizer.from_file(str(folder / TOKENIZER))
+    alone.no_padding()
+    alone.no_truncation()
+    if found != expected or [alone.encode(sample).ids for sample in samples] != expected:
         raise BackboneError(
             f"{folder.name}: the saved tokenizer gives other tokens ({found}) than the trained one ({expected})"
         )

@@ -26,6 +26,7 @@ from text2token.backbone import NO_LIMIT, open_embedder, tokenizer_of, transform
 from text2token.errors import BackboneError
 from text2token.export import check_output
 from text2token.files import atomic_folder
+from text2token.vocabulary import bare_tokenizer
 
 MODEL, TOKENIZER, CARD = "model.onnx", "tokenizer.json", "card.json"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "vectors"
@@ -100,7 +101,7 @@ class PortableEmbedder:
 def _tokenizer(model: SentenceTransformer) -> Tokenizer:
     """Return a copy of the Rust tokenizer that cuts and pads by itself; the prompt is in it already."""
     given = tokenizer_of(model)
-    tokenizer = Tokenizer.from_str(given.backend_tokenizer.to_str())
+    tokenizer = bare_tokenizer(given)
     tokenizer.enable_truncation(_longest(model))
     tokenizer.enable_padding(pad_id=given.pad_token_id or 0, pad_token=given.pad_token or "")
     return tokenizer

@@ -16,7 +16,6 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer
 from torch.nn.functional import embedding_bag
 
 from text2token.backbone import NO_LIMIT, BackboneSettings, load_embedder, tokenizer_of
@@ -28,9 +27,10 @@ from text2token.export import check_output, export_static
 from text2token.head import load_head, word_table
 from text2token.isotropy import fit_isotropy, sample_texts
 from text2token.model_card import static_card
+from text2token.normalisation import read_first_word_as_any
 from text2token.reporter import Reporter, Silent
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.vocabulary import TargetVocabulary, tokenise
+from text2token.vocabulary import TargetVocabulary, bare_tokenizer, tokenise
 
 
 def static_embedder(backbone: BackboneSettings, passages: Dataset, dimensions: int | None = None) -> SentenceTransformer:
@@ -44,16 +44,15 @@ def static_embedder(backbone: BackboneSettings, passages: Dataset, dimensions: i
     width = head.weight.shape[1]
     if dimensions is not None and not 0 < dimensions <= width:
         raise RecipeError(f"dimensions is {dimensions}; {backbone.name} has {width}")
+    read_first_word_as_any(tokenizer.backend_tokenizer)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
     words = DataDrivenTargets(tokenizer, vocabulary, max_tokens=NO_LIMIT).fit(passages)
     table = word_table(head, vocabulary, torch.from_numpy(words.token_weights()))
     sample = [torch.tensor(ids, dtype=torch.long) for ids in tokenise(tokenizer, sample_texts(passages, seed=0)) if ids]
     starts = torch.tensor([0, *map(len, sample[:-1])]).cumsum(0)
     whitening = fit_isotropy(embedding_bag(torch.cat(sample), table, starts, mode="mean"))
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
     vectors = whitening(table)[:, :dimensions].contiguous()
-    return SentenceTransformer(modules=[StaticEmbedding(backend, embedding_weights=vectors), Normalize()])
+    return SentenceTransformer(modules=[StaticEmbedding(bare_tokenizer(tokenizer), embedding_weights=vectors), Normalize()])
 
 
 def build_static(

@@ -13,14 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from text2token.errors import BackboneError, RecipeError
+from text2token.normalisation import control_tokens_as_vocabulary, without_ours
 from text2token.settings import checked
 
 REMEMBERED_WORDS = 100_000  # tens of megabytes; four times as many were no faster (LOG.md)
@@ -153,8 +155,12 @@ class TargetVocabulary:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return 16 hex digits of the tokenizer's ids and merges; prompts, padding and truncation do not change it."""
-    state = json.loads(_backend(tokenizer).to_str())
+    """Return 16 hex digits of the tokenizer's ids and merges.
+
+    Prompts, padding and truncation do not change it, nor does what `read_as_text` adds: targets are of texts that are
+    normalised already.
+    """
+    state = without_ours(json.loads(_backend(tokenizer).to_str()))
     kept = {key: state.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
     kept["added_tokens"] = [[token["id"], token["content"]] for token in kept["added_tokens"] or []]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
@@ -166,9 +172,18 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, prompt
     With `prompt`, what the post-processor puts around a text is included.
     """
     backend = _backend(tokenizer)
-    backend.no_padding()  # transformers leaves its last call's settings in the backend
+    backend.no_padding()  # transformers leaves its last call's settings in the backend, and sets this one at each call
     backend.no_truncation()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=prompt)]
+
+
+def bare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return a copy of the Rust tokenizer inside that gives the same tokens by itself, without padding and truncation."""
+    state = json.loads(_backend(tokenizer).to_str())
+    if tokenizer.split_special_tokens:
+        state = control_tokens_as_vocabulary(state)
+    return Tokenizer.from_str(json.dumps({**state, "padding": None, "truncation": None}))
 
 
 def tokenised_ahead(
@@ -233,11 +248,11 @@ def is_of_a_word(character: str) -> bool:
     return character.isalnum() or unicodedata.category(character or " ").startswith("M")
 
 
-def _backend(tokenizer: PreTrainedTokenizerBase):  # type: ignore[no-untyped-def]
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise BackboneError(f"{tokenizer.name_or_path}: only fast tokenizers (tokenizer.json) are supported")
-    return backend
+    return cast(Tokenizer, backend)
 
 
 def _spelling(state: dict[str, object]) -> Literal["bytes", "sentencepiece", "wordpiece"]:

@@ -23,8 +23,3 @@ class Document:
     def text(self) -> str:
         """The whole document: title and body, or the body alone."""
         return f"{self.title}\n\n{self.body}" if self.title else self.body
-
-
-def whole_characters(text: str) -> str:
-    """Return `text` with U+FFFD for every half of a surrogate pair: JSON can spell them, no tokenizer or file holds them."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

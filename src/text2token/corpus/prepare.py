@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import tempfile
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,10 +23,11 @@ import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field, NonNegativeInt
 
-from text2token.corpus.documents import Document, whole_characters
+from text2token.corpus.documents import Document
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError
 from text2token.files import atomic_folder
+from text2token.normalisation import normalise
 from text2token.settings import Seed, checked
 
 DOCUMENT_SCHEMA = pa.schema([("title", pa.large_string()), ("body", pa.large_string()), ("place", pa.large_string())])
@@ -164,11 +164,6 @@ def temporary_corpus(
     """Yield the corpus of `documents` as `prepare_corpus` makes it, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="text2token-") as folder:
         yield prepare_corpus(documents, Path(folder) / "corpus", settings, broken)
-
-
-def normalise(text: str) -> str:
-    """Return `text` in NFC, with Unix line ends, without outer whitespace; lone surrogates become U+FFFD."""
-    return unicodedata.normalize("NFC", whole_characters(text)).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def split_text(text: str, limit: int) -> list[str]:

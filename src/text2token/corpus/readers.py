@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from text2token.corpus.docstrings import standard_library_documents
-from text2token.corpus.documents import Document, whole_characters
+from text2token.corpus.documents import Document
 from text2token.corpus.remote import is_remote, open_remote, remote_files, remote_state
 from text2token.errors import CorpusError, reason
+from text2token.normalisation import whole_characters
 from text2token.settings import checked, one_or_more
 
 Format = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet"]

@@ -41,6 +41,7 @@ from text2token.lens.learning import joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import Alignment, alignment
 from text2token.lens.pair import Contributions
 from text2token.lens.reader import CARD, FOLDER, PROBE, TokenReader, as_fast_tokenizer, open_reader, save_reader
+from text2token.normalisation import read_as_text
 from text2token.reporter import Reporter, Silent
 from text2token.vectors import embed_corpus, read_vectors
 
@@ -183,9 +184,11 @@ def _own_tokenizer(model: SentenceTransformer, name: str) -> PreTrainedTokenizer
 
 def _tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     try:
-        return cast(PreTrainedTokenizerBase, transformers.AutoTokenizer.from_pretrained(resolve_backbone(backbone)))
+        tokenizer = cast(PreTrainedTokenizerBase, transformers.AutoTokenizer.from_pretrained(resolve_backbone(backbone)))
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{backbone}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from error
+    read_as_text(tokenizer)
+    return tokenizer
 
 
 def _digest(*parts: object) -> str:

@@ -35,6 +35,7 @@ from text2token.vocabulary import (
     NOT_A_TARGET,
     TargetVocabulary,
     VocabularySettings,
+    bare_tokenizer,
     is_of_a_word,
     is_unspaced,
     token_forms,
@@ -225,11 +226,3 @@ def as_fast_tokenizer(tokenizer: Tokenizer | PreTrainedTokenizerBase) -> PreTrai
     if isinstance(tokenizer, Tokenizer):
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
     return tokenizer
-
-
-def bare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return a copy of the Rust tokenizer inside, without padding and truncation."""
-    bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    bare.no_padding()
-    bare.no_truncation()
-    return bare

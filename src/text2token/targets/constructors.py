@@ -28,7 +28,7 @@ from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedT
 from text2token.targets.rows import HERE, TEXTS_PER_PART, Constructor, RecallingConstructor, bounds, text_batches
 from text2token.targets.smoothing import SmoothedRecallingTargets, SmoothedTargets, SmoothingSettings
 from text2token.targets.store import TargetCard, write_targets
-from text2token.vocabulary import TargetVocabulary, tokenizer_fingerprint
+from text2token.vocabulary import TargetVocabulary
 
 ConstructorName = Literal["data_driven", "model_derived", "corpus_derived"]
 EXPENSIVE_TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most
@@ -84,9 +84,7 @@ def model_derived(materials: Materials) -> ModelDerivedTargets:
         teacher = open_embedder(name).eval()
     else:
         teacher = load_embedder(replace(materials.backbone, name=name, pooling="last", attention="causal", layers=None))
-    if name != own and tokenizer_fingerprint(tokenizer_of(teacher)) != tokenizer_fingerprint(
-        tokenizer_of(materials.embedder)
-    ):
+    if name != own and tokenizer_of(teacher).get_vocab() != tokenizer_of(materials.embedder).get_vocab():
         raise TargetMismatch(f"{name}: has another tokenizer than {own}")
     head = load_head(teacher, name) if settings.language_model else materials.head
     if (teacher.get_embedding_dimension() or 0) != head.weight.shape[1]:
