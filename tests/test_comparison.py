@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,7 @@ from text2token.backbone import BackboneSettings
 from text2token.baselines.peer import Built, Peer, Settings, Workshop
 from text2token.comparison import Comparison, choose_peers, compare_peers
 from text2token.corpus.prepare import CorpusSettings
-from text2token.corpus.readers import read_documents
+from text2token.corpus.readers import ReadingSettings, read_documents
 from text2token.errors import OutputError, RecipeError
 from text2token.leaderboard import Leaderboard, best_rows
 
@@ -70,9 +71,9 @@ def test_the_best_candidate_goes_on_and_all_are_shown(comparison: Comparison, tm
         tuple(run["settings"].items()): bench._read_run(path).merit
         for path, run in zip((tmp_path / "out" / "runs" / "simcse").glob("*-0.json"), runs, strict=True)
     }
-    best = max(trial.mean_task_type for trial in board.trials)
+    best = max(trial.score for trial in board.trials)
     assert best == max(merits.values())
-    assert next(trial for trial in board.trials if trial.chosen).mean_task_type == best
+    assert next(trial for trial in board.trials if trial.chosen).score == best
     assert len(board.trials) == 3
 
 
@@ -129,12 +130,49 @@ def test_processes_share_a_folder_and_no_run_is_done_twice(
 
 def test_a_folder_belongs_to_one_comparison(comparison: Comparison, tmp_path: Path) -> None:
     comparison = replace(comparison, suite=None)
-    board = run(comparison, tmp_path / "out", "mean")
-    assert board.rows[0].mean_task is None  # without a suite, the label-free figure decides
-    assert board.rows[0].label_free is not None
+    run(comparison, tmp_path / "out", "mean")
     with pytest.raises(OutputError, match="holds another comparison"):
         run(replace(comparison, max_tokens=5), tmp_path / "out", "mean")
     run(replace(comparison, max_tokens=5), tmp_path / "out", "mean", overwrite=True)
+
+
+def test_without_a_suite_the_label_free_figure_chooses_ranks_and_is_named(comparison: Comparison, tmp_path: Path) -> None:
+    board = run(replace(comparison, suite=None), tmp_path / "out", "mean", Counting().peer())
+    assert all(row.mean_task is None and row.label_free for row in board.rows)
+    shown = [row.label_free.mean for row in best_rows(board.rows) if row.label_free]
+    assert shown == sorted(shown, reverse=True)
+    assert shown[0] == max(row.label_free.mean for row in board.rows if row.label_free)
+    assert {trial.measure for trial in board.trials} == {"Label-free MRR@10"}
+    assert max(trial.score for trial in board.trials) == next(trial.score for trial in board.trials if trial.chosen)
+
+
+def test_a_changed_text_or_suite_is_another_comparison(comparison: Comparison, tmp_path: Path) -> None:
+    out, suite = tmp_path / "out", Path(str(comparison.suite))
+    run(comparison, out, "mean")
+    table = (out / "leaderboard.csv").read_text(encoding="utf-8")
+    with pytest.raises(OutputError, match=r"text_field"):
+        run(replace(comparison, reading=ReadingSettings(text_field="body")), out, "mean")
+    task = next(path for path in sorted(suite.iterdir()) if (path / "test.jsonl").exists())
+    kept = (task / "test.jsonl").read_text(encoding="utf-8")
+    (task / "test.jsonl").write_text("\n".join(kept.splitlines()[:-1]), encoding="utf-8")
+    with pytest.raises(OutputError, match=f"tasks of the suite have changed since: {task.name}"):
+        run(comparison, out, "mean")
+    (task / "test.jsonl").write_text(kept, encoding="utf-8")
+    shutil.copytree(task, suite / "Another")
+    with pytest.raises(OutputError, match="changed since: Another"):
+        run(comparison, out, "mean")
+    shutil.rmtree(suite / "Another")
+    assert run(comparison, out, "mean").rows
+    with Path(comparison.sources[0]).open("a", encoding="utf-8") as file:
+        file.write("One more document that nobody has read before.\n")
+    with pytest.raises(OutputError, match="the texts have changed since"):
+        run(comparison, out, "mean")
+    assert (out / "leaderboard.csv").read_text(encoding="utf-8") == table
+    record = out / "comparison.toml"
+    record.write_text(record.read_text(encoding="utf-8").partition("[made_from]")[0], encoding="utf-8")
+    with pytest.raises(OutputError, match="an earlier version"):
+        run(comparison, out, "mean")
+    run(comparison, out, "mean", overwrite=True)
 
 
 def test_unknown_peers_are_named(comparison: Comparison, tmp_path: Path) -> None:

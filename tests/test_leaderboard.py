@@ -137,6 +137,49 @@ def test_best_rows_stand_best_first_and_those_without_a_mean_last() -> None:
     assert best_rows([worse_partial, weak, partial, strong]) == [strong, weak, partial]
 
 
+label_free_rows = st.lists(
+    st.builds(lambda name, score: replace(scored(name, None, tasks={}, types={}), label_free=score), names, scores),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(label_free_rows)
+def test_without_labelled_tasks_the_label_free_score_ranks_and_is_shown_and_named(rows: list[Row]) -> None:
+    best = best_rows(rows)
+    ordered = [row.label_free.mean for row in best if row.label_free]
+    assert ordered == sorted(ordered, reverse=True)
+    for row in best:
+        assert row.label_free
+        assert row.label_free.mean == max(
+            other.label_free.mean for other in rows if other.peer == row.peer and other.label_free
+        )
+    page = leaderboard_html(board(*rows))
+    assert [cells[0] for cells in main_table(page)] == [str(rank) for rank in range(1, len(best) + 1)]
+    assert "Label-free MRR@10, percent" in page
+    assert "TaskType" not in page + leaderboard_markdown(board(*rows)) + leaderboard_csv(board(*rows))
+
+
+wild = st.text() | st.sampled_from(
+    ["<script>alert(1)</script>", "=cmd|' /C calc'!A0", "a|b", "a\\|b", "`x`", "**b**", "[a](b)"]
+)
+
+
+@given(wild, wild)
+def test_any_name_is_one_line_of_its_own_in_the_markdown_table_and_acts_nowhere(peer: str, tried: str) -> None:
+    trials = [Trial(peer, tried, 0, tried, 1.0, True)]
+    lines = leaderboard_markdown(replace(board(replace(FIRST, peer=peer)), trials=trials)).splitlines()
+    table = [line for line in lines if line.startswith("| ")]
+    assert len(table) == 3 + 3
+    plain = [re.sub(r"\\.", "", line) for line in table]  # what is escaped divides no cells
+    assert [line.count("|") for line in plain] == [plain[0].count("|")] * 3 + [plain[3].count("|")] * 3
+    assert not any(sign in line for line in plain for sign in "<`[~")
+    (line,) = csv.DictReader(io.StringIO(leaderboard_csv(board(replace(FIRST, peer=peer))), newline=""))
+    assert line["peer"][:1] not in tuple("=+-@\t\r\n")
+    assert line["peer"].removeprefix("'") == re.sub(r"[\r\n]+", " ", peer).removeprefix("'")
+
+
 @settings(deadline=None)
 @given(any_rows)
 def test_best_rows_keep_each_peer_once_with_nothing_better_left_out(rows: list[Row]) -> None:
@@ -157,7 +200,9 @@ def test_html_in_names_is_inert() -> None:
     supervised = replace(row, peer=attack + "!", family="supervised")
     unplaced = replace(row, peer=attack + "?", mean_task_type=None)
     page = leaderboard_html(
-        Leaderboard(attack, {attack: attack}, [attack], [row, supervised, unplaced], [Trial(attack, attack, 0, 50.0, True)])
+        Leaderboard(
+            attack, {attack: attack}, [attack], [row, supervised, unplaced], [Trial(attack, attack, 0, attack, 50.0, True)]
+        )
     )
     tags = Page(page).tags
     assert [tag for tag, _ in tags].count("script") == 1  # the page's own, for sorting
@@ -192,14 +237,17 @@ def test_every_row_of_every_post_processing_is_on_the_page() -> None:
 
 
 def test_what_was_tried_is_on_the_page() -> None:
-    trials = [Trial("LLM2Vec", "rate 1e-4", 7, 41.2, False), Trial("LLM2Vec", "rate 3e-4", 7, 43.4, True)]
+    trials = [
+        Trial("LLM2Vec", "rate 1e-4", 7, "Mean (TaskType)", 41.2, False),
+        Trial("LLM2Vec", "rate 3e-4", 7, "Mean (TaskType)", 43.4, True),
+    ]
     page = leaderboard_html(replace(board(FIRST), trials=trials))
     text = " ".join(
         Page(
             page.partition("What was tried")[2].partition("</details>")[0].join(("<details><summary>", "</details>"))
         ).text.split()
     )
-    assert "rate 1e-4 7 41.2 LLM2Vec rate 3e-4 7 43.4 chosen" in text
+    assert "rate 1e-4 7 Mean (TaskType) 41.2 LLM2Vec rate 3e-4 7 Mean (TaskType) 43.4 chosen" in text
 
 
 def test_references_get_no_rank_and_push_no_other() -> None:
@@ -221,7 +269,8 @@ def test_only_ranked_rows_are_marked_best() -> None:
 
 
 def test_what_is_absent_is_a_dash_and_not_a_zero() -> None:
-    (cells,) = main_table(leaderboard_html(board(replace(FIRST, mean_task=None, tokens=None, seconds=None))))
+    other = scored("another", 1.0)
+    cells, _ = main_table(leaderboard_html(board(replace(FIRST, mean_task=None, tokens=None, seconds=None), other)))
     assert cells[4] == cells[-1] == cells[-2] == "–"
     (cells,) = main_table(leaderboard_html(board(replace(FIRST, tokens=0, seconds=0.0))))
     assert cells[-2:] == ["0", "0"]
@@ -332,13 +381,17 @@ def test_csv_gives_back_every_figure(rows: list[Row]) -> None:
     lines = list(csv.DictReader(io.StringIO(leaderboard_csv(board(*rows)), newline="")))
     assert len(lines) == len(rows)
     for line, row in zip(lines, rows, strict=True):
-        assert (line["peer"], line["settings"]) == (row.peer, row.settings)
+        for name in ("peer", "settings"):
+            text = getattr(row, name)
+            assert line[name] == (f"'{text}" if text.startswith(tuple("=+-@")) else text)  # else it would be a formula
         named = {"mean_task": row.mean_task, "mean_task_type": row.mean_task_type, "label_free": row.label_free}
         named |= {f"task_{task}": score for task, score in row.tasks.items()}
         named |= {f"type_{kind}": score for kind, score in row.types.items()}
         for name, score in named.items():
-            assert line[name] == ("" if score is None else str(score.mean))
-            assert line[f"{name}_deviation"] == ("" if score is None or score.deviation is None else str(score.deviation))
+            # what no row has, has no column
+            assert line.get(name, "") == ("" if score is None else str(score.mean))
+            deviation = "" if score is None or score.deviation is None else str(score.deviation)
+            assert line.get(f"{name}_deviation", "") == deviation
         assert line["seconds"] == ("" if row.seconds is None else str(row.seconds))
         assert sum(map(bool, line.values())) >= len(row.tasks) + len(row.types)
 
@@ -350,12 +403,18 @@ def test_the_template_travels_with_the_package() -> None:
 def test_the_markdown_table_has_the_best_row_of_each_peer_and_the_tries() -> None:
     ours = scored("text2token", 60.0, family="text2token", label_free=None)
     rows = [FIRST, scored("LLM2Vec", 40.0, postprocessing="whiten"), ours, scored("a|b", 70.0, family="supervised")]
-    trials = [Trial("LLM2Vec", "rate 3e-4", 0, 52.25, True), Trial("LLM2Vec", "rate 1e-4", 0, 50.0, False)]
+    trials = [
+        Trial("LLM2Vec", "rate 3e-4", 0, "Mean (TaskType)", 52.25, True),
+        Trial("LLM2Vec", "rate 1e-4", 0, "Mean (TaskType)", 50.0, False),
+    ]
     lines = leaderboard_markdown(replace(board(*rows), trials=trials)).splitlines()
     table = [line for line in lines if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in table[2:5]] == ["| a\\|b (supervised)", "| **text2token**", "| LLM2Vec"]
     assert table[4] == ("| LLM2Vec | none | 3 | 52.2 ± 0.2 | 52.4 ± 0.2 | 71.2 ± 0.5 | 33.5 ± 1.0 | 44.0 | 100,000 | 4.2 |")
-    assert table[-2:] == ["| LLM2Vec | rate 3e-4 | 52.2 | x |", "| LLM2Vec | rate 1e-4 | 50.0 |  |"]
+    assert table[-2:] == [
+        "| LLM2Vec | rate 3e-4 | Mean (TaskType) | 52.2 | x |",
+        "| LLM2Vec | rate 1e-4 | Mean (TaskType) | 50.0 |  |",
+    ]
     assert len({line.replace("\\|", "").count("|") for line in table[:5]}) == 1
     assert lines[0] == "- Budget: 100,000 tokens"
     assert lines[-1] == "- One note."

@@ -637,12 +637,14 @@ def compare(
 ) -> None:
     """Train and score all peers on your text and write a leaderboard."""
     from text2token.backbone import BackboneSettings
+    from text2token.corpus.readers import ReadingSettings
     from text2token.settings import with_assignments
 
     comparison = needing("bench", "text2token.comparison")
     settings = comparison.Comparison(
         BackboneSettings(backbone, max_length=128),
         sources=tuple(sources),
+        reading=reading_with(ReadingSettings(), text_field, format, on_error),
         suite=str(suite) if suite else None,
         suite_tokens=suite_tokens or None,
         max_tokens=max_tokens,

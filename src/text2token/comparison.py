@@ -14,12 +14,14 @@ processes may work in one folder: a run that one of them has begun is left to it
 import contextlib
 import ctypes
 import gc
+import hashlib
 import json
 import os
 import platform
 import re
 import shutil
 import time
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -28,6 +30,7 @@ from typing import Annotated, Any, cast
 
 import filelock
 import numpy as np
+import tomli_w
 import torch
 from pydantic import PositiveInt
 
@@ -48,15 +51,17 @@ from text2token.baselines import (
 from text2token.baselines.peer import Built, Peer, SearchOnly, Settings, Workshop
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
-from text2token.corpus.readers import BrokenLines
+from text2token.corpus.readers import BrokenLines, ReadingSettings, source_state
 from text2token.encoder import TextEncoder, open_encoder
-from text2token.errors import OutputError, RecipeError
+from text2token.errors import OutputError, RecipeError, reason
 from text2token.evaluation.label_free import Geometry, RetrievalScores, dense_scores, geometry, retrieval_scores
 from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.files import atomic_file
 from text2token.isotropy import Isotropy, fit_isotropy
 from text2token.leaderboard import (
+    LABEL_FREE,
+    MEAN_TASK_TYPE,
     Family,
     Leaderboard,
     Row,
@@ -87,7 +92,7 @@ PEERS: tuple[Peer, ...] = (
 
 @checked
 class Comparison:
-    """What is the same for all peers. `sources` is what was read, for the record.
+    """What is the same for all peers. `sources` is what was read, and `reading` how, for the record.
 
     `max_tokens` is each trained peer's budget for one training, repetitions counted. `suite_tokens` cuts the labelled
     tasks down (None: all of them).
@@ -95,6 +100,7 @@ class Comparison:
 
     backbone: BackboneSettings
     sources: Annotated[tuple[Place, ...], ONE_OR_MORE] = ()
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
     suite: Place | None = None
     suite_tokens: PositiveInt | None = 250_000
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
@@ -145,6 +151,11 @@ class Run:
         """What candidates are chosen by: Mean(TaskType) under the best post-processing, or MRR@10 without a suite."""
         return max(_merit(scores) for scores in self.scores.values())
 
+    @property
+    def measure(self) -> str:
+        """The name of what `merit` is."""
+        return (MEAN_TASK_TYPE if any(scores.tasks for scores in self.scores.values()) else LABEL_FREE).heading
+
 
 def compare_peers(
     comparison: Comparison,
@@ -159,17 +170,18 @@ def compare_peers(
 ) -> Leaderboard:
     """Run `peers` in `folder`, or what of it is missing there, and return the leaderboard of all that the folder holds.
 
-    Raises `OutputError` when the folder belongs to another comparison, `RecipeError` for less than one seed.
+    Raises `OutputError` when the folder belongs to another comparison, or to this one when its texts or tasks were others:
+    scores of the one and of the other say nothing beside each other. `RecipeError` for less than one seed.
     """
     if seeds < 1:
         raise RecipeError("seeds must be above zero")
     reporter = reporter or Silent()
     tasks = _tasks(comparison)
     record = folder / "comparison.toml"
-    described = to_toml(comparison)
+    described = to_toml(comparison) + "\n" + tomli_w.dumps({MADE_FROM: _made_from(comparison, tasks)})
     with _lock(folder, "corpus"):
         if record.exists() and not overwrite:
-            if changed := difference(record.read_text(), described):
+            if changed := _changed(record, described):
                 raise OutputError(f"{folder}: holds another comparison ({changed}). Choose another --output, or --overwrite")
         else:
             shutil.rmtree(folder / "runs", ignore_errors=True)
@@ -189,6 +201,33 @@ def compare_peers(
     return bench.publish()
 
 
+def _made_from(comparison: Comparison, tasks: Sequence[SuiteTask]) -> dict[str, Any]:
+    """Return what shows that the texts or the tasks of a comparison have changed, though its settings have not."""
+    texts = json.dumps(source_state(comparison.sources))
+    return {
+        "texts": hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        "tasks": {task.name: task.fingerprint for task in tasks},
+    }
+
+
+def _changed(record: Path, described: str) -> str:
+    """Return in one line what differs between the comparison of a folder and the one `described`; nothing where none."""
+    try:
+        old, new = tomllib.loads(recorded := record.read_text(encoding="utf-8")), tomllib.loads(described)
+    except (OSError, ValueError) as error:
+        return f"{record.name} cannot be read: {reason(error)}"
+    was, now = old.pop(MADE_FROM, None), new.pop(MADE_FROM)
+    if old != new:
+        return difference(recorded, described)
+    if was is None:
+        return "an earlier version made it, which did not keep what its texts and tasks were"
+    if was["texts"] != now["texts"]:
+        return "the texts have changed since"
+    names = sorted(name for name in {*was["tasks"], *now["tasks"]} if was["tasks"].get(name) != now["tasks"].get(name))
+    return f"tasks of the suite have changed since: {', '.join(names[:4])}" if names else ""
+
+
+MADE_FROM = "made_from"
 WAIT_FOR_OTHERS = 5  # seconds, when all that is missing is being done by other processes
 
 
@@ -290,7 +329,7 @@ class _Bench:
         if not isinstance(built.result, TextEncoder):
             searcher: SearchOnly = built.result
             found = score_suite(searcher.mteb_model, self.tasks, cache, self.reporter) if self.tasks else None
-            own = retrieval_scores(searcher.similarities(queries, passages)) if queries else None
+            own = retrieval_scores(searcher.similarities(queries, passages)) if len(queries) > 1 else None
             yield "none", Scores(tuple(found.tasks) if found else (), own, None)
             return
         texts = [*workshop.sample(), *queries, *passages]
@@ -301,7 +340,7 @@ class _Bench:
             encoder = built.result.finished_by(fit_isotropy(sample, kind), f"{built.result.name} ({kind})")
             found = score_suite(encoder, self.tasks, cache, self.reporter) if self.tasks else None
             own = shape = None
-            if queries:
+            if len(queries) > 1:
                 asked, answers = encoder(queries), encoder(passages)
                 own, shape = dense_scores(asked, answers), geometry(asked, answers)
             yield kind, Scores(tuple(found.tasks) if found else (), own, shape)
@@ -325,14 +364,14 @@ def leaderboard_of(runs: Sequence[Run], facts: dict[str, str]) -> Leaderboard:
         first = [run for run in own if run.seed == 0]
         best = max(first, key=lambda run: run.merit)
         if len(first) > 1:
-            trials += [Trial(name, _described(run.settings), run.seed, run.merit, run is best) for run in first]
+            trials += [Trial(name, _described(run.settings), run.seed, run.measure, run.merit, run is best) for run in first]
         seeds = [run for run in own if run.candidate == best.candidate]
         rows += [_row(seeds, kind) for kind in best.scores]
     notes = [
         "Settings and post-processing of every peer were chosen on the tasks shown here, three tries or fewer each, "
         "so figures on other tasks will be somewhat lower, for all.",
         "Spread is the standard deviation over seeds. Rows without it are deterministic or have one seed.",
-        "Label-free: title or first half of a held-out document must find its own rest. It measures that and no more.",
+        "Label-free: the title or first half of a held-out document must find its other half. It measures that and no more.",
     ]
     return Leaderboard("Unsupervised text embedders on one bench", facts, notes, rows, trials)
 

@@ -26,6 +26,7 @@ from text2token.backbone import (
     tokenizer_of,
     transformer_of,
 )
+from text2token.errors import BackboneError
 from text2token.isotropy import Whitening
 from text2token.vocabulary import bare_tokenizer
 
@@ -53,13 +54,21 @@ class TextEncoder:
         return self.finish(vectors) if self.finish else vectors
 
     def embedded(self, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
-        """Return the vectors as `embed` gave them."""
+        """Return the vectors as `embed` gave them; raise `BackboneError` where one is not made of finite numbers."""
         if self.memory is None:
-            return self.embed(texts, progress)
+            return self._finite(self.embed(texts, progress))
         unknown = [text for text in dict.fromkeys(texts) if text not in self.memory]
         if unknown:
-            self.memory.update(zip(unknown, self.embed(unknown, progress), strict=True))
+            self.memory.update(zip(unknown, self._finite(self.embed(unknown, progress)), strict=True))
         return torch.stack([self.memory[text] for text in texts])
+
+    def _finite(self, vectors: Tensor) -> Tensor:
+        if not (good := vectors.isfinite().all(dim=-1)).all():
+            raise BackboneError(
+                f"{self.name}: {int((~good).sum()):,} of {len(good):,} vectors are not made of finite numbers. "
+                "Is the model whole? Does it bear the number format it computes in (--dtype float32)?"
+            )
+        return vectors
 
     def finished_by(self, finish: Whitening, name: str) -> "TextEncoder":
         """Return the encoder whose vectors are finished by `finish`; it shares the memory of this one."""

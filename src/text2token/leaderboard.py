@@ -11,13 +11,14 @@ below; they get no rank, or the ranks of the others would depend on how many of 
 import csv
 import io
 import math
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from operator import itemgetter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jinja2
 
@@ -75,12 +76,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting tried in tuning: its `mean_task_type` in percent with one `seed`, and whether it was `chosen`."""
+    """One setting tried in tuning: its best `score` in percent by a `measure`, with one `seed`, and if it was `chosen`."""
 
     peer: str
     settings: str
     seed: int
-    mean_task_type: float
+    measure: str
+    score: float
     chosen: bool
 
 
@@ -103,28 +105,40 @@ class Column(NamedTuple):
     of: Callable[[Row], Spread | None]
 
 
-def best_rows(rows: Iterable[Row]) -> list[Row]:
-    """Return for each peer the row of the highest Mean(TaskType), best first.
+MEAN_TASK_TYPE = Column("mean_task_type", "Mean (TaskType)", lambda row: row.mean_task_type)
+MEAN_TASK = Column("mean_task", "Mean (Task)", lambda row: row.mean_task)
+LABEL_FREE = Column("label_free", "Label-free MRR@10", lambda row: row.label_free)
 
-    A row without that mean is judged by its best task type and stands behind all rows that have one.
+
+def ranking(rows: Iterable[Row]) -> Column:
+    """Return what rows are ranked by: Mean(TaskType), or the label-free score where no row has a labelled one."""
+    return MEAN_TASK_TYPE if any(row.mean_task_type or row.types for row in rows) else LABEL_FREE
+
+
+def best_rows(rows: Iterable[Row]) -> list[Row]:
+    """Return for each peer the row of the highest score that they are ranked by (`ranking`), best first.
+
+    A row without that score is judged by its best task type and stands behind all rows that have one.
     """
+    rows = list(rows)
+    of = ranking(rows).of
+
+    def standing(row: Row) -> tuple[bool, float]:
+        if score := of(row):
+            return True, score.mean
+        return False, max((score.mean for score in row.types.values()), default=-math.inf)
+
     best: dict[str, Row] = {}
     for row in rows:
-        if row.peer not in best or _standing(row) > _standing(best[row.peer]):
+        if row.peer not in best or standing(row) > standing(best[row.peer]):
             best[row.peer] = row
-    return sorted(best.values(), key=_standing, reverse=True)
-
-
-def _standing(row: Row) -> tuple[bool, float]:
-    if row.mean_task_type:
-        return True, row.mean_task_type.mean
-    return False, max((score.mean for score in row.types.values()), default=-math.inf)
+    return sorted(best.values(), key=standing, reverse=True)
 
 
 def leaderboard_html(board: Leaderboard) -> str:
     """Return the whole page: table, cost plot, bars per task, every variant and trial, notes. It loads nothing."""
-    best = best_rows(board.rows)
-    ranked = [row for row in best if row.family not in UNRANKED and row.mean_task_type]
+    best, ranked_by = best_rows(board.rows), ranking(board.rows)
+    ranked = [row for row in best if row.family not in UNRANKED and ranked_by.of(row)]
     columns = score_columns(best)
     # always on, because jinja2's choice by file ending knows no template that comes as a string
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -134,11 +148,12 @@ def leaderboard_html(board: Leaderboard) -> str:
         best=best,
         ranks={row.peer: rank for rank, row in enumerate(ranked, 1)},
         unranked=UNRANKED,
+        ranked_by=ranked_by,
         columns=columns,
         all_columns=score_columns(board.rows, tasks=True),
         leading={column.name: max((s.mean for r in ranked if (s := column.of(r))), default=None) for column in columns},
         # the second is as wide as a phone, where the first would be scaled down until nobody could read it
-        plots=[plot for size in ((960, 460), (332, 440)) if (plot := cost_plot(best, *size))],
+        plots=[plot for size in ((960, 460), (332, 440)) if (plot := cost_plot(best, *size, ranked_by))],
         panels=[task_panel(task, best) for task in dict.fromkeys(task for row in best for task in row.tasks)],
     )
 
@@ -153,8 +168,17 @@ def leaderboard_csv(board: Leaderboard) -> str:
     for row in board.rows:
         scores = [column.of(row) for column in columns]
         pairs = [(score.mean, score.deviation) if score else (None, None) for score in scores]
-        writer.writerow([*(getattr(row, name) for name in plain), *(figure for pair in pairs for figure in pair)])
+        cells = [getattr(row, name) for name in plain]
+        writer.writerow([*(spreadsheet_text(cell) for cell in cells), *(figure for pair in pairs for figure in pair)])
     return text.getvalue()
+
+
+def spreadsheet_text(cell: Any) -> Any:
+    """Return a cell of a CSV as one line that no spreadsheet takes for a formula; what is no text is left as it is."""
+    if not isinstance(cell, str):
+        return cell
+    cell = re.sub(r"[\r\n]+", " ", cell)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t")) else cell
 
 
 def leaderboard_markdown(board: Leaderboard) -> str:
@@ -162,38 +186,50 @@ def leaderboard_markdown(board: Leaderboard) -> str:
     best = best_rows(board.rows)
     columns = score_columns(best)
     head = ["", "afterwards", "seeds", *(column.heading for column in columns), "tokens", "minutes"]
-    lines = [f"- {name}: {value}" for name, value in board.facts.items()]
+    lines = [f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in board.facts.items()]
     lines += ["", _table_line(head), _table_line(["---"] * len(head))]
     for row in best:
-        name = f"**{row.peer}**" if row.family == "text2token" else row.peer
+        name = f"**{markdown_text(row.peer)}**" if row.family == "text2token" else markdown_text(row.peer)
         name += f" ({row.family})" if row.family in UNRANKED else ""
         scores = [str(column.of(row) or "") for column in columns]
         minutes = "" if row.seconds is None else f"{row.seconds / 60:.1f}"
         tokens = "" if row.tokens is None else f"{row.tokens:,}"
         lines.append(_table_line([name, row.postprocessing, str(row.seeds), *scores, tokens, minutes]))
     if board.trials:
-        tried = [[trial.peer, trial.settings, f"{trial.mean_task_type:.1f}", "x" * trial.chosen] for trial in board.trials]
-        headings = ["tried", "settings", "Mean (TaskType), best post-processing", "chosen"]
-        lines += ["", *map(_table_line, [headings, ["---"] * 4, *tried])]
-    return "\n".join([*lines, "", *(f"- {note}" for note in board.notes), ""])
+        tried = [
+            [*map(markdown_text, (trial.peer, trial.settings, trial.measure)), f"{trial.score:.1f}", "x" * trial.chosen]
+            for trial in board.trials
+        ]
+        headings = ["tried", "settings", "measure", "with the best post-processing", "chosen"]
+        lines += ["", *map(_table_line, [headings, ["---"] * 5, *tried])]
+    return "\n".join([*lines, "", *(f"- {markdown_text(note)}" for note in board.notes), ""])
+
+
+MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", **{sign: f"\\{sign}" for sign in "\\`*_[]~"}})
+
+
+def markdown_text(text: str) -> str:
+    """Return `text` as Markdown that shows it as it is, in one line."""
+    return " ".join(text.split()).translate(MARKUP)
 
 
 def _table_line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cells) + " |"
 
 
 def score_columns(rows: Iterable[Row], tasks: bool = False) -> list[Column]:
-    """Return the scores that these rows have: the means, one per task type, the label-free one and, if asked, the tasks."""
+    """Return the scores that any of these rows has: means, one per type, the label-free one and, if asked, the tasks."""
     rows = list(rows)
     types = dict.fromkeys(name for row in rows for name in row.types)
     names = dict.fromkeys(name for row in rows for name in row.tasks) if tasks else {}
-    return [
-        Column("mean_task_type", "Mean (TaskType)", lambda row: row.mean_task_type),
-        Column("mean_task", "Mean (Task)", lambda row: row.mean_task),
+    columns = [
+        MEAN_TASK_TYPE,
+        MEAN_TASK,
         *(Column(f"type_{name}", _heading(name), partial(_type_score, name)) for name in types),
-        Column("label_free", "Label-free MRR@10", lambda row: row.label_free),
+        LABEL_FREE,
         *(Column(f"task_{name}", name, partial(_task_score, name)) for name in names),
     ]
+    return [column for column in columns if any(column.of(row) for row in rows)]
 
 
 def _type_score(name: str, row: Row) -> Spread | None:
@@ -244,7 +280,7 @@ class Mark(NamedTuple):
 
 
 class CostPlot(NamedTuple):
-    """Mean(TaskType) against seconds. Left of `divider` stand the untrained rows, for which a log axis has no place.
+    """What rows are ranked by against seconds. Left of `divider` stand the untrained rows: a log axis has no place for them.
 
     `lines` are the supervised rows, whose cost is not ours to know; `missing` names the peers that cannot be placed.
     """
@@ -332,12 +368,12 @@ def place_labels(anchors: Sequence[tuple[float, float, float]], taken: Sequence[
     return [placed[index] for index in range(len(anchors))]
 
 
-def cost_plot(rows: Sequence[Row], width: float, height: float) -> CostPlot | None:
+def cost_plot(rows: Sequence[Row], width: float, height: float, ranked_by: Column = MEAN_TASK_TYPE) -> CostPlot | None:
     """Lay out the plot, taller than `height` if the labels need it. None if there is nothing to place."""
     shown = [
-        (row, row.mean_task_type, 0.0 if row.tokens == 0 else row.seconds or 0.0)
+        (row, score, 0.0 if row.tokens == 0 else row.seconds or 0.0)
         for row in rows
-        if row.mean_task_type and (row.family == "supervised" or row.tokens == 0 or row.seconds is not None)
+        if (score := ranked_by.of(row)) and (row.family == "supervised" or row.tokens == 0 or row.seconds is not None)
     ]
     if not shown:
         return None
@@ -365,7 +401,7 @@ def cost_plot(rows: Sequence[Row], width: float, height: float) -> CostPlot | No
         taken.append(Box(frame.left, b - 1, a, b + 1) if line else Box(a - RADIUS, b - RADIUS, a + RADIUS, b + RADIUS))
     labels = place_labels(anchors, taken, frame)
     if labels is None:
-        return cost_plot(rows, width, height * 1.2)
+        return cost_plot(rows, width, height * 1.2, ranked_by)
     marks = [
         Mark(row, a, b, (y(score.ends[0]), y(score.ends[1])), _shortened(row.peer, room), label)
         for (row, score, _), (a, b, _), label in zip(shown, anchors, labels, strict=True)

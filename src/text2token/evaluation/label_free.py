@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from text2token.errors import CorpusError
+
 DEPTH = 10
 BOOTSTRAP_DRAWS = 1000
+TASK = "Find a document's other half, among {:,} held-out documents (percent)"  # a title's half is the body
 TFIDF_SAMPLE = 20_000  # passages of a corpus that TF-IDF learns its frequencies from
 
 
@@ -50,11 +53,15 @@ class Geometry:
 def retrieval_scores(similarities: NDArray[np.floating]) -> RetrievalScores:
     """Score a square matrix, shape (queries, passages), whose diagonal holds each query's own passage.
 
-    A passage as similar as the right one counts as ranked before it, so that a constant embedding scores no point.
+    A passage as similar as the right one counts as ranked before it, so that a constant embedding scores no point; so does
+    one whose similarity is no number, and a right one whose similarity is none is not found. Raises `CorpusError` where
+    nothing asks.
     """
+    if not len(similarities):
+        raise CorpusError("no held-out document asks, so there is nothing to score")
     own = np.diagonal(similarities)[:, None]
-    ranks = (similarities >= own).sum(axis=1)
-    found = ranks <= DEPTH
+    ranks = np.maximum(1, (~(similarities < own)).sum(axis=1))
+    found = (ranks <= DEPTH) & np.isfinite(own[:, 0])
     reciprocal = 100 * found / ranks
     draws = np.random.default_rng(0).integers(len(ranks), size=(BOOTSTRAP_DRAWS, len(ranks)))
     low, high = np.quantile(reciprocal[draws].mean(axis=1), [0.025, 0.975])
@@ -74,7 +81,12 @@ def dense_scores(queries: Tensor, passages: Tensor) -> RetrievalScores:
 
 
 def geometry(queries: Tensor, passages: Tensor) -> Geometry:
-    """Return how the embeddings of matching queries and passages lie, shape (documents, dimension) each; at least two."""
+    """Return how the embeddings of matching queries and passages lie, shape (documents, dimension) each.
+
+    Raises `CorpusError` for fewer than two documents, which have no distance.
+    """
+    if len(passages) < 2:
+        raise CorpusError(f"{len(passages)} held-out document; at least two are needed to say how embeddings lie")
     queries, passages = normalize(queries), normalize(passages)
     squared_distances = torch.pdist(passages).square()
     return Geometry(

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from text2token.evaluation.label_free import (
 from text2token.evaluation.labelled import LabelledScores, score_benchmark, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.files import atomic_file
+from text2token.leaderboard import spreadsheet_text
 from text2token.reporter import Reporter, Silent
 
 QUICK_TOKENS = 250_000
@@ -83,7 +84,7 @@ def evaluate_models(
             if len(corpus.held_out) < 2:
                 raise CorpusError("no two documents are long enough to be asked for by their title or first half")
         for name in models:
-            encoder = open_encoder(name, yardsticks.dtype)
+            encoder = replace(open_encoder(name, yardsticks.dtype), memory=None)  # a benchmark's texts are millions
             labelled = _labelled(encoder, tasks, yardsticks.benchmark, cache, reporter)
             own, shape = _label_free(encoder, corpus, reporter) if corpus else (None, None)
             reports.append(ModelReport(name, labelled, own, shape))
@@ -120,15 +121,16 @@ def reports_csv(reports: Sequence[ModelReport]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["model", "type", "task", "measure", "score"])
     for report in reports:
+        model = spreadsheet_text(report.model)
         if report.labelled:
             for task in report.labelled.tasks:
-                writer.writerow([report.model, task.type, task.task, task.measure, round(task.score, 4)])
-            writer.writerow([report.model, "", "Mean(Task)", "", round(report.labelled.mean_task, 4)])
-            writer.writerow([report.model, "", "Mean(TaskType)", "", round(report.labelled.mean_task_type, 4)])
+                writer.writerow([model, task.type, spreadsheet_text(task.task), task.measure, round(task.score, 4)])
+            writer.writerow([model, "", "Mean(Task)", "", round(report.labelled.mean_task, 4)])
+            writer.writerow([model, "", "Mean(TaskType)", "", round(report.labelled.mean_task_type, 4)])
         if report.label_free:
             for measure in ("mrr_at_10", "ndcg_at_10", "recall_at_10"):
                 score = round(getattr(report.label_free, measure), 4)
-                writer.writerow([report.model, "label_free", "own text", measure, score])
+                writer.writerow([model, "label_free", "own text", measure, score])
     return file.getvalue()
 
 
