@@ -1,12 +1,15 @@
 """Every format reads the same texts, and every kind of damage is told with its place."""
 
 import contextlib
+import datetime
+import decimal
 import gzip
 import io
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
@@ -14,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2token.corpus.readers import MAX_DOCUMENT_BYTES, BrokenLines, expand_sources, read_documents, source_state
@@ -119,10 +122,10 @@ def test_a_url_that_leads_nowhere_is_said_in_one_line(url: str, said: str) -> No
 
 def test_a_connection_that_breaks_is_said_with_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
     class Breaking(io.BytesIO):
-        def readline(self, size: int | None = -1) -> bytes:
+        def readinto(self, buffer: Any) -> int:
             if self.tell():
                 raise RuntimeError("the peer went away")
-            return super().readline(size)
+            return super().readinto(buffer)
 
     monkeypatch.setattr("text2token.corpus.readers.open_remote", lambda _: Breaking(b"one\ntwo\n"))
     with fsspec.open("memory://breaking/docs.txt", "wb") as file:
@@ -267,3 +270,110 @@ def test_a_title_is_in_the_text_only_as_a_whole_word(tmp_path: Path) -> None:
     rows = [{"title": "Go", "text": "Google was founded."}, {"title": "Go", "text": "Go: a game."}]
     path.write_text("\n".join(map(json.dumps, rows)))
     assert [document.title for document in read_documents([str(path)])] == ["Go", ""]
+
+
+rows = st.lists(
+    st.fixed_dictionaries(
+        {
+            "text": st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9),
+            "tags": st.none() | st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), max_size=3),
+            "n": st.none() | st.integers(-(2**63), 2**63 - 1),
+            "x": st.none() | st.floats(),
+            "grid": st.lists(st.lists(st.floats(), max_size=2), max_size=2),
+            "about": st.none()
+            | st.fixed_dictionaries({"read": st.booleans(), "pages": st.none() | st.lists(st.integers(0, 9))}),
+        }
+    ),
+    min_size=1,
+    max_size=5,
+)
+TYPES = pa.schema(
+    {
+        "text": pa.string(),
+        "tags": pa.list_(pa.string()),
+        "n": pa.int64(),
+        "x": pa.float64(),
+        "grid": pa.list_(pa.list_(pa.float64())),
+        "about": pa.struct({"read": pa.bool_(), "pages": pa.list_(pa.int64())}),
+    }
+)
+
+
+@given(rows)
+@settings(deadline=None)
+def test_the_same_rows_have_the_same_fields_in_every_format(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
+) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    table = pa.Table.from_pylist(rows, TYPES)
+    pq.write_table(table, folder / "rows.parquet")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    datasets.Dataset(table).save_to_disk(str(folder / "set"))
+    expected = [(document.body, document.fields) for document in read_documents([str(folder / "rows.jsonl")])]
+    for name in ("rows.parquet", "set"):
+        assert [(document.body, document.fields) for document in read_documents([str(folder / name)])] == expected
+
+
+def test_columns_that_json_has_no_word_for_are_fields_as_text(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": ["a bicycle needs a chain"],
+            "day": pa.array([datetime.date(2024, 1, 1)]).dictionary_encode(),
+            "when": [datetime.datetime(2024, 1, 1, 12)],
+            "price": [decimal.Decimal("1.50")],
+            "number": pa.array([2**64 - 1], pa.uint64()),
+            "by_name": pa.array([[("a", 1), ("b", 2)]], pa.map_(pa.string(), pa.int64())),
+            "image": [{"bytes": b"\x89PNG", "path": "a.png"}],
+            "raw": [b"\xff"],
+            "": ["nameless"],
+        }
+    )
+    pq.write_table(table, tmp_path / "docs.parquet")
+    (document,) = read_documents([str(tmp_path / "docs.parquet")])
+    assert document.fields == {
+        "day": "2024-01-01",
+        "when": "2024-01-01T12:00:00",
+        "price": "1.50",
+        "number": "18446744073709551615",
+        "by_name": {"a": 1, "b": 2},
+        "image": {"path": "a.png"},
+        "": "nameless",
+    }
+
+
+def test_a_row_that_holds_a_date_beyond_any_calendar_is_told_with_its_place(tmp_path: Path) -> None:
+    table = pa.table({"text": ["one", "two", "three"], "when": pa.array([0, 2**50, 1], pa.timestamp("s"))})
+    pq.write_table(table, tmp_path / "docs.parquet")
+    with pytest.raises(CorpusError, match=r"docs.parquet:row 2: a value in it cannot be read"):
+        bodies(tmp_path / "docs.parquet")
+    broken = BrokenLines("skip")
+    assert bodies(tmp_path / "docs.parquet", broken=broken) == ["one", "three"]
+    assert (broken.count, broken.incomplete) == (1, False)
+
+
+def test_a_field_that_no_store_gives_back_is_kept_as_text_or_told(tmp_path: Path) -> None:
+    deep = '{"text": "deep", "tree": ' + "[" * 40 + "]" * 40 + "}"
+    twice = r'{"text": "twice", "\ud800": 1, "\udc00": 2}'
+    (tmp_path / "docs.jsonl").write_text(deep + "\n" + twice + '\n{"text": "two", "n": ' + "7" * 5000 + "}\n")
+    with pytest.raises(CorpusError, match=r"docs.jsonl:2: two fields are named '\ufffd'"):
+        bodies(tmp_path / "docs.jsonl")
+    broken = BrokenLines("skip")
+    tree, number = [document.fields for document in read_documents([str(tmp_path / "docs.jsonl")], broken=broken)]
+    assert json.dumps(tree["tree"]).replace('"', "") == "[" * 40 + "]" * 40
+    assert number == {"n": "7" * 5000}
+    assert (broken.count, broken.incomplete) == (1, False)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_an_archive_cut_anywhere_is_known_to_be_incomplete(tmp_path: Path, suffix: str) -> None:
+    """Nothing that stood behind the cut may be taken for gone."""
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    whole = compress(b"".join(b'{"text": "%s"}\n' % os.urandom(4).hex().encode() for _ in range(20)))
+    path = tmp_path / f"docs.jsonl{suffix}"
+    path.write_bytes(whole)
+    assert len(bodies(path)) == 20
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        broken = BrokenLines("skip")
+        assert len(bodies(path, broken=broken)) <= 20
+        assert broken.incomplete, f"cut at {end} of {len(whole)}"

@@ -8,6 +8,7 @@ from architecture import MARK, PAGE, ROOT, drawn, imported, modules, rooms
 LAYERS = [
     ["errors"],
     ["files", "settings", "normalisation"],
+    ["corpus.values"],
     ["corpus.documents"],
     ["corpus.docstrings", "corpus.remote"],
     ["corpus.readers"],

@@ -16,8 +16,10 @@ import shutil
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -27,6 +29,7 @@ import pyarrow.parquet as pq
 from text2token.corpus.docstrings import standard_library_documents
 from text2token.corpus.documents import Document
 from text2token.corpus.remote import is_remote, open_remote, remote_files, remote_state
+from text2token.corpus.values import exact_integer, exact_number
 from text2token.errors import CorpusError, reason
 from text2token.normalisation import whole_characters
 from text2token.settings import checked, one_or_more
@@ -53,15 +56,21 @@ STANDARD_LIBRARY = "python:stdlib"
 
 @dataclass
 class BrokenLines:
-    """What a broken line means: an error at once (`stop`), or one more in the count (`skip`)."""
+    """What a broken line means: an error at once (`stop`), or one more in the count (`skip`).
+
+    `incomplete`: a file ended early, or is damaged so that nobody knows what else it holds; one broken line alone, whose
+    neighbours were read, does not make it so. After either, what has not been read is not known to be gone.
+    """
 
     on_error: OnError = "stop"
     count: int = 0
+    incomplete: bool = False
     first: list[str] = field(default_factory=list)  # at most five messages, so that a summary can show examples
 
-    def report(self, place: str, problem: str) -> None:
-        """Raise `CorpusError` or count the problem, by `on_error`."""
+    def report(self, place: str, problem: str, *, rest_unknown: bool = False) -> None:
+        """Raise `CorpusError` or count the problem, by `on_error`; `rest_unknown` where more than this line may be lost."""
         message = f"{place}: {problem}"
+        self.incomplete |= rest_unknown
         if self.on_error == "stop":
             raise CorpusError(f"{message}. Mend the line, or leave such lines out with --on-error skip")
         self.count += 1
@@ -163,14 +172,14 @@ def _read_file(path: Path, format: Format, text_field: str | None, broken: Broke
         raise CorpusError(f"{path}: cannot be opened ({reason(error)})") from error
     shown = os.fsencode(path).decode("utf-8", "backslashreplace")  # a name may be any bytes
     with raw:
-        yield from _read_stream(_decompressed(raw, compression), shown, format, text_field, broken)
+        yield from _read_stream(_decompressed(raw, compression, shown, broken), shown, format, text_field, broken)
 
 
 def _read_remote(source: str, format: Format, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
     format, compression = _kind_of_file(source, format)
     try:
-        with open_remote(source) as raw:
-            yield from _read_stream(_decompressed(raw, compression), source, format, text_field, broken)
+        with io.BufferedReader(cast(io.RawIOBase, open_remote(source))) as raw:
+            yield from _read_stream(_decompressed(raw, compression, source, broken), source, format, text_field, broken)
     except CorpusError:
         raise
     except Exception as error:  # what breaks off on the way here; every provider raises its own kinds
@@ -194,7 +203,9 @@ def _kind_of_file(name: str, format: Format) -> tuple[Format, str]:
     return FORMATS[suffix], compression
 
 
-def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
+def _decompressed(raw: IO[bytes], compression: str, name: str, broken: BrokenLines) -> IO[bytes]:
+    if compression and not cast(io.BufferedReader, raw).peek(1):  # either kind has a head, even of nothing
+        broken.report(name, "the file is empty, which no archive is", rest_unknown=True)
     if compression == ".gz":
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb"))
     if compression == ".zst":
@@ -239,7 +250,7 @@ def _lines(stream: IO[bytes], name: str, broken: BrokenLines) -> Iterator[tuple[
                 broken.report(f"{name}:{number}", f"the line is longer than {MAX_DOCUMENT_BYTES:,} bytes")
                 continue
         except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
-            broken.report(f"{name}:{number}", f"the file is cut short or damaged here ({reason(error)})")
+            broken.report(f"{name}:{number}", f"the file is cut short or damaged here ({reason(error)})", rest_unknown=True)
             return
         if not line:
             return
@@ -265,12 +276,12 @@ def _read_jsonl(
             continue
         place = f"{name}:{number}"
         try:
-            record = json.loads(line.rstrip("\r\n"))
+            record = json.loads(line.rstrip("\r\n"), parse_int=exact_integer, parse_float=exact_number)
         except json.JSONDecodeError as error:
             broken.report(f"{place}:{error.colno}", f"not JSON ({error.msg})")
             continue
-        except ValueError as error:  # a number of more digits than Python reads
-            broken.report(place, f"not JSON that can be read ({reason(error).partition(';')[0]})")
+        except ValueError as error:
+            broken.report(place, f"not JSON that can be read ({reason(error)})")
             continue
         except RecursionError:
             broken.report(place, "JSON nested too deeply")
@@ -311,7 +322,7 @@ def _read_table(
         except StopIteration:
             return
         except csv.Error as error:
-            broken.report(f"{name}:{first_line}", f"not a valid row ({error})")
+            broken.report(f"{name}:{first_line}", f"not a valid row ({error})", rest_unknown=True)
             continue
         if not row:
             continue
@@ -326,7 +337,7 @@ def _read_table(
         if len(row) != len(header):
             broken.report(f"{name}:{first_line}", f"the row has {len(row)} fields, the header {len(header)}")
             continue
-        yield _document(dict(zip(header, row, strict=True)), text_field or "", f"{name}:{first_line}")
+        yield from _field_document(dict(zip(header, row, strict=True)), text_field or "", f"{name}:{first_line}", broken)
 
 
 def _read_parquet(stream: IO[bytes], name: str, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
@@ -339,33 +350,53 @@ def _read_parquet(stream: IO[bytes], name: str, text_field: str | None, broken: 
             stream = seekable
         try:
             table = pq.ParquetFile(stream)
-            columns = [column.name for column in table.schema_arrow if _is_string(column.type)]
-            text_field = text_field or _find_text_field(set(columns), name)
-            if text_field not in columns:
-                raise CorpusError(f"{name}: no text column {text_field!r}; there are {_listed(columns)}")
-            row_number = 0
-            fields = [column.name for column in table.schema_arrow if _is_scalar(column.type)]
-            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=fields):
-                for record in _records(batch):
-                    row_number += 1
-                    if record is None:
-                        broken.report(f"{name}:row {row_number}", "a text in it is not UTF-8")
-                    else:
-                        yield from _field_document(record, text_field, f"{name}:row {row_number}", broken)
+            columns = _columns(table.schema_arrow, name)
+            batches = table.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns)
+            yield from _read_rows(table.schema_arrow, batches, name, text_field, broken)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorpusError(f"{name}: not a readable Parquet file ({reason(error)})") from error
 
 
-def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
-    """Yield the rows of a batch; None for one whose bytes are not what its column says: no writer has to check that."""
+def _columns(schema: pa.Schema, name: str) -> list[str] | None:
+    """Return which columns to read, None for all: what is nothing but bytes is no field, and may be long."""
+    twice = [column for column, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise CorpusError(f"{name}: there are two columns {twice[0]!r}")
+    columns = [column.name for column in schema if not _is_binary(column.type)]
+    return columns if len(columns) < len(schema) else None
+
+
+def _read_rows(
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], name: str, text_field: str | None, broken: BrokenLines
+) -> Iterator[Document]:
+    columns = [column.name for column in schema if _is_string(column.type)]
+    text_field = text_field or _find_text_field(set(columns), name)
+    if text_field not in columns:
+        raise CorpusError(f"{name}: no text column {text_field!r}; there are {_listed(columns)}")
+    row_number = 0
+    for batch in batches:
+        for record in _records(batch):
+            row_number += 1
+            place = f"{name}:row {row_number}"
+            if isinstance(record, Exception):
+                broken.report(place, f"a value in it cannot be read ({reason(record)})")
+            else:
+                yield from _field_document(record, text_field, place, broken)
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
+    """Yield the rows of a batch; of one whose bytes are not what its column says, why: no writer has to check that."""
+    unreadable = (ValueError, OverflowError, KeyError, pa.ArrowException)  # no UTF-8, no date of ours, a key twice in a map
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
+        yield from batch.to_pylist(maps_as_pydicts="strict")
+    except unreadable:
         for number in range(batch.num_rows):
             try:
-                yield batch.slice(number, 1).to_pylist()[0]
-            except UnicodeDecodeError:
-                yield None
+                record = batch.slice(number, 1).to_pylist(maps_as_pydicts="strict")[0]
+            except unreadable as error:
+                yield error
+            else:
+                yield record
 
 
 def _read_dataset_folder(folder: str, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
@@ -385,17 +416,11 @@ def _read_dataset_folder(folder: str, text_field: str | None, broken: BrokenLine
                 f"{folder}: holds the splits {_listed(sorted(dataset))}; name one: {folder}/{next(iter(dataset))}"
             )
         dataset = dataset["train"] if "train" in dataset else next(iter(dataset.values()))
-    columns = [
-        name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
-    ]
-    text_field = text_field or _find_text_field(set(columns), folder)
-    if text_field not in columns:
-        raise CorpusError(f"{folder}: no text column {text_field!r}; there are {_listed(columns)}")
-    fields = [
-        name for name, feature in dataset.features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)
-    ]
-    for number, record in enumerate(dataset.select_columns(fields), start=1):
-        yield from _field_document(record, text_field, f"{folder}:row {number}", broken)
+    schema = dataset.features.arrow_schema
+    columns = _columns(schema, folder)
+    dataset = dataset.select_columns(columns) if columns is not None else dataset
+    batches = (part for rows in dataset.with_format("arrow").iter(ROWS_AT_ONCE) for part in rows.to_batches())
+    yield from _read_rows(schema, batches, folder, text_field, broken)
 
 
 def _field_document(record: dict[str, Any], text_field: str, place: str, broken: BrokenLines) -> Iterator[Document]:
@@ -411,7 +436,12 @@ def _field_document(record: dict[str, Any], text_field: str, place: str, broken:
     if len(value.encode("utf-8", "surrogatepass")) > MAX_DOCUMENT_BYTES:
         broken.report(place, f"the text is longer than {MAX_DOCUMENT_BYTES:,} bytes")
         return
-    yield _document({**record, text_field: whole_characters(value)}, text_field, place)
+    try:
+        document = _document({**record, text_field: whole_characters(value)}, text_field, place)
+    except CorpusError as error:
+        broken.report(place, str(error.__cause__))
+    else:
+        yield document
 
 
 def _document(record: dict[str, Any], text_field: str, place: str) -> Document:
@@ -453,14 +483,15 @@ def _kind(value: object) -> str:
         bool: "a truth value",
         int: "a number",
         float: "a number",
+        Decimal: "a number",
         type(None): "null",
     }
     return names.get(type(value), type(value).__name__)
 
 
-def _is_scalar(type: pa.DataType) -> bool:
-    """Say whether a column is worth reading as a field: vectors and blobs are not."""
-    return _is_string(type) or pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_boolean(type)
+def _is_binary(type: pa.DataType) -> bool:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(is_kind(type) for is_kind in kinds)
 
 
 def _is_string(type: pa.DataType) -> bool:

@@ -16,7 +16,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -516,14 +515,8 @@ def _clean(text: str) -> str:
 
 
 def _payload(document: Document) -> dict[str, Any]:
-    fields = {str(name): _json(value) for name, value in document.fields.items()}
+    fields = dict(document.fields)  # plain JSON already
     return {"text": _clean(document.text), "place": document.place, "fields": fields, "facets": list(_facets(fields))}
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return json.loads(_clean(json.dumps(value, default=str)))
 
 
 def _facets(fields: Mapping[str, Any]) -> Iterator[str]:
