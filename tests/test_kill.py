@@ -271,7 +271,7 @@ def contents(folder: Path, command: str) -> dict[str, Any]:
             continue
         content: Any = path.read_bytes()
         if path.suffix in (".md", ".json"):
-            content = re.sub(rb'"seconds": [\d.]+|[\d.,]+ s; loss', b"", content)
+            content = re.sub(rb'"seconds": ([\d.]+|\{[^}]*\})|[\d.,]+ s; loss', b"", content)
         found[name] = content
     return found
 

@@ -86,13 +86,57 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_resumed_after_each_step_gives_the_same_model(recipe: Recipe, tmp_path: Path) -> None:
     run_here(recipe, tmp_path / "whole")
-    for after in (1, 2, 3, 4, 5, 4):  # the last with training done
+    for after in (1, 2, 3, 3, 3, 4, 3):  # at each step in turn; what is done is no sign of life again
         with pytest.raises(KeyboardInterrupt):
             run_here(recipe, tmp_path / "parts", resume=True, reporter=Interrupting(after))
     assert not (tmp_path / "parts" / "model").exists()
     run_here(recipe, tmp_path / "parts", resume=True)
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+class Listening(Interrupting):
+    """Interrupts a run as it begins a task, and lists those that it began."""
+
+    def __init__(self, at: str = "") -> None:
+        self.at = at
+        self.begun: list[str] = []
+
+    def note(self, message: str) -> None:
+        """Say nothing."""
+
+    def progress(self, description: str, total: int | None, unit: str) -> AbstractContextManager[Progress]:
+        self.begun.append(description)
+        if description == self.at:
+            raise KeyboardInterrupt
+        return Silent.progress(self, description, total, unit)
+
+
+def test_no_text_is_embedded_again_that_was_before_an_interruption(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_here(recipe, tmp_path, reporter=Listening("Embedding, trained"))
+    resumed = Listening()
+    run_here(recipe, tmp_path, resume=True, reporter=resumed)
+    assert resumed.begun == ["Embedding, trained"]
+    other_map = Listening()
+    run_here(recipe.with_settings(["isotropy=centre"]), tmp_path, resume=True, reporter=other_map)
+    assert other_map.begun == []  # learnt from the same vectors
+    for changed, again in {
+        "stage1.learning_rate=0.001": {"Embedding, trained"},
+        "backbone.prompt=A {text}": {"Embedding, untrained", "Embedding, trained"},
+        "cut_layers=0": {"Embedding, untrained", "Embedding, trained"},
+        "corpus.held_out=9": {"Embedding, untrained", "Embedding, trained"},
+    }.items():
+        once_more = Listening()
+        recipe = recipe.with_settings([changed])
+        run_here(recipe, tmp_path, resume=True, reporter=once_more)
+        assert {task for task in once_more.begun if task.startswith("Embedding")} == again, changed
+    path = tmp_path / "run" / "embedded" / "untrained.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "run" / "results.json").unlink()
+    damaged = Listening()
+    run_here(recipe, tmp_path, resume=True, reporter=damaged)
+    assert damaged.begun == ["Embedding, untrained"]
 
 
 def test_an_earlier_run_is_kept_unless_told_otherwise(recipe: Recipe, tmp_path: Path) -> None:
@@ -158,8 +202,9 @@ def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, tex
     other = tmp_path / "other"
     run(recipe, read_documents(recipe.sources), tmp_path / "run", other, resume=True)  # into another folder: exported again
     assert (other / "model.safetensors").exists()
-    run_here(recipe, tmp_path, resume=True)
-    assert run_here(recipe, tmp_path, resume=True, reporter=Interrupting(2)) == first  # one note and nothing else
+    last = run_here(recipe, tmp_path, resume=True)
+    assert run_here(recipe, tmp_path, resume=True, reporter=Interrupting(2)) == last  # one note and nothing else
+    assert {**last, "seconds": {}} == {**first, "seconds": {}}
     assert changed_by(recipe.with_settings(["isotropy=centre"])) == {"result"}
     assert changed_by(recipe.with_settings(["stage2.learning_rate=0.001"])) == {"stage2", "result"}
     assert changed_by(recipe.with_settings(["targets.model_derived.alpha=0.5"])) == {

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import importlib.resources
 import json
+import math
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,14 +25,22 @@ import numpy as np
 import pydantic
 import torch
 from datasets import Dataset
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from text2token.adapters import LoraSettings, add_lora, blend_lora
-from text2token.backbone import BackboneSettings, cut_last_layers, embed, load_embedder, room_for_text, tokenizer_of
+from text2token.backbone import (
+    BackboneSettings,
+    cut_last_layers,
+    embed,
+    load_embedder,
+    room_for_text,
+    token_lengths,
+    tokenizer_of,
+)
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
 from text2token.corpus.readers import STDIN, BrokenLines, ReadingSettings, source_state
@@ -49,7 +58,7 @@ from text2token.lens.reader import PROBE, TokenReader, WordSplitter, save_reader
 from text2token.loss import TokenTargetLoss
 from text2token.model_card import model_card
 from text2token.processes import Processes, together
-from text2token.reporter import Reporter, Silent
+from text2token.reporter import Phases, Reporter, Silent
 from text2token.settings import ONE_OR_MORE, Place, Seed, checked, from_toml, to_toml, with_assignments
 from text2token.targets.constructors import ConstructorName, Materials, TargetSettings, make_constructor, write_constructed
 from text2token.targets.rows import HERE
@@ -77,6 +86,8 @@ class Recipe:
     contrasted, a document that would be a single passage of so many characters or more becomes its two halves, so that it
     too has something to find (0: never; ours, LOG.md 2026-11-26). `looks`: how often in a stage a few held-out
     documents show what the embedder has become, for the report (0: never); it changes nothing in the embedder.
+    `evaluation_share` bounds what the evaluation costs, before, during and after training, as a share of the training, both
+    counted in tokens: of the held-out documents only so many are asked for (none: all of them).
     """
 
     backbone: BackboneSettings
@@ -93,6 +104,7 @@ class Recipe:
     isotropy: Isotropy = "gently_whiten"
     shuffled_targets: bool = False
     looks: NonNegativeInt = 4
+    evaluation_share: NonNegativeFloat | None = 0.1
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -153,6 +165,7 @@ def read_recipe(name: str) -> Recipe:
 
 DIARY = "diary.jsonl"
 WEIGHTS = "weights.safetensors"
+TRAINING_COST = 3  # of a token, where embedding it is 1: forwards, and twice that backwards (on two AVX2 cores 2.5 to 3)
 RECIPES = importlib.resources.files("text2token") / "recipes"
 
 
@@ -163,13 +176,17 @@ def recipe_names() -> list[str]:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to, stages and targets by name; `results.json` holds the same."""
+    """What a run came to, stages and targets by name; `results.json` holds the same.
+
+    `seconds` are those of each phase, as far as it was not taken from an earlier, interrupted run.
+    """
 
     model: str
     corpus: dict[str, int]
     targets: dict[str, TargetCard]
     stages: dict[str, StageResult]
     evaluation: Evaluation | None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -182,6 +199,7 @@ class RunFolder:
         self.targets = root / "targets"
         self.stages = root / "stages"
         self.results = root / "results.json"
+        self.embedded = root / "embedded"
         self.cache = root / "cache"
         self.record = root / "steps.json"
 
@@ -202,7 +220,7 @@ class RunFolder:
 
     def forget(self) -> None:
         """Delete what an earlier run made of its corpus, and nothing else that may be in the folder."""
-        for folder in (self.targets, self.stages, self.cache):
+        for folder in (self.targets, self.stages, self.embedded, self.cache):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.recipe, self.results):
             with contextlib.suppress(OSError):
@@ -278,7 +296,9 @@ def _run_alone(
                 reporter.note(f"Nothing has changed since this run was finished{unseen}.")
                 return finished
 
+        phases = Phases()
         embedder = load_embedder(recipe.backbone)
+        phases.ended("loading the backbone")
         if not (goes_on and work.done("corpus", steps["corpus"])):
             prepare_corpus(documents, work.corpus, recipe.corpus, broken, halves_from=recipe.halves_applied_from)
             work.forget()
@@ -288,18 +308,22 @@ def _run_alone(
                 path.write_text(recipe.to_toml())
         corpus = Corpus.open(work.corpus)
         reporter.note(f"Corpus: {corpus.summary.sentence()}.")
+        phases.ended("reading the corpus")
 
         head = load_head(embedder, recipe.backbone.name)
         vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
-        texts = EvaluationTexts.of(corpus.passages, corpus.held_out, recipe.seed)
-        untrained = None
+        texts = evaluation_texts(recipe, embedder, corpus, reporter)
+        untrained, shape = None, (recipe.isotropy, recipe.cut_layers)
         if processes.first:
-            with reporter.progress("Embedding, untrained", texts.count, "texts") as progress:
-                untrained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
+            file = work.embedded / "untrained.safetensors"
+            untrained = texts.embedded(embedder, *shape, "Embedding, untrained", reporter, file, finished=False)
+        phases.ended("embedding, untrained")
         cards = write_targets_of(recipe, embedder, head, vocabulary, corpus.passages, work, steps, reporter, engine)
+        phases.ended("targets")
 
     splitter = WordSplitter(tokenizer_of(embedder), recipe.vocabulary)
-    watch = Watch.over(texts.queries, texts.passages, head, splitter, recipe.looks)
+    watched = texts.queries[: texts.watched], texts.passages[: texts.watched]
+    watch = Watch.over(*watched, head, splitter, recipe.looks)
     results = train(
         recipe,
         embedder,
@@ -313,12 +337,13 @@ def _run_alone(
         reporter,
         watch,
     )
+    phases.ended("training")
 
     with processes.first_alone():
         if untrained is None:
             return _result_in(work)
-        with reporter.progress("Embedding, trained", texts.count, "texts") as progress:
-            trained = texts.embedded(embedder, recipe.isotropy, recipe.cut_layers, progress)
+        trained = texts.embedded(embedder, *shape, "Embedding, trained", reporter, work.embedded / "trained.safetensors")
+        phases.ended("embedding, trained")
         room = room_for_text(tokenizer_of(embedder))
         evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary, splitter, room)
 
@@ -330,10 +355,13 @@ def _run_alone(
             save_reader(reader_of(recipe, embedder, head, texts, trained), model_folder / READER_FOLDER)
         except CorpusError as error:
             reporter.note(f"Without key tokens: {error}.")
+        phases.ended("export")
+        result = dataclasses.replace(result, seconds=phases.seconds)
         with atomic_file(work.results) as path:
             path.write_text(json.dumps(asdict(result), indent=2))
         work.tidy()
         work.finished("result", steps["result"])
+        reporter.note(f"Took {phases.sentence()}.")
     return result
 
 
@@ -360,8 +388,28 @@ def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]
     for name, stage in recipe.stages.items():
         steps[name] = _digest(steps[f"targets/{stage.targets}"], stage, *before)
         before = [steps[name]]
-    steps["result"] = _digest(*before, recipe.lora, recipe.cut_layers, recipe.isotropy)
+    steps["result"] = _digest(*before, recipe.lora, recipe.cut_layers, recipe.isotropy, recipe.evaluation_share)
     return steps
+
+
+def evaluation_texts(recipe: Recipe, embedder: SentenceTransformer, corpus: Corpus, reporter: Reporter) -> EvaluationTexts:
+    """Return the texts to evaluate on, so many that their cost is `evaluation_share` of what the stages will train."""
+    texts = EvaluationTexts.of(corpus.passages, corpus.held_out, recipe.seed)
+    if recipe.evaluation_share is None or not texts.queries:
+        return texts
+    tokenizer = tokenizer_of(embedder)
+    corpus_tokens = float(token_lengths(tokenizer, [texts.sample]).mean()) * len(corpus.passages)
+    trained = sum(
+        min(stage.max_tokens or math.inf, stage.epochs * corpus_tokens * (2 if stage.reads_twice else 1))
+        for stage in recipe.stages.values()
+    )
+    asked = texts.costing(recipe.evaluation_share * TRAINING_COST * trained, tokenizer, recipe.isotropy, recipe.looks)
+    if len(asked.queries) < len(texts.queries):
+        reporter.note(
+            f"Evaluation: on {len(asked.queries)} of the {len(texts.queries)} held-out documents, "
+            f"for {recipe.evaluation_share:.0%} of the training's cost; on all: --set evaluation_share=none"
+        )
+    return asked
 
 
 def write_targets_of(

@@ -1,5 +1,6 @@
 """How a long run speaks: rooms report steps and progress, and whoever called them decides how it looks."""
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -27,3 +28,22 @@ class Silent:
     def progress(self, description: str, total: int | None, unit: str) -> Iterator[Progress]:
         """Count nothing."""
         yield lambda done: None
+
+
+class Phases:
+    """Counts the seconds of the phases of a run, one after the other; `seconds` has them by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def ended(self, phase: str) -> None:
+        """Say that what was done since the last phase ended was `phase`."""
+        now = time.monotonic()
+        self.seconds[phase] = round(now - self._began, 1)
+        self._began = now
+
+    def sentence(self) -> str:
+        """Return the seconds of all phases as one line for people."""
+        whole = sum(self.seconds.values())
+        return f"{whole:,.0f} s: " + ", ".join(f"{phase} {seconds:,.0f}" for phase, seconds in self.seconds.items())

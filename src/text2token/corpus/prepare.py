@@ -2,7 +2,8 @@
 
     corpus/
       passages.arrow    {"text", "document"}          what is trained on; passages of a document stand in a row
-      held_out.arrow    {"query", "passage", "place"} documents training never sees, for the label-free evaluation
+      held_out.arrow    {"query", "passage", "place"} documents training never sees, for the label-free evaluation, in
+                        random order: the first so many are a choice too
       summary.json      what was read, left out and kept
 
 Arrow files are memory-mapped by `datasets`, so a corpus larger than memory costs only the hashes kept for duplicates
@@ -148,7 +149,7 @@ def prepare_corpus(
                 summary.passages += len(pieces)
                 passages.write([(piece, index) for piece in pieces])
         with _ArrowWriter(unfinished / "held_out.arrow", HELD_OUT_SCHEMA) as pairs:
-            for index, by_title in sorted(held_out.items()):
+            for index, by_title in held_out.items():
                 row = unique[index]
                 query, passage = halves(Document(**row if by_title else {**row, "title": ""}))
                 pairs.write([(query, passage, row["place"])])

@@ -1,22 +1,36 @@
 """The same texts before and after training: scores, and what their embeddings say."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from text2token.backbone import Progress, embed, without_last_layers
+from text2token.backbone import embed, token_lengths, tokenizer_of, without_last_layers
+from text2token.encoder import model_fingerprint
+from text2token.evaluation.along_the_way import DOCUMENTS
 from text2token.evaluation.change import Change, change_of
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
+from text2token.files import atomic_file
 from text2token.head import LanguageModelHead
-from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts
+from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts, texts_enough
 from text2token.lens.key_tokens import KeyToken, key_tokens
 from text2token.lens.reader import WordSplitter
+from text2token.reporter import Reporter
 from text2token.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
+FEWEST_DOCUMENTS = 20  # held-out ones that are asked for whatever it costs: fewer say nothing
 CENTRE_TEXTS = 256  # for the mean alone, where whitening wants more: its error is a sixteenth of the texts' own spread
 
 
@@ -56,29 +70,103 @@ class Embedded:
 
 @dataclass(frozen=True)
 class EvaluationTexts:
-    """The texts that are embedded before and after training: a sample of the corpus for isotropy, and the held-out."""
+    """The texts that are embedded before and after training: a random sample of the corpus for isotropy, and the held-out.
+
+    `watched` of the held-out documents are also looked at while training goes on.
+    """
 
     sample: list[str]
     queries: list[str]
     passages: list[str]
+    watched: int
 
     @classmethod
     def of(cls, passages: Dataset, held_out: Dataset, seed: int) -> "EvaluationTexts":
         """Draw the sample from the texts of `passages` and take all of `held_out`."""
-        return cls(sample_texts(passages, seed), list(held_out["query"]), list(held_out["passage"]))
+        return cls(sample_texts(passages, seed), list(held_out["query"]), list(held_out["passage"]), DOCUMENTS)
 
-    @property
-    def count(self) -> int:
-        """The number of texts to embed."""
-        return len(self.sample) + len(self.queries) + len(self.passages)
+    def costing(
+        self, tokens: float, tokenizer: PreTrainedTokenizerBase, isotropy: Isotropy, looks: int
+    ) -> "EvaluationTexts":
+        """Return these texts with only so many of the held-out that all evaluation together embeds at most `tokens`.
 
-    def embedded(self, embedder: SentenceTransformer, isotropy: Isotropy, cut_layers: int, progress: Progress) -> Embedded:
-        """Embed all texts without the last `cut_layers` layers, with the embedder as it is now, and learn its map."""
-        head_sample, shown = embed(embedder, self.sample[:CENTRE_TEXTS]), embed(embedder, self.passages[:SHOWN_TEXTS])
-        with without_last_layers(embedder, cut_layers):
-            sample = embed(embedder, self.sample, progress)
-            queries, passages = embed(embedder, self.queries, progress), embed(embedder, self.passages, progress)
-        return Embedded(head_sample, shown, fit_isotropy(sample, isotropy), sample, queries, passages)
+        The first few are kept in any case (`FEWEST_DOCUMENTS`). The sample stays: the finished embedder is made with it.
+        """
+        queries, passages, sample = (
+            token_lengths(tokenizer, [texts])
+            for texts in (self.queries, self.passages, self.sample[: texts_enough(isotropy)])
+        )
+        asked, watched = affordable(queries + passages, tokens - float(sample.sum()), looks)
+        return replace(self, queries=self.queries[:asked], passages=self.passages[:asked], watched=watched)
+
+    def embedded(
+        self,
+        embedder: SentenceTransformer,
+        isotropy: Isotropy,
+        cut_layers: int,
+        description: str,
+        reporter: Reporter,
+        file: Path | None = None,
+        *,
+        finished: bool = True,
+    ) -> Embedded:
+        """Embed all texts without the last `cut_layers` layers, with the embedder as it is now, and learn its map.
+
+        Only that of a `finished` embedder is learnt from the whole sample, from which more is learnt than the map. What was
+        embedded is kept in `file` and taken from there as long as embedder and texts are the same.
+        """
+        sample = self.sample if finished else self.sample[: texts_enough(isotropy)]
+        parts = {
+            "head_sample": (0, self.sample[:CENTRE_TEXTS]),
+            "shown": (0, self.passages[:SHOWN_TEXTS]),
+            "sample": (cut_layers, sample),
+            "queries": (cut_layers, self.queries),
+            "passages": (cut_layers, self.passages),
+        }
+
+        def embed_all() -> dict[str, Tensor]:
+            vectors = {}
+            with reporter.progress(description, sum(len(texts) for _, texts in parts.values()), "texts") as progress:
+                for name, (cut, texts) in parts.items():
+                    with without_last_layers(embedder, cut):
+                        vectors[name] = embed(embedder, texts, progress)
+            return vectors
+
+        own = tokenizer_of(embedder).backend_tokenizer
+        own.no_padding()  # as it is before its first use, of which it keeps a trace
+        own.no_truncation()
+        vectors = kept_in(file, model_fingerprint(embedder), parts, make=embed_all) if file else embed_all()
+        return Embedded(whitening=fit_isotropy(vectors["sample"], isotropy), **vectors)
+
+
+def affordable(pair_tokens: NDArray[np.int64], tokens: float, looks: int) -> tuple[int, int]:
+    """Return how many held-out documents may be asked for, and how many of them looked at, within `tokens` to embed.
+
+    `pair_tokens`, shape (documents,), are those of query and passage together. Each document is embedded twice, before
+    training and after, and each that is looked at once more for the beginning and for each look; looks may take a third.
+    """
+    costs = np.cumsum(pair_tokens)
+    least = min(FEWEST_DOCUMENTS, len(costs))
+    watched = 0
+    if looks:
+        watched = min(DOCUMENTS, max(least, int(np.searchsorted((looks + 1) * costs, tokens / 3, side="right"))))
+    spent = (looks + 1) * costs[watched - 1] if watched else 0
+    return max(least, watched, int(np.searchsorted(2 * costs, tokens - spent, side="right"))), watched
+
+
+def kept_in(file: Path, *made_from: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors in `file`; where there are none, or `made_from` something else, `make` them and keep them there."""
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    try:
+        with safe_open(file, "pt") as stored:
+            if (stored.metadata() or {}).get("made_from") == digest:
+                return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        pass
+    made = make()
+    with atomic_file(file) as path:
+        save_file(made, path, {"made_from": digest})
+    return made
 
 
 def centre_for_head(embedder: SentenceTransformer, sample: Sequence[str]) -> Tensor:
