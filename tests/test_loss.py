@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2token.errors import TrainingDiverged
@@ -117,6 +117,44 @@ def test_what_is_nearest_to_its_own_has_nothing_to_learn() -> None:
     texts = torch.eye(4).repeat(2, 1)
     assert own_among_others(texts, torch.arange(4).repeat(2), 0.05).max() < 1e-3
     assert own_among_others(texts, torch.arange(8) // 2, 0.05).min() > 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=9), st.integers(0, 100))
+@settings(deadline=None)
+def test_equal_texts_of_other_documents_are_nothing_to_be_told_from(passages: list[tuple[int, int]], seed: int) -> None:
+    """What a passage loses is what it would lose in a batch without the passages of other documents that read the same."""
+    groups, texts = torch.tensor(passages).T
+    embeddings = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))[texts]
+    expected = []
+    for row, (group, text) in enumerate(passages):
+        others = [i for i, (g, t) in enumerate(passages) if i != row and (g == group or t != text)]
+        batch = torch.tensor([row, *others])
+        if any(passages[i][0] == group for i in others):
+            without = torch.arange(len(batch)) + 100  # every other row a text of its own
+            expected.append(own_among_others(embeddings[batch], groups[batch], 0.1, without)[0].item())
+    assert own_among_others(embeddings, groups, 0.1, texts).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("contrast_with", ["next_passage", "itself"])
+def test_a_footer_under_many_documents_costs_none_of_them(contrast_with: str) -> None:
+    """Without the mask a copy at cosine 1 outweighs the own passage whatever the model does."""
+    footer = torch.nn.functional.normalize(torch.randn(1, 8), dim=1)
+    bodies = torch.nn.functional.normalize(torch.randn(4, 8) + 3 * footer, dim=1)
+    embeddings = torch.stack([part for body in bodies for part in (body, footer[0])])
+    labels = {
+        "token_ids": torch.zeros(8, 1, dtype=torch.long),
+        "weights": torch.ones(8, 1),
+        "rows": torch.arange(8),
+        "documents": torch.arange(8) // 2,
+    }
+    texts = torch.tensor([0, 9, 1, 9, 2, 9, 3, 9])
+
+    def loss(**beside: torch.Tensor) -> float:
+        modules = TwoViews(embeddings, embeddings), LanguageModelHead(torch.randn(5, 8))
+        return float(TokenTargetLoss(*modules, contrast=1.0, contrast_with=contrast_with)([{}], labels | beside))  # type: ignore[arg-type]
+
+    assert loss(texts=texts) < loss() - 0.1
+    assert loss(texts=torch.arange(8)) == pytest.approx(loss())
 
 
 def loss_and_gradient(rows_per_chunk: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -173,6 +173,16 @@ def test_collator_keeps_each_target_beside_its_text(tiny: BackboneSettings, side
         assert read[index] == tokenizer_of(embedder)(targets[row]["text"])["input_ids"]
 
 
+def test_collator_gives_equal_texts_the_same_number(tiny: BackboneSettings) -> None:
+    embedder, _, targets = prepare(tiny)
+    texts = ["Sent from my phone", "a much longer text about bread", "Sent from my phone", "another"]
+    rows = [{**targets[i], "row": i, "text": text} for i, text in enumerate(texts)]
+    labels = TargetCollator(embedder.preprocess, pass_cost=0)(rows)["label"]
+    same = {(a, b) for a in range(4) for b in range(4) if labels["texts"][a] == labels["texts"][b]}
+    rows_of = labels["rows"].tolist()
+    assert {(rows_of[a], rows_of[b]) for a, b in same} == {(0, 0), (1, 1), (2, 2), (3, 3), (0, 2), (2, 0)}
+
+
 @pytest.mark.parametrize("contrast", [0.0, 0.5])
 def test_loss_and_gradients_are_those_of_one_padded_pass(tiny: BackboneSettings, contrast: float) -> None:
     embedder, loss, targets = prepare(tiny, dropout=0.0)

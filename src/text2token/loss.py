@@ -35,20 +35,25 @@ def sparse_kl(
 
 
 def own_among_others(
-    embeddings: Float[Tensor, "batch dimension"], groups: Int[Tensor, " batch"], temperature: float
+    embeddings: Float[Tensor, "batch dimension"],
+    groups: Int[Tensor, " batch"],
+    temperature: float,
+    texts: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, " matched"]:
     """InfoNCE in nats (van den Oord et al. 2018): each embedding must tell those of its own group from the rest.
 
         -log ( sum over others of its group exp(cos / temperature)  /  sum over all others exp(cos / temperature) )
 
     Embeddings that are alone in their group are only what the rest is told from; the result has one figure for each of
-    the others.
+    the others. `texts` has the same number for the same text: what reads the same in another group (a mail's footer, a
+    licence) is not among what a text is told from.
     """
     directions = nn.functional.normalize(embeddings.float())
     itself = torch.eye(len(groups), dtype=torch.bool, device=groups.device)
     own = (groups[:, None] == groups[None]) & ~itself
     matched = own.any(1)
-    likeness = (directions @ directions.T / temperature).masked_fill(itself, -torch.inf)[matched]
+    left_out = itself if texts is None else itself | ((texts[:, None] == texts[None]) & ~own)
+    likeness = (directions @ directions.T / temperature).masked_fill(left_out, -torch.inf)[matched]
     missed: Tensor = likeness.logsumexp(1) - likeness.masked_fill(~own[matched], -torch.inf).logsumexp(1)
     return missed
 
@@ -99,7 +104,8 @@ class TokenTargetLoss(nn.Module):
     def forward(self, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch; `labels` holds `token_ids`, `weights` and `rows` as the collator made them.
 
-        The texts of the batch may come in several passes. Without `documents` among the labels no two belong together.
+        The texts of the batch may come in several passes. Without `documents` among the labels no two belong together, without
+        `texts` (the same number for the same text) no two read the same.
         """
         embeddings = self._embed(sentence_features)
         divergences = self.divergences(embeddings, labels["token_ids"], labels["weights"])
@@ -121,13 +127,13 @@ class TokenTargetLoss(nn.Module):
 
     def _missed(self, embeddings: Tensor, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the contrastive loss of each text that has its own in the batch."""
-        groups = labels["rows"]
+        groups, texts = labels["rows"], labels.get("texts")
         if self.contrast_with == "itself":
             embeddings = torch.cat([embeddings, self._embed(sentence_features)])
-            groups = groups.repeat(2)
+            groups, texts = groups.repeat(2), None if texts is None else texts.repeat(2)
         elif "documents" in labels:
             groups = labels["documents"]
-        return own_among_others(embeddings.float() - self.centre, groups, self.contrast_temperature)
+        return own_among_others(embeddings.float() - self.centre, groups, self.contrast_temperature, texts)
 
     def divergences(self, embeddings: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
         """Return the KL of each row, shape (batch,)."""

@@ -393,6 +393,8 @@ class TargetCollator(SentenceTransformerDataCollator):
             token_ids[index, : len(row["token_ids"])] = torch.as_tensor(row["token_ids"])
             weights[index, : len(row["weights"])] = torch.as_tensor(row["weights"])
         labels = {"token_ids": token_ids, "weights": weights, "rows": torch.tensor([row["row"] for row in features])}
+        numbers: dict[str, int] = {}
+        labels["texts"] = torch.tensor([numbers.setdefault(row["text"], len(numbers)) for row in features])
         if "document" in features[0]:
             labels["documents"] = torch.tensor([row["document"] for row in features])
         return {**batch, "label": labels}
