@@ -149,7 +149,7 @@ def test_odd_texts_and_fields_are_kept_as_they_can_be(table: str, tmp_path: Path
     fill_index(tmp_path / "index", table, [odd, *DOCUMENTS])
     with Index.open(tmp_path / "index") as index:
         hit = index.search("half a pair", 1, filters={"a b=c.d": ['say "x"']})[0]
-    assert hit.text == "half a pair ? here"
+    assert hit.text == "half a pair \ufffd here"
     assert hit.fields == {"a b=c.d": 'say "x"', "n": None, "deep": {"k": [1]}}
 
 
@@ -171,7 +171,7 @@ def test_an_index_belongs_to_one_model_and_one_process(
         Index.open(tmp_path / "nothing")
     with pytest.raises(CorpusError, match="no text"):
         fill_index(tmp_path / "new", table, [Document(" ", "1")])
-    with pytest.raises(RecipeError, match=r"unsupported language.*klingon"):
+    with pytest.raises(RecipeError, match=r"klingon.*or none"):
         fill_index(tmp_path / "new", table, DOCUMENTS, language="klingon")
     assert not (tmp_path / "new").exists()
     index.lock.acquire()

@@ -38,7 +38,7 @@ from text2token.options import (
     go_on_in_background,
     is_first,
     needing,
-    program,
+    proposed,
     reading_with,
     reporter_for,
     show_result,
@@ -76,7 +76,10 @@ def _explained(error: typer.TyperException) -> str:
         return message
     context = getattr(error, "ctx", None)
     command = f" {context.info_name}" if context and context.parent else ""
-    return f"text2token: {message.rstrip('.')}. See text2token{command} --help"
+    unknown = getattr(error, "option_name", "")
+    meant_as_text = unknown and any(word.startswith(unknown) and " " in word for word in sys.argv[1:])
+    hint = " Put -- before a text that begins with -." if meant_as_text or unknown[1:2].isdigit() else ""
+    return f"text2token: {message.rstrip('.')}.{hint} See text2token{command} --help"
 
 
 @app.callback()
@@ -222,7 +225,7 @@ def quickstart(
         sys.stderr.write(
             f"{verdict} Model, targets, settings and results are in {folder}.\n"
             "Try a search; the first time it embeds the library, some minutes:\n"
-            f'  {program()} search {model} python:stdlib "wait until a thread has finished"\n'
+            f"  {proposed('search', model, 'python:stdlib', 'wait until a thread has finished')}\n"
         )
 
 
@@ -291,7 +294,7 @@ def static(
     )
     warn(broken)
     if not quiet:
-        print(f"Embedder: {output}. Is it good enough? {program()} evaluate {output} --corpus {sources[0]}")
+        print(f"Embedder: {output}. Is it good enough? {proposed('evaluate', output, '--corpus', sources[0])}")
 
 
 @app.command()
@@ -372,12 +375,12 @@ def index(
     broken = broken_lines(on_error)
     documents = documents_of(sources, text_field, format, broken)
     fill = needing("search", "text2token.search.index").fill_index
-    filled = fill(store, model, documents, language=language, prune=prune, total=total, reporter=reporter)
+    filled = fill(store, model, documents, language=language, prune=prune, broken=broken, total=total, reporter=reporter)
     warn(broken)
     if json_:
         print(json.dumps(asdict(filled), indent=2))
     elif not quiet:
-        print(f'{filled.sentence()}: {store}. Search: {program()} search {store} "…"')
+        print(f"{store}: {filled.sentence()}. Search: {proposed('search', store, '…')}")
 
 
 @app.command()
@@ -407,7 +410,7 @@ def search(
         search_index = needing("search", "text2token.search.index")
         reporter_for(quiet)
         with search_index.Index.open(Path(place), model) as opened:
-            hits = opened.search(words[0], k, mode, filters_of(filter_ or []))
+            hits = opened.search(words[0], k, mode, filters_of(filter_ or [], opened.has_field))
         if json_:
             print(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
         else:

@@ -7,6 +7,7 @@ the place for itself (`alone_in`) deletes it.
 import errno
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import filelock
 
 from text2token.errors import OutputError, Text2TokenError
 
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 FULL_BELOW_BYTES = 1 << 20  # a library may already have deleted the piece that did not fit
 
 
@@ -134,7 +136,12 @@ def writing(path: Path) -> Iterator[None]:
     except Text2TokenError:
         raise
     except Exception as error:
-        number = getattr(error, "errno", None) or (errno.ENOSPC if free_bytes(path) < FULL_BELOW_BYTES else None)
+        told = OS_ERROR.search(str(error))  # how libraries in Rust pass it on
+        number = (
+            getattr(error, "errno", None)
+            or (int(told[1]) if told else None)
+            or (errno.ENOSPC if free_bytes(path) < FULL_BELOW_BYTES else None)
+        )
         if not number and not isinstance(error, OSError):
             raise
         raise OutputError(f"{path}: cannot be written ({os.strerror(number) if number else error})") from error

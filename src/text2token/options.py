@@ -4,9 +4,10 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,15 +47,32 @@ RayAddress = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run and model.")]
 
 
-def filters_of(assignments: Sequence[str]) -> dict[str, list[str]]:
-    """Return field → values of `field=value`s, or raise `RecipeError`."""
+def filters_of(assignments: Sequence[str], is_field: Callable[[str], bool]) -> dict[str, list[str]]:
+    """Return field → values of `field=value`s, or raise `RecipeError`.
+
+    A name that holds "=" itself is known by `is_field`, and wherever that leaves a doubt it is written as JSON writes it.
+    """
     filters: dict[str, list[str]] = {}
     for assignment in assignments:
-        name, sign, value = assignment.partition("=")
-        if not (name and sign):
-            raise RecipeError(f"--filter is {assignment!r}; it must be field=value")
+        name, value = _parted(assignment, is_field)
         filters.setdefault(name, []).append(value)
     return filters
+
+
+def _parted(assignment: str, is_field: Callable[[str], bool]) -> tuple[str, str]:
+    if assignment.startswith('"'):
+        with contextlib.suppress(ValueError):
+            name, end = json.JSONDecoder().raw_decode(assignment)
+            if assignment[end : end + 1] == "=":
+                return name, assignment[end + 1 :]
+    parts = [(assignment[:place], assignment[place + 1 :]) for place, sign in enumerate(assignment) if place and sign == "="]
+    if not parts:
+        raise RecipeError(f"--filter is {assignment!r}; it must be field=value")
+    meant = [part for part in parts if is_field(part[0])]
+    if len(meant) > 1:
+        quoted = " or ".join(f"{json.dumps(name, ensure_ascii=False)}={value}" for name, value in meant)
+        raise RecipeError(f"--filter is {assignment!r}: which field is meant? Write {quoted}, marks included")
+    return (meant or parts)[0]
 
 
 def needing(extra: str, module: str) -> Any:
@@ -77,10 +95,11 @@ def go_on_in_background(folder: Path) -> None:
     print(f"Process {process.pid} goes on; what it says is in {log}. The same command resumes it if it is stopped.")
 
 
-def program() -> str:
-    """Return how this program was called, so that a proposed command can be copied."""
-    called = sys.argv[0]
-    return called if Path(called).name == "text2token" else f"{sys.executable} -m text2token"
+def proposed(*words: object) -> str:
+    """Return a command that can be copied: this program as it was called, with `words`, quoted where they must be."""
+    called = Path(sys.argv[0])
+    program = [str(called)] if called.name == "text2token" else [sys.executable, "-m", "text2token"]
+    return shlex.join([*program, *map(str, words)])
 
 
 def documents_of(sources: Sequence[str], text_field: str | None, format: str, broken: "BrokenLines") -> Any:

@@ -167,6 +167,11 @@ def temporary_corpus(
         yield prepare_corpus(documents, Path(folder) / "corpus", settings, broken)
 
 
+def normalised_text(document: Document) -> str:
+    """Return the whole text of `document`, title and body each normalised as for training."""
+    return normalise(Document(body=normalise(document.body), place="", title=normalise(document.title)).text)
+
+
 def split_text(text: str, limit: int) -> list[str]:
     """Cut `text` into pieces of at most `limit` characters, at sentence ends or line breaks, else at spaces.
 

@@ -6,6 +6,7 @@ beside it; where there is none, nothing is claimed.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +75,18 @@ def dense_reasons(
 
 
 def excerpt(text: str, places: Sequence[tuple[int, int]], length: int = 160) -> tuple[str, list[tuple[int, int]]]:
-    """Return the part of `text` where most of `places` are, about `length` characters in one line, and its places."""
-    start = max((place[0] for place in places), key=lambda at: _within(places, at, at + length), default=0)
-    start = 0 if start < length // 3 else text.rfind(" ", 0, start - length // 6) + 1  # some words before it
+    """Return the part of `text` where most of `places` are, about `length` characters in one line, and its places.
+
+    `places` are in the order of the text.
+    """
+    starts = [place[0] for place in places]
+    start = max(starts, key=lambda at: bisect_left(starts, at + length) - bisect_left(starts, at), default=0)
+    if start < length // 3:
+        start = 0
+    else:  # some words before it, or characters where no spaces are
+        start -= length // 6
+        start = text.rfind(" ", start - length // 6, start) + 1 or start
     end = start + length
     before, after = "… " if start else "", " …" if end < len(text) else ""
     shown = [(max(a, start) - start + len(before), min(b, end) - start + len(before)) for a, b in places if start <= a < end]
     return before + re.sub(r"\s", " ", text[start:end]) + after, shown
-
-
-def _within(places: Sequence[tuple[int, int]], start: int, end: int) -> int:
-    return sum(start <= place[0] < end for place in places)

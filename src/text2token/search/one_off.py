@@ -7,16 +7,21 @@ weights and the documents, so a second query answers at once and a changed model
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import platformdirs
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from text2token.corpus.documents import Document
+from text2token.corpus.prepare import normalised_text
 from text2token.encoder import TextEncoder, open_encoder
-from text2token.errors import CorpusError
+from text2token.errors import CorpusError, OutputError
 from text2token.files import atomic_file
+from text2token.normalisation import normalise
 from text2token.reporter import Reporter, Silent
 
 
@@ -41,15 +46,20 @@ def search(
         raise CorpusError("no documents: the input holds no text")
     reporter = reporter or Silent()
     encoder = open_encoder(model, "auto")
-    stored = platformdirs.user_cache_path("text2token") / "vectors" / f"{_key(encoder, documents)}.safetensors"
-    if stored.exists():
-        vectors = load_file(stored)["vectors"]
-    else:
+    texts = [normalised_text(document) for document in documents]
+    stored = platformdirs.user_cache_path("text2token") / "vectors" / f"{_key(encoder, texts)}.safetensors"
+    vectors = _kept(stored)
+    if vectors is None:
         with reporter.progress("Embedding the documents (once)", len(documents), "texts") as progress:
-            vectors = encoder([document.text for document in documents], progress)
-        with atomic_file(stored) as path:
-            save_file({"vectors": vectors}, path)
-    similarities = normalize(vectors) @ normalize(encoder([query]))[0]  # a model may leave its vectors as long as they are
+            vectors = encoder(texts, progress)
+        try:
+            with atomic_file(stored) as path:
+                save_file({"vectors": vectors}, path)
+        except OutputError as error:  # what was found is not withheld for that
+            reporter.note(f"The next search embeds them again: {error}")
+    similarities = (
+        normalize(vectors) @ normalize(encoder([normalise(query)]))[0]
+    )  # a model may leave its vectors as long as they are
     best = torch.topk(similarities, min(k, len(documents)))
     return [
         Match(round(score, 3), documents[row].place, documents[row].text)
@@ -57,8 +67,16 @@ def search(
     ]
 
 
-def _key(encoder: TextEncoder, documents: Sequence[Document]) -> str:
+def _kept(stored: Path) -> Tensor | None:
+    """Return the vectors that an earlier search has kept, or None where there are none that can be read."""
+    try:
+        return load_file(stored)["vectors"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _key(encoder: TextEncoder, texts: Sequence[str]) -> str:
     digest = hashlib.sha256(encoder.fingerprint.encode())
-    for document in documents:
-        digest.update(document.text.encode("utf-8", "replace") + b"\0")
+    for text in texts:
+        digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:32]

@@ -1,0 +1,348 @@
+"""Whatever a document or a query holds, an index opens again, gives back what it took, and explains its scores exactly."""
+
+import itertools
+import json
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import qdrant_edge as engine
+import torch
+from conftest import TEXTS, BackboneMaker
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from text2token.backbone import BackboneSettings
+from text2token.corpus.documents import Document
+from text2token.corpus.readers import BrokenLines
+from text2token.errors import CorpusError, OutputError, RecipeError
+from text2token.options import filters_of
+from text2token.search.explain import excerpt
+from text2token.search.index import CARD, DENSE, FORMAT, SPARSE, Index, fill_index, read_card
+from text2token.search.words import LATEST_RULE, QUERY_WORDS, RULES, Words
+from text2token.static import build_static
+
+SCRIPTS = (
+    "the bicycle's chain-guard, 3.14 a1b2 foo_bar Straße İstanbul ﬁ",
+    "हिन्दी भाषा में लिखा ज़रूर",
+    "العَرَبِيَّة لغة",
+    "ภาษาไทยไม่มีช่องว่าง",
+    "自行車のチェーンはスーパーで買えます。東京 2024年",
+    "한국어의 고양이가 띄어쓰기",
+    "Cafe\u0301 x\u030c \u0301 e\u0301e\u0301",
+    "😀👍🏽 ok 👩‍👩‍👧 Ａｂｃ ½ ²",
+)
+json_values: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+few = settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module")
+def table(make_backbone: BackboneMaker, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an embedder without layers."""
+    folder = tmp_path_factory.mktemp("models") / "table"
+    build_static(BackboneSettings(str(make_backbone("llama_tied")), dtype="float32"), named(*TEXTS), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def vector(table: str, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    """Some vector of the model's dimension, so that a query need not be embedded."""
+    fill_index(tmp_path_factory.mktemp("some") / "index", table, named("text"))
+    return torch.ones(read_card(next(tmp_path_factory.getbasetemp().glob("some*/index"))).dimension)
+
+
+def named(*texts: str, **fields: Any) -> list[Document]:
+    return [Document(text, f"t:{number}", fields=fields) for number, text in enumerate(texts)]
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=10), json_values, max_size=3), min_size=1, max_size=4))
+@example(
+    [{"tree": json.loads("[" * 30 + "]" * 30), "huge": 10**400, "scores": [1.5, float("nan")], "a": {"b": float("inf")}}]
+)
+@few
+def test_an_index_opens_again_and_gives_back_the_fields_it_took(table: str, rows: list[dict[str, Any]]) -> None:
+    documents = [Document(f"garden number {number}", f"t:{number}", fields=row) for number, row in enumerate(rows)]
+    with tempfile.TemporaryDirectory() as folder:
+        fill_index(folder, table, documents)
+        assert fill_index(folder, table, documents).unchanged == len(documents)
+        with Index.open(folder) as index:
+            found = {hit.place: hit.fields for hit in index.search("garden", 10)}
+            names = {name for document in documents for name in document.fields}
+            assert all(map(index.has_field, names))
+    assert found == {document.place: document.fields for document in documents}
+
+
+@given(st.lists(st.text(max_size=40) | st.sampled_from(SCRIPTS), min_size=1, max_size=4), st.sampled_from(SCRIPTS))
+@few
+def test_reasons_add_up_and_mark_their_words_in_every_script(
+    table: str, vector: torch.Tensor, texts: list[str], query: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        fill_index(folder, table, named("a text that is never empty", *SCRIPTS, *texts), language="none")
+        with Index.open(folder) as index:
+            for asked in (query, *(text for text in texts if text.strip())):
+                for hit in index.search(asked, 20, "sparse", vector=vector):
+                    parts = [reason.contribution for reason in hit.reasons]
+                    assert sum(parts) == pytest.approx(hit.score, rel=1e-4)
+                    assert hit.sparse == pytest.approx(hit.score, rel=1e-4)
+                    marked = [hit.text[start:end].lower() for start, end in hit.highlights]
+                    assert marked
+                    for reason in hit.reasons:
+                        assert any(reason.word in mark for mark in marked)
+
+
+@pytest.mark.parametrize(
+    ("query", "marked"),
+    [
+        ("自行車", "自行車"),
+        ("東", "東"),
+        ("チェーン", "チェーン"),
+        ("ภาษา", "ภาษา"),
+        ("고양이", "고양이"),
+        ("भाषा", "भाषा"),
+        ("हिन्दी", "हिन्दी"),
+        ("العَرَبِيَّة", "العَرَبِيَّة"),
+        ("Café", "Café"),
+        ("cafe\u0301", "Café"),
+    ],
+)
+def test_a_word_is_found_whole_in_scripts_without_spaces_and_with_signs(
+    table: str, tmp_path: Path, query: str, marked: str
+) -> None:
+    fill_index(tmp_path / "index", table, named(*SCRIPTS), language="none")
+    with Index.open(tmp_path / "index") as index:
+        hit = index.search(query, 1, "sparse")[0]
+    assert [hit.text[start:end] for start, end in hit.highlights] == [marked]
+    assert len(hit.reasons) == max(1, len(query) - 1) if query in ("自行車", "고양이", "東") else hit.reasons
+
+
+def test_a_language_without_a_list_is_refused_with_what_works(table: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--language is 'thai', of which no stop words and stems.*or none"):
+        fill_index(tmp_path / "index", table, named(*SCRIPTS), language="thai")
+    assert not (tmp_path / "index").exists()
+
+
+def test_the_same_text_in_two_unicode_forms_is_one_document_whoever_spells_the_query(table: str, tmp_path: Path) -> None:
+    text = "Das Café an der Brücke\r\nverkauft Müsli"
+    forms = [unicodedata.normalize("NFD", text), unicodedata.normalize("NFC", text), f"  {text}\n"]
+    filled = fill_index(tmp_path / "index", table, named(*forms, ort="Köln"), language="german")
+    assert (filled.added, filled.duplicates, filled.overshadowed) == (1, 2, 0)
+    with Index.open(tmp_path / "index") as index:
+        for query, place in itertools.product(("Brücke", "Bru\u0308cke"), ("Köln", "Ko\u0308ln")):
+            hit = index.search(query, 5, "sparse", {"ort": place})[0]
+            assert [reason.word for reason in hit.reasons] == ["brücke"]
+
+
+class Counting:
+    """An open shard that notes what it is asked."""
+
+    def __init__(self, shard: "engine.EdgeShard") -> None:
+        self.shard, self.asked = shard, list[tuple[str, int]]()
+
+    def __getattr__(self, name: str) -> Any:
+        def counted(*arguments: Any) -> Any:
+            self.asked.append((name, len(arguments[0].queries) if name == "query_batch" else 1))
+            return getattr(self.shard, name)(*arguments)
+
+        return counted
+
+
+@pytest.mark.parametrize("mode", ["sparse", "hybrid"])
+def test_what_the_engine_is_asked_does_not_grow_with_the_query(
+    table: str, vector: torch.Tensor, tmp_path: Path, mode: Any
+) -> None:
+    words = [f"word{number}" for number in range(3000)]
+    fill_index(tmp_path / "index", table, named("a garden", " ".join(words[:2000]), " ".join(words[1000:])))
+    with Index.open(tmp_path / "index") as index:
+        calls = []
+        for query in ("word1 garden", " ".join(words), " ".join(words * 4), "自行車" * 3000, "the " * 30000 + "garden"):
+            index.shard = counting = Counting(index.shard)  # type: ignore[assignment]
+            hits = index.search(query, 10**12, mode, vector=vector)
+            index.shard = counting.shard
+            calls.append([name for name, _ in counting.asked])
+            assert max(size for _, size in counting.asked) <= QUERY_WORDS
+            for hit in hits:
+                assert len(hit.reasons) <= QUERY_WORDS
+                assert mode != "sparse" or hit.sparse == pytest.approx(hit.score, rel=1e-4)
+        assert max(map(len, calls)) <= 3, calls
+        with pytest.raises(RecipeError, match="k is 0"):
+            index.search("garden", 0)
+
+
+def test_an_excerpt_shows_what_was_found_where_no_spaces_are() -> None:
+    text = "字" * 700 + "自行車" + "字" * 700
+    shown, places = excerpt(text, [(700, 703)])
+    assert [shown[start:end] for start, end in places] == ["自行車"]
+
+
+SAME = [[1, 1.0, "1", "1.0"], [True, "true", "True"], [0, -0.0, "0"], ["Müsli", "Mu\u0308sli"], [2**60, float(2**60)]]
+
+
+@pytest.mark.parametrize("spellings", SAME, ids=str)
+def test_a_filter_finds_a_value_however_it_is_spelt(
+    table: str, vector: torch.Tensor, tmp_path: Path, spellings: Any
+) -> None:
+    other = [Document("other text", "o", fields={"f": "another"})]
+    documents = [Document(f"text {number}", str(number), fields={"f": value}) for number, value in enumerate(spellings)]
+    fill_index(tmp_path / "index", table, documents + other)
+    with Index.open(tmp_path / "index") as index:
+        for value in spellings:
+            hits = index.search("text", 9, "dense", {"f": value}, vector=vector)
+            assert {hit.place for hit in hits} == {document.place for document in documents}, value
+
+
+def test_values_and_fields_of_any_length_and_with_any_sign_can_be_filtered_by(
+    table: str, vector: torch.Tensor, tmp_path: Path
+) -> None:
+    url = "https://example.org/?" + "&".join(f"a{number}={number}" for number in range(99))
+    rows = [{"url": url}, {"url": url + "&b=1"}, {"a": "b=1"}, {"a=b": "1"}, {"v": "1.10"}, {"v": "1.1"}, {"x" * 9000: 1}]
+    fill_index(tmp_path / "index", table, [Document(f"text {n}", str(n), fields=fields) for n, fields in enumerate(rows)])
+    with Index.open(tmp_path / "index") as index:
+
+        def places(*assignments: str) -> set[str]:
+            filters = filters_of(assignments, index.has_field)
+            return {hit.place for hit in index.search("text", 9, "dense", filters, vector=vector)}
+
+        assert (places(f"url={url}"), places(f"url={url}&b=1")) == ({"0"}, {"1"})
+        assert (places('"a"=b=1'), places('"a=b"=1')) == ({"2"}, {"3"})
+        assert (places("v=1.10"), places("v=1.1"), places("x" * 9000 + "=1")) == ({"4"}, {"5"}, {"6"})
+        with pytest.raises(RecipeError, match='which field is meant\\? Write "a"=b=1 or "a=b"=1'):
+            places("a=b=1")
+        with pytest.raises(RecipeError, match=r"no document has a field 'u'; there are: a, a=b, url, v, x+$"):
+            places("u=1")
+
+
+def test_prune_takes_nothing_for_gone_that_could_not_be_read(table: str, tmp_path: Path) -> None:
+    fill_index(tmp_path / "index", table, named(*TEXTS[:5]))
+    broken = BrokenLines("skip")
+
+    def cut_short() -> Iterator[Document]:
+        yield from named(*TEXTS[:2], "A new one.")
+        broken.report("t:3", "the file is cut short")
+
+    with pytest.raises(
+        CorpusError, match=r"nothing was pruned, because 1 broken lines.*6 documents \(1 added.*t:3: the file"
+    ):
+        fill_index(tmp_path / "index", table, cut_short(), prune=True, broken=broken)
+    assert read_card(tmp_path / "index").documents == 6
+    whole = fill_index(tmp_path / "index", table, named(*TEXTS[:2]), prune=True, broken=BrokenLines("skip"))
+    assert (whole.removed, whole.total) == (4, 2)
+
+
+def test_fields_of_a_filling_that_was_broken_off_can_be_filtered_by(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("text2token.search.index.BATCH", 2)
+
+    def breaks_off() -> Iterator[Document]:
+        yield from named(*TEXTS[:4], early=1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_index(tmp_path / "index", table, breaks_off())
+    card = read_card(tmp_path / "index")
+    assert (card.documents, card.fields) == (4, ("early",))
+    (tmp_path / "index" / CARD).write_text(json.dumps(asdict(replace(card, documents=0, fields=()))))  # as after a kill
+    with Index.open(tmp_path / "index") as index:
+        assert len(index.search("girl", 9, "dense", {"early": "1"})) == 4
+        with pytest.raises(RecipeError, match="there are: early"):
+            index.search("girl", 9, "dense", {"late": "1"})
+    assert read_card(tmp_path / "index") == card
+
+
+def test_fields_that_pruning_left_to_nobody_are_gone(table: str, tmp_path: Path) -> None:
+    fill_index(tmp_path / "index", table, [*named("one", a=1), *named("two", b=1)])
+    fill_index(tmp_path / "index", table, named("two", b=1), prune=True)
+    assert read_card(tmp_path / "index").fields == ("b",)
+
+
+def test_duplicates_that_differ_in_their_fields_are_told(table: str, tmp_path: Path) -> None:
+    rows = [Document("the same text", str(owner), fields={"owner": owner}) for owner in (1, 2, 1, 3)]
+    filled = fill_index(tmp_path / "index", table, rows)
+    assert (filled.duplicates, filled.overshadowed) == (3, 2)
+    assert "2 of the duplicates have other fields" in filled.sentence()
+
+
+def to_format_1(folder: Path, documents: list[Document]) -> None:
+    """Make the index in `folder` what an earlier version made of `documents`."""
+    with Index.open(folder) as index:
+        index._remove(list(index._identities()))
+        words = Words(index.card.language, index.card.average_length, rule=1)
+        for document in documents:
+            number = __import__("uuid").UUID(bytes=__import__("hashlib").sha256(document.text.encode()).digest()[:16])
+            payload = {
+                "text": document.text,
+                "place": document.place,
+                "fields": dict(document.fields),
+                "facets": [f"{name}={value}" for name, value in document.fields.items()],
+            }
+            vectors: Any = {DENSE: [1.0] * index.card.dimension, SPARSE: words.of_document(document.text)}
+            point = engine.Point(id=str(number), vector=vectors, payload=payload)  # type: ignore[arg-type]
+            index.shard.update(engine.UpdateOperation.upsert_points([point]))
+    card = json.loads((folder / CARD).read_text())
+    del card["word_rule"]
+    (folder / CARD).write_text(json.dumps({**card, "format": 1}))
+
+
+def test_an_index_of_format_1_is_searched_and_brought_up_to_date(table: str, vector: torch.Tensor, tmp_path: Path) -> None:
+    store = tmp_path / "index"
+    documents = [*named(*TEXTS[:3], "हिन्दी भाषा", kind="a=b"), Document("Mu\u0308sli \r\n", "nfd", fields={"kind": "c"})]
+    fill_index(store, table, documents)
+    to_format_1(store, documents)
+
+    def check(index: Index) -> None:
+        assert index.count == len(documents)
+        assert {hit.place for hit in index.search("x", 9, "dense", {"kind": ["c"]}, vector=vector)} == {"nfd"}
+        assert len(index.search("x", 9, "dense", {"kind": ["a=b"]}, vector=vector)) == 4
+        hit = index.search("भाषा", 1, "sparse", vector=vector)[0]
+        assert (hit.sparse, hit.fields) == (pytest.approx(hit.score, rel=1e-4), {"kind": "a=b"})
+
+    with Index.open(store) as index:
+        check(index)
+    assert read_card(store).format == 1
+    filled = fill_index(store, table, documents)
+    # the one whose text normalising changes is embedded anew, as the text that training would read
+    assert (filled.added, filled.removed, filled.unchanged, filled.updated, filled.total) == (1, 1, 4, 0, 5)
+    assert fill_index(store, table, documents).unchanged == 5
+    with Index.open(store) as index:
+        check(index)
+        assert index.search("Müsli", 1, "sparse", vector=vector)[0].place == "nfd"
+    assert (read_card(store).format, read_card(store).word_rule) == (FORMAT, 1)
+
+
+def test_an_index_of_a_later_format_is_refused(table: str, tmp_path: Path) -> None:
+    fill_index(tmp_path / "index", table, named("text"))
+    card = tmp_path / "index" / CARD
+    for other in ({"format": FORMAT + 1}, {"word_rule": LATEST_RULE + 1}):
+        kept = card.read_text()
+        card.write_text(json.dumps({**json.loads(kept), **other}))
+        with pytest.raises(OutputError, match="Make it anew"):
+            Index.open(tmp_path / "index")
+        card.write_text(kept)
+    assert set(RULES) == set(range(1, LATEST_RULE + 1))
+
+
+def test_an_index_that_may_not_be_written_is_searched(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_index(tmp_path / "index", table, named(*TEXTS))
+    before = {path: path.read_bytes() for path in (tmp_path / "index").rglob("*") if path.is_file()}
+    monkeypatch.setattr(Path, "touch", lambda path: (_ for _ in ()).throw(OSError(30, "Read-only file system", str(path))))
+    with Index.open(tmp_path / "index") as index:
+        assert index.copy
+        copy = Path(index.copy.name)
+        assert index.search(TEXTS[0], 1)[0].text == TEXTS[0]
+        with pytest.raises(OutputError, match="only searched"):
+            index.add(named("new"))
+    assert not copy.exists()
+    assert {path: path.read_bytes() for path in before} == before
+    shutil.rmtree(tmp_path / "index")
+    with pytest.raises(OutputError, match="cannot be written"):
+        fill_index(tmp_path / "index", table, named("new"))
