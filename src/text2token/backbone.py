@@ -21,6 +21,10 @@ import numpy as np
 import platformdirs
 import torch
 import transformers
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._validators import validate_repo_id
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
@@ -45,6 +49,7 @@ TEXT_ONLY: dict[str, Any] = {
     "module_output_name": "token_embeddings",
 }
 PYPI = "pypi:"
+SECONDS_TO_ANSWER = 5.0  # of the hub, before it counts as not to be reached
 # One forward pass. On two CPU cores 300 to 1,000 tokens go at 2,200 a second, 3,000 at 1,700: the activations of more no
 # longer fit into the processor's cache (LOG.md).
 TOKENS_PER_BATCH_CPU = 768
@@ -125,8 +130,26 @@ def resolve_backbone(name: str) -> str:
         return str(path)
     if path.exists():
         raise BackboneError(f"{name}: not a model folder, a .gguf file or a hub id")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise BackboneError(f"{name}: no such folder")
+    return hub_id(name)
+
+
+def hub_id(name: str) -> str:
+    """Return `name` where it may be a model of the hub; `BackboneError`, without waiting, where it cannot be.
+
+    Libraries ask a hub that cannot be reached six times for every file, which for a misspelt folder takes a minute.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise BackboneError(f"{name}: no such folder") from None
+    names = [name] if "/" in name else [name, f"sentence-transformers/{name}"]  # which is added to short names
+    if any((Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=known, repo_type="model")).exists() for known in names):
+        return name
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_ANSWER)
+    except Exception as error:  # the hub's library has changed what it asks with, and whose errors those are
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackboneError(f"{name}: no such folder, and the model hub cannot be reached ({reason})") from None
     return name
 
 
@@ -321,7 +344,11 @@ def open_embedder(name: str) -> SentenceTransformer:
 
     Raises `BackboneError` when there is none.
     """
-    place = str(package_file(name.removeprefix(PYPI), "modules.json").parent) if name.startswith(PYPI) else name
+    if name.startswith(PYPI):
+        place = str(package_file(name.removeprefix(PYPI), "modules.json").parent)
+    else:
+        folder = Path(name).expanduser()
+        place = str(folder) if folder.exists() else hub_id(name)
     try:
         return SentenceTransformer(place)
     except (OSError, ValueError, UnpicklingError, SafetensorError) as error:

@@ -352,8 +352,8 @@ class Index:
         filled = Filled(**counts, total=self.card.documents)
         if broken and incomplete:
             raise CorpusError(
-                f"{self.folder}: nothing was pruned, because {broken.count:,} broken lines were left out and what is behind "
-                f"them may not be gone. All else is done: {filled.sentence()}. The first: {broken.first[0]}"
+                f"{self.folder}: nothing was pruned, because {broken.count:,} broken lines were left out, and what stands "
+                f"there may not be gone. All else is done: {filled.sentence()}. The first: {broken.first[0]}"
             )
         return filled
 
@@ -624,12 +624,13 @@ def _identity(text: str) -> str:
 
 
 def _payload(document: Document) -> dict[str, Any]:
+    fields = json.loads(json.dumps(dict(document.fields), default=str), parse_constant=lambda _: None)
     return {
         "text": normalised_text(document),
         "place": whole_characters(document.place),
-        "fields": json.dumps(dict(document.fields), ensure_ascii=False),
-        "facets": sorted(set(_facets(document.fields))),
-        "names": sorted({normalise(name) for name in document.fields}),
+        "fields": whole_characters(json.dumps(fields, ensure_ascii=False)),
+        "facets": sorted(set(_facets(fields))),
+        "names": sorted({normalise(name) for name in fields}),
     }
 
 
