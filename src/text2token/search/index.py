@@ -624,13 +624,12 @@ def _identity(text: str) -> str:
 
 
 def _payload(document: Document) -> dict[str, Any]:
-    fields = json.loads(json.dumps(dict(document.fields), default=str), parse_constant=lambda _: None)
     return {
         "text": normalised_text(document),
         "place": whole_characters(document.place),
-        "fields": whole_characters(json.dumps(fields, ensure_ascii=False)),
-        "facets": sorted(set(_facets(fields))),
-        "names": sorted({normalise(name) for name in fields}),
+        "fields": json.dumps(dict(document.fields), ensure_ascii=False),  # plain JSON already
+        "facets": sorted(set(_facets(document.fields))),
+        "names": sorted({normalise(name) for name in document.fields}),
     }
 
 
