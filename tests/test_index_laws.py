@@ -336,8 +336,8 @@ def test_an_index_that_may_not_be_written_is_searched(table: str, tmp_path: Path
     before = {path: path.read_bytes() for path in (tmp_path / "index").rglob("*") if path.is_file()}
     monkeypatch.setattr(Path, "touch", lambda path: (_ for _ in ()).throw(OSError(30, "Read-only file system", str(path))))
     with Index.open(tmp_path / "index") as index:
-        assert index.copy
-        copy = Path(index.copy.name)
+        assert index._copy
+        copy = Path(index._copy.name)
         assert index.search(TEXTS[0], 1)[0].text == TEXTS[0]
         with pytest.raises(OutputError, match="only searched"):
             index.add(named("new"))

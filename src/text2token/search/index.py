@@ -149,7 +149,7 @@ class Index:
     """An open index; nobody else can open it until it is closed. Use it in a `with` block.
 
     `explain` says what a dense score is made of; where it is None, the reader beside the model does, if there is one. An
-    index that may not be written is searched in a temporary `copy`.
+    index that may not be written is searched in a temporary copy.
     """
 
     folder: Path
@@ -158,7 +158,7 @@ class Index:
     shard: "engine.EdgeShard"
     lock: filelock.BaseFileLock
     explain: DenseExplanation | None = None
-    copy: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
+    _copy: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
     _encoder: TextEncoder | None = field(default=None, repr=False)
     _encoder_is_read: bool = field(default=False, repr=False)  # whether a reader has been looked for
 
@@ -228,7 +228,7 @@ class Index:
             if error.errno not in NOT_TO_BE_WRITTEN or not (folder / CARD).exists():
                 raise OutputError(f"{folder}: cannot be written ({os.strerror(error.errno or 0)})") from error
             copy = _copied(folder)  # the engine cannot open what it may not write to
-            return cls(folder, card, words, _open_shard(Path(copy.name) / SHARD, card), lock, explain, copy)
+            return cls(folder, card, words, _open_shard(Path(copy.name) / SHARD, card), lock, explain, _copy=copy)
         try:
             tidy(folder)
             if not (folder / CARD).exists():
@@ -242,14 +242,14 @@ class Index:
     def close(self) -> None:
         """Write everything and let others open it."""
         try:
-            if not self.copy and self.count != self.card.documents:  # a filling was interrupted
+            if not self._copy and self.count != self.card.documents:  # a filling was interrupted
                 self._write_down(self._field_names())
             self.shard.flush()
             self.shard.close()
         finally:
             self.lock.release()
-            if self.copy:
-                self.copy.cleanup()
+            if self._copy:
+                self._copy.cleanup()
 
     def __enter__(self) -> "Index":
         return self
@@ -298,7 +298,7 @@ class Index:
         done. `total`, where known, is the number of documents, for the time left.
         """
         reporter = reporter or Silent()
-        if self.copy:
+        if self._copy:
             raise OutputError(f"{self.folder}: cannot be written, only searched")
         encoder = self.encoder
         counts = dict.fromkeys(("added", "unchanged", "updated", "duplicates", "empty", "removed", "overshadowed"), 0)
