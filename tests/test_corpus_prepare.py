@@ -2,13 +2,14 @@
 
 import random
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import CorpusSettings, halves, normalise, prepare_corpus, split_text
+from text2token.corpus.prepare import CorpusSettings, halves, normalise, pair_digest, prepare_corpus, split_text
 from text2token.errors import CorpusError
 
 
@@ -51,6 +52,31 @@ def test_held_out_choice_does_not_depend_on_order_and_is_never_trained_on(tmp_pa
     )
     other = prepare_corpus(given_documents, tmp_path / "other", CorpusSettings(held_out=12, seed=1))
     assert set(one.held_out["query"]) != set(other.held_out["query"])
+
+
+titled = st.sampled_from(["", "a title that names a document"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(titled, min_size=6, max_size=60), st.integers(0, 30), st.integers(0, 30), st.integers(0, 3))
+def test_fewer_held_out_documents_are_some_of_more(titles: list[str], one: int, other: int, seed: int) -> None:
+    given_documents = [
+        Document(title=title and f"{title} {number}", body=f"Body {number}. " * 20, place=str(number))
+        for number, title in enumerate(titles)
+    ]
+    with TemporaryDirectory() as folder:
+        few, many = (
+            prepare_corpus(given_documents, Path(folder) / str(count), CorpusSettings(held_out=count, seed=seed)).held_out
+            for count in sorted((one, other))
+        )
+        assert set(few["place"]) <= set(many["place"])
+        assert set(few["query"]) <= set(many["query"])  # and ask the same
+        with_title = sum(map(bool, titles))
+        assert len(many) == min(max(one, other), with_title // 3 + (len(titles) - with_title) // 3)
+        digests = frozenset(map(pair_digest, many["query"], many["passage"]))
+        again = prepare_corpus(given_documents, Path(folder) / "again", CorpusSettings(held_out=60), among=digests).held_out
+        if len(many) > 1:
+            assert set(again["query"]) == set(many["query"])
 
 
 def test_a_title_or_body_that_occurs_twice_is_not_held_out(tmp_path: Path) -> None:

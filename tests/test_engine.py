@@ -4,7 +4,10 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import TEXTS, BackboneMaker, not_here
 from datasets import Dataset
@@ -12,8 +15,9 @@ from datasets import Dataset
 from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.encoder import open_encoder
-from text2token.engine import Engine, LocalEngine, open_engine
+from text2token.engine import Engine, LocalEngine, check_written, open_engine
 from text2token.errors import CorpusError, EngineError, RecipeError
+from text2token.recipe import Recipe, build_targets
 from text2token.targets.constructors import (
     CONSTRUCTORS,
     ConstructorName,
@@ -23,7 +27,7 @@ from text2token.targets.constructors import (
     write_constructed,
 )
 from text2token.targets.smoothing import SmoothingSettings
-from text2token.vectors import embed_corpus
+from text2token.vectors import embed_corpus, read_card
 from text2token.vocabulary import TargetVocabulary
 
 CORPUS = [f"{text} Number {number}." for number in range(4) for text in TEXTS]
@@ -89,6 +93,59 @@ def test_vectors_made_on_two_workers_are_the_same_files(
     (tmp_path / "ray" / "vectors-00003.parquet").unlink()
     embed_corpus(encoder, documents, tmp_path / "ray", rows_per_shard=7, engine=ray_engine, resume=True)
     assert files(tmp_path / "ray") == expected
+
+
+def test_workers_that_stand_in_another_folder_write_where_they_are_told(
+    make_backbone: BackboneMaker,
+    tiny: BackboneSettings,
+    ray_engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_parts: Callable[[int], None],
+) -> None:
+    assert Path.cwd() != tmp_path
+    monkeypatch.chdir(tmp_path)  # the workers were started before
+    load_embedder(tiny).save("model")
+    documents = [Document(body=text, place=str(number)) for number, text in enumerate(CORPUS)]
+    card = embed_corpus(open_encoder("model"), documents, Path("vectors"), rows_per_shard=7, engine=ray_engine)
+    assert card.rows == len(CORPUS)
+    assert len(list((tmp_path / "vectors").glob("vectors-*.parquet"))) == 6
+    small_parts(9)
+    recipe = Recipe(tiny).with_settings(["stage1.targets=data_driven"])
+    targets = build_targets(recipe, documents, Path("targets"), engine=ray_engine)
+    assert len(targets.shards) > 1
+    assert all((tmp_path / "targets" / shard.file).exists() for shard in targets.shards)
+
+
+class Elsewhere(LocalEngine):
+    """A cluster whose machines each have a disk of their own: what its workers write is not here."""
+
+    def map(self, work: Any, parts: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for name, rows in super().map(work, parts, *arguments, **options):
+            for path in self.root.rglob(f"*{name}"):
+                path.unlink()
+            yield name, rows
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+
+def test_what_workers_wrote_on_a_disk_of_their_own_is_missed(tiny: BackboneSettings, tmp_path: Path) -> None:
+    documents = [Document(body=text, place=str(number)) for number, text in enumerate(CORPUS)]
+    load_embedder(tiny).save(str(tmp_path / "model"))
+    encoder = open_encoder(str(tmp_path / "model"))
+    out = tmp_path / "vectors"
+    with pytest.raises(EngineError, match=r"vectors-00000.parquet: is not here, .* a disk that they share"):
+        embed_corpus(encoder, documents, out, rows_per_shard=7, engine=Elsewhere(tmp_path))
+    assert read_card(out).rows == 0  # nobody takes it for finished
+    assert embed_corpus(encoder, documents, out, rows_per_shard=7, resume=True).rows == len(CORPUS)
+    recipe = Recipe(tiny).with_settings(["stage1.targets=model_derived"])
+    with pytest.raises(EngineError, match="is not here"):
+        build_targets(recipe, documents, tmp_path / "targets", engine=Elsewhere(tmp_path))
+    assert not (tmp_path / "targets").exists()
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "short.parquet")
+    with pytest.raises(EngineError, match=r"has 1 rows here, though a worker wrote it with 2"):
+        check_written(tmp_path, {"short.parquet": 2})
 
 
 def test_parts_are_taken_from_a_stream_no_faster_than_workers_take_them(ray_engine: Engine) -> None:

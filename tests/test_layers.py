@@ -36,7 +36,7 @@ LAYERS = [
         "leaderboard",
         "doctor",
     ],
-    ["lens.reader"],
+    ["lens.reader", "evaluation.held_out"],
     ["lens.learning", "lens.metrics"],
     ["evaluation.along_the_way", "evaluation.labelled"],
     ["evaluation.change"],

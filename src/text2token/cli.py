@@ -332,21 +332,19 @@ def export(
     if not sparse:
         return
     broken = broken_lines(on_error)
-    if corpus is None:
-        from text2token.corpus.prepare import Corpus
-
-        read = Path(model.rstrip("/") + ".run") / "corpus"
-        if not (read / "summary.json").exists():
-            raise RecipeError(f"{read}: is not there; say what to learn the words from: --corpus FILE")
-        passages = Corpus.open(read).passages
-    else:
-        from datasets import Dataset
-
-        texts = [document.text for document in documents_of([corpus], text_field, format, broken) if document.text.strip()]
-        passages = Dataset.from_dict({"text": texts})
+    from text2token.corpus.prepare import Corpus, CorpusSettings, temporary_corpus
     from text2token.search.sparse import build_sparse
 
-    build_sparse(model, passages, sparse, active=active, overwrite=overwrite, reporter=reporter)
+    with contextlib.ExitStack() as stack:
+        if corpus is None:
+            read = Path(model.rstrip("/") + ".run") / "corpus"
+            if not (read / "summary.json").exists():
+                raise RecipeError(f"{read}: is not there; say what to learn the words from: --corpus FILE")
+            passages = Corpus.open(read).passages
+        else:
+            documents = documents_of([corpus], text_field, format, broken)
+            passages = stack.enter_context(temporary_corpus(documents, CorpusSettings(held_out=0), broken)).passages
+        build_sparse(model, passages, sparse, active=active, overwrite=overwrite, reporter=reporter)
     warn(broken)
     if not quiet:
         print(f"Sparse encoder: {sparse}. Use it: SparseEncoder({str(sparse)!r})")
@@ -484,8 +482,9 @@ def lens(
     if save and not Path(model).is_dir():
         raise RecipeError(f"--save keeps the reader in the model's folder, and {model} is none")
     reporter = reporter_for(quiet)
-    from text2token.corpus.prepare import temporary_corpus
+    from text2token.evaluation.held_out import unseen_corpus
     from text2token.lens.readable import HowToRead, open_readable, save_beside
+    from text2token.reporter import Silent
 
     broken = broken_lines(on_error)
     given = [text for text in texts or [] if text != "-"]
@@ -495,8 +494,14 @@ def lens(
     names = [model, compare] if compare else [model]
     with contextlib.ExitStack() as stack:
         read = (
-            # with the same documents held out as `train` holds out by default
-            stack.enter_context(temporary_corpus(documents_of([corpus], text_field, format, broken), broken=broken))
+            stack.enter_context(
+                unseen_corpus(
+                    documents_of([corpus], text_field, format, broken),
+                    names,
+                    broken=broken,
+                    reporter=reporter if metrics else Silent(),
+                )
+            )
             if corpus
             else None
         )

@@ -10,8 +10,9 @@ folders that it reads and writes must be the same ones on every machine of the c
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from text2token.errors import EngineError, RecipeError, Text2TokenError
@@ -153,6 +154,28 @@ class _Worker:
     def forget(self) -> None:
         """Let go of the work, and with it of its model."""
         self.held = self.work = None
+
+
+def check_written(folder: Path, rows: Mapping[str, int]) -> None:
+    """Raise `EngineError` unless `folder`, as this machine sees it, has each Parquet file of `rows` with so many rows.
+
+    Whoever has work done elsewhere asks for it at the end: a worker that sees another disk under the same path writes there,
+    and nothing else would tell.
+    """
+    import pyarrow.parquet as pq
+
+    for name, expected in sorted(rows.items()):
+        path = folder / name
+        try:
+            found = pq.read_metadata(path).num_rows
+        except FileNotFoundError:
+            found = None
+        if found != expected:
+            there = "is not here" if found is None else f"has {found:,} rows here"
+            raise EngineError(
+                f"{path}: {there}, though a worker wrote it with {expected:,}. All machines must see the same files under "
+                "the same path: choose an --output on a disk that they share"
+            )
 
 
 @contextmanager

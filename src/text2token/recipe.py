@@ -48,6 +48,7 @@ from text2token.engine import Engine
 from text2token.errors import CorpusError, OutputError, RecipeError
 from text2token.evaluation.along_the_way import Diary, Watch
 from text2token.evaluation.before_after import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
+from text2token.evaluation.held_out import write_held_out
 from text2token.export import check_output, export_embedder
 from text2token.files import alone_in, atomic_file, scratch_folder
 from text2token.head import LanguageModelHead, load_head
@@ -351,6 +352,7 @@ def _run_alone(
         readme = model_card(recipe.to_toml(), asdict(result))
         cut_last_layers(embedder, recipe.cut_layers)
         export_embedder(embedder, trained.whitening, model_folder, readme, overwrite or resume)
+        write_held_out(corpus.held_out, recipe.corpus.seed, model_folder)
         try:
             save_reader(reader_of(recipe, embedder, head, texts, trained), model_folder / READER_FOLDER)
         except CorpusError as error:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from text2token.backbone import Progress
 from text2token.corpus.documents import Document
 from text2token.encoder import TextEncoder
-from text2token.engine import Engine, LocalEngine
+from text2token.engine import Engine, LocalEngine, check_written
 from text2token.errors import CorpusError, OutputError
 from text2token.files import atomic_file
 from text2token.reporter import Reporter, Silent
@@ -64,6 +64,7 @@ def embed_corpus(
     when there is no text.
     """
     reporter = reporter or Silent()
+    folder = folder.resolve()  # a worker stands elsewhere
     encoder = replace(encoder, memory=None)
     texts = (document for document in documents if document.text.strip())
     first = next(texts, None)
@@ -76,10 +77,11 @@ def embed_corpus(
     shards = _shards(itertools.chain([first], texts), rows_per_shard)
     with reporter.progress("Embedding", total, "texts") as progress:
         written = (engine or LocalEngine()).map(partial(_write_shard, encoder, folder), shards, progress, runs_model=True)
-        rows_of_shards = list(written)
-    if len(list(folder.glob("vectors-*.parquet"))) > len(rows_of_shards):
+        rows_of = dict(written)
+    check_written(folder, rows_of)
+    if len(list(folder.glob("vectors-*.parquet"))) > len(rows_of):
         raise OutputError(f"{folder}: {OTHER_TEXTS}")
-    rows = sum(rows_of_shards)
+    rows = sum(rows_of.values())
     card = replace(card, rows=rows)
     _write_card(folder, card)
     return card
@@ -131,14 +133,14 @@ def _shards(documents: Iterable[Document], rows: int) -> Iterator[_Shard]:
         yield _Shard(number, [document.place for document in chunk], [document.text for document in chunk])
 
 
-def _write_shard(encoder: TextEncoder, folder: Path, shard: _Shard, progress: Progress) -> int:
-    """Write the file of a shard, unless it is there, and return how many rows it has."""
+def _write_shard(encoder: TextEncoder, folder: Path, shard: _Shard, progress: Progress) -> tuple[str, int]:
+    """Write the file of a shard, unless it is there, and return its name and how many rows it has."""
     path = folder / f"vectors-{shard.number:05}.parquet"
     if path.exists():
         if pq.read_table(path, columns=["text"])["text"].to_pylist() != shard.texts:
             raise OutputError(f"{path}: {OTHER_TEXTS}")
         progress(len(shard.texts))
-        return len(shard.texts)
+        return path.name, len(shard.texts)
     vectors = encoder(shard.texts, progress)
     dimension = vectors.shape[1]
     columns = {
@@ -148,4 +150,4 @@ def _write_shard(encoder: TextEncoder, folder: Path, shard: _Shard, progress: Pr
     }
     with atomic_file(path) as unfinished:
         pq.write_table(pa.table(columns), unfinished, compression="zstd")
-    return len(shard.texts)
+    return path.name, len(shard.texts)

@@ -13,13 +13,16 @@ Arrow files are memory-mapped by `datasets`, so a corpus larger than memory cost
 import hashlib
 import json
 import re
-import tempfile
+import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import platformdirs
 import pyarrow as pa
 from datasets import Dataset
 from pydantic import Field, NonNegativeInt
@@ -90,7 +93,8 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> "Corpus":
-        """Open a folder written by `prepare_corpus`."""
+        """Open a folder written by `prepare_corpus`; what reads the texts may be sent to workers, which stand elsewhere."""
+        folder = folder.resolve()
         summary = CorpusSummary(**json.loads((folder / "summary.json").read_text()))
         return cls(
             passages=Dataset.from_file(str(folder / "passages.arrow")),
@@ -106,15 +110,17 @@ def prepare_corpus(
     broken: BrokenLines | None = None,
     *,
     halves_from: int = 0,
+    among: frozenset[str] | None = None,
 ) -> Corpus:
     """Write `documents` into `folder` (all or nothing) and open it.
 
     Rules, each counted: text is NFC-normalised and stripped; an empty one is left out; an exact duplicate (title and
     body) is left out; a document longer than `passage_characters` is split at paragraph or sentence ends; one that would
     be a single passage, of at least `halves_from` characters, becomes its two halves (0: none does). Held-out
-    documents are those with the smallest hash of seed and text, so the choice does not depend on the order; their
-    titles and bodies occur nowhere else in the corpus. `broken` is what the reader of `documents` counts in. Raises
-    `CorpusError` when no text is left.
+    documents are those with the smallest hash of seed and text, so the choice does not depend on the order, and fewer are
+    always some of more; their titles and bodies occur nowhere else in the corpus. With `among`, digests of pairs
+    (`pair_digest`), they are chosen among those, if at least two are there. `broken` is what the reader of `documents`
+    counts in. Raises `CorpusError` when no text is left.
     """
     settings = settings or CorpusSettings()
     summary = CorpusSummary()
@@ -128,7 +134,7 @@ def prepare_corpus(
             )
         if summary.documents == summary.empty:
             raise CorpusError(f"no documents: all {summary.empty:,} texts are empty")
-        held_out = _choose_held_out(unique, settings)
+        held_out = _choose_held_out(unique, settings, among)
         summary.held_out = len(held_out)
         titles: set[int] = set()
         with _ArrowWriter(unfinished / "passages.arrow", PASSAGE_SCHEMA) as passages:
@@ -160,11 +166,36 @@ def prepare_corpus(
 
 @contextmanager
 def temporary_corpus(
-    documents: Iterable[Document], settings: CorpusSettings | None = None, broken: BrokenLines | None = None
+    documents: Iterable[Document],
+    settings: CorpusSettings | None = None,
+    broken: BrokenLines | None = None,
+    *,
+    among: frozenset[str] | None = None,
 ) -> Iterator[Corpus]:
-    """Yield the corpus of `documents` as `prepare_corpus` makes it, in a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="text2token-") as folder:
-        yield prepare_corpus(documents, Path(folder) / "corpus", settings, broken)
+    """Yield the corpus of `documents` as `prepare_corpus` makes it, in a folder that is gone afterwards.
+
+    That is in the user's cache directory, where there is room for a corpus, and only where none can be written in the
+    system's place for temporary files. What killed processes left there a day ago is deleted.
+    """
+    with TemporaryDirectory(prefix=PREFIX, dir=_roomy(), ignore_cleanup_errors=True) as folder:
+        yield prepare_corpus(documents, Path(folder) / "corpus", settings, broken, among=among)
+
+
+PREFIX = "corpus-"
+LEFT = 24 * 3600  # seconds
+
+
+def _roomy() -> Path | None:
+    cache = platformdirs.user_cache_path("text2token")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        for left in cache.glob(f"{PREFIX}*"):
+            if time.time() - left.stat().st_mtime > LEFT:
+                shutil.rmtree(left, ignore_errors=True)
+        TemporaryDirectory(dir=cache).cleanup()
+    except OSError:
+        return None
+    return cache
 
 
 def normalised_text(document: Document) -> str:
@@ -218,7 +249,12 @@ def _write_unique(documents: Iterable[Document], path: Path, summary: CorpusSumm
     return Dataset.from_file(str(path))
 
 
-def _choose_held_out(documents: Dataset, settings: CorpusSettings) -> dict[int, bool]:
+def pair_digest(query: str, passage: str) -> str:
+    """Return 16 hex digits of what asks and what it must find."""
+    return f"{_hash(query, passage):016x}"
+
+
+def _choose_held_out(documents: Dataset, settings: CorpusSettings, among: frozenset[str] | None = None) -> dict[int, bool]:
     """Return the numbers of the held-out documents, and whether their title asks (else their first half does)."""
     if not settings.held_out:
         return {}
@@ -228,19 +264,23 @@ def _choose_held_out(documents: Dataset, settings: CorpusSettings) -> dict[int, 
             occurrences[_hash(part)] = occurrences.get(_hash(part), 0) + 1
     by_title: list[tuple[int, int]] = []
     by_half: list[tuple[int, int]] = []
+    allowed: set[int] = set()
     for index, document in enumerate(_iterate(documents)):
         if occurrences[_hash(document.body)] > 1:
             continue
         place = (_hash(str(settings.seed), document.title, document.body), index)
-        if len(document.title) >= MIN_TITLE_CHARACTERS and occurrences[_hash(document.title)] == 1:
-            by_title.append(place)
-        elif len(document.body) >= MIN_HALVED_CHARACTERS:
-            by_half.append(place)
-    # a title makes the better question: halves are for corpora that have too few that name their documents
-    candidates = by_title if len(by_title) >= settings.held_out else by_title + by_half
-    chosen = sorted(candidates)[: min(settings.held_out, len(candidates) // 3)]
-    titled = set(by_title)
-    return {place[1]: place in titled for place in chosen}
+        asks_by_title = len(document.title) >= MIN_TITLE_CHARACTERS and occurrences[_hash(document.title)] == 1
+        if not asks_by_title and len(document.body) < MIN_HALVED_CHARACTERS:
+            continue
+        (by_title if asks_by_title else by_half).append(place)
+        if among and pair_digest(*halves(document if asks_by_title else replace(document, title=""))) in among:
+            allowed.add(index)
+    # A title makes the better question. A third of each kind at most, for they are to be trained on.
+    order = [place for kind in (by_title, by_half) for place in sorted(kind)[: len(kind) // 3]]
+    if len(allowed) > 1:
+        order = [place for kind in (by_title, by_half) for place in sorted(kind) if place[1] in allowed]
+    titled = {index for _, index in by_title}
+    return {index: index in titled for _, index in order[: settings.held_out]}
 
 
 def _iterate(documents: Dataset) -> Iterator[Document]:

@@ -12,10 +12,11 @@ from typing import Any
 import platformdirs
 
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings, temporary_corpus
+from text2token.corpus.prepare import Corpus, CorpusSettings
 from text2token.corpus.readers import BrokenLines
 from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import CorpusError
+from text2token.evaluation.held_out import unseen_corpus
 from text2token.evaluation.label_free import (
     TFIDF_SAMPLE,
     Geometry,
@@ -68,8 +69,8 @@ def evaluate_models(
 ) -> list[ModelReport]:
     """Return a report per model and, with `documents`, one of TF-IDF beside them.
 
-    `documents` are prepared as for training, so that with the same text and number the held-out ones are those that
-    training held out. Finished tasks of mteb are kept in `cache`.
+    `documents` are prepared as for training. Of those that ask, none was in the training of a model, as far as it is known
+    (`held_out`); what is not known is noted. Finished tasks of mteb are kept in `cache`.
     """
     reporter = reporter or Silent()
     cache = cache or platformdirs.user_cache_path("text2token") / "mteb"
@@ -80,7 +81,7 @@ def evaluate_models(
         corpus = None
         if documents is not None:
             settings = CorpusSettings(held_out=yardsticks.held_out)
-            corpus = stack.enter_context(temporary_corpus(documents, settings, broken))
+            corpus = stack.enter_context(unseen_corpus(documents, models, settings, broken, reporter=reporter))
             if len(corpus.held_out) < 2:
                 raise CorpusError("no two documents are long enough to be asked for by their title or first half")
         for name in models:

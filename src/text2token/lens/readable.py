@@ -34,7 +34,7 @@ from text2token.backbone import (
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus
 from text2token.encoder import TextEncoder, encoder_of, finish_with, in_two_parts
-from text2token.errors import BackboneError, CorpusError
+from text2token.errors import BackboneError, CorpusError, RecipeError
 from text2token.head import load_head
 from text2token.isotropy import sample_texts
 from text2token.lens.learning import joined, learn_from_head, learn_from_words
@@ -80,15 +80,20 @@ class ReadableModel:
     reader: TokenReader
 
     def says(self, texts: Sequence[str], k: int = 8, progress: Progress | None = None) -> list[list[SaidWord]]:
-        """Return the `k` words that the embedding of each text says most, strongest first."""
+        """Return the `k` words that the embedding of each text says most, strongest first; of an empty text nothing."""
         said, there = self.reader.words(self.encoder(texts, progress), k), self.reader.words_in(texts)
         return [
-            [SaidWord(token.word, token.weight, token.word in words) for token in tokens]
-            for tokens, words in zip(said, there, strict=True)
+            [SaidWord(token.word, token.weight, token.word in words) for token in tokens if text.strip()]
+            for text, tokens, words in zip(texts, said, there, strict=True)
         ]
 
     def pair(self, a: str, b: str, k: int = 8) -> Contributions:
-        """Return the words that make two texts similar to this model, with their shares of the cosine."""
+        """Return the words that make two texts similar to this model, with their shares of the cosine.
+
+        Raises `RecipeError` for an empty text, which says nothing.
+        """
+        if not (a.strip() and b.strip()):
+            raise RecipeError("a text of the pair is empty; it has no words to share")
         of_a, of_b = self.encoder([a, b])
         return self.reader.contributions(of_a, of_b, k)
 

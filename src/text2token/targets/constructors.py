@@ -124,6 +124,7 @@ def write_constructed(
     finished. `rows` is for constructors that transform; those that recall have found out about every passage anyway.
     """
     size = EXPENSIVE_TEXTS_PER_PART if constructor.expensive else TEXTS_PER_PART
+    folder = folder.resolve()  # a worker stands elsewhere
     with ExitStack() as stack:
         batches: Callable[[int, Progress], Iterable[pa.RecordBatch]]
         if isinstance(constructor, RecallingConstructor):

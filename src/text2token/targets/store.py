@@ -25,7 +25,7 @@ from datasets import config as datasets_config
 from numpy.typing import NDArray
 
 from text2token.backbone import Progress
-from text2token.engine import Engine
+from text2token.engine import Engine, check_written
 from text2token.errors import TargetMismatch
 from text2token.files import atomic_file, atomic_folder, writing
 from text2token.vocabulary import TargetVocabulary
@@ -81,6 +81,7 @@ def write_targets(
     Finished shards wait in `folder`.unfinished, and the same call takes them from there: same texts (by
     `texts_fingerprint`), same settings, same vocabulary. What else is found there is deleted.
     """
+    folder = folder.resolve()  # a worker stands elsewhere
     card = _empty_card(constructor, settings, tokenizer, vocabulary)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     identity = json.dumps([asdict(card), parts, texts_fingerprint], sort_keys=True)
@@ -90,8 +91,8 @@ def write_targets(
         with atomic_file(record) as path:
             path.write_text(identity)
     missing = [part for part in range(parts) if not (unfinished / _shard_name(part)).exists()]
-    for _ in engine.map(partial(_write_shard, unfinished, batches), missing, progress, runs_model=runs_model):
-        pass
+    written = engine.map(partial(_write_shard, unfinished, batches), missing, progress, runs_model=runs_model)
+    check_written(unfinished, dict(written))
     record.unlink()
     with atomic_folder(folder) as complete:
         for shard in unfinished.glob("targets-*.parquet"):
@@ -192,10 +193,11 @@ def _finish(folder: Path, card: TargetCard, texts_read: int) -> TargetCard:
 
 def _write_shard(
     folder: Path, batches: Callable[[int, Progress], Iterable[pa.RecordBatch]], part: int, progress: Progress
-) -> None:
+) -> tuple[str, int]:
     table = pa.Table.from_batches(batches(part, progress), SCHEMA)
     with atomic_file(folder / _shard_name(part)) as path:
         pq.write_table(table, path, compression="zstd")
+    return _shard_name(part), table.num_rows
 
 
 def _shard_name(number: int) -> str:
