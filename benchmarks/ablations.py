@@ -52,7 +52,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "data-driven, then half model-derived": {**SECOND, "stage2.targets": "model_derived", **MIXED},
         "data-driven, then corpus-derived": {**SECOND, "stage2.targets": "corpus_derived"},
         "model-derived, then data-driven": {**SECOND, "stage1.targets": "model_derived", "stage2.targets": "data_driven"},
-        "second stage recentred": {**SECOND, "stage2.targets": "model_derived", "stage2.recentre": True},
+        "second stage recentred": {**SECOND, "stage2.targets": "model_derived", "stage2.centre": "begins"},
     },
     "words": {
         "sif weights": {"targets.data_driven.weight": "sif"},

@@ -36,9 +36,9 @@ from text2token.training import load_trainable
 def trained_embedder(recipe: Recipe, work: RunFolder) -> SentenceTransformer:
     """Return the embedder as it was after its last stage, all layers there."""
     embedder = load_embedder(recipe.backbone)
-    if recipe.lora.rank:
-        add_lora(embedder, recipe.lora, recipe.seed)
-    for name in recipe.stages:
+    for name in recipe.named_stages:
+        if recipe.lora.rank:
+            add_lora(embedder, recipe.lora, recipe.seed)
         load_trainable(embedder, load_file(work.stages / name / "weights.safetensors"))
     blend_lora(embedder, recipe.lora.blend)
     return embedder

@@ -21,6 +21,7 @@ import text2token
 from text2token.cli import app
 from text2token.recipe import Recipe
 from text2token.serve.limits import Limits
+from text2token.settings import item_name
 
 FOLDER = Path(__file__).parent
 WIDTH = 100
@@ -63,21 +64,25 @@ def _sections(kind: type, path: str, title: str) -> Iterator[str]:
     hints = typing.get_type_hints(kind)
     described: Any = kind
     fields = dataclasses.fields(described)
-    own = [field for field in fields if not dataclasses.is_dataclass(hints[field.name])]
+    sections = {field.name: _section(hints[field.name]) for field in fields}
+    own = [field for field in fields if not sections[field.name]]
     yield from ["", f"## {title}", "", inspect.cleandoc(kind.__doc__ or "")]
     if own:
         yield from ["", "| key | type | default |", "|---|---|---|"]
     for field in own:
         yield f"| `{path}{field.name}` | {_type(hints[field.name])} | {_default(field)} |"
-    seen: set[type] = set()
-    for field in fields:
-        inner = hints[field.name]
-        if dataclasses.is_dataclass(inner) and inner not in seen:
-            same = [other.name for other in fields if hints[other.name] is inner]  # two stages, one kind of section
-            seen.add(typing.cast(type, inner))
-            yield from _sections(
-                typing.cast(type, inner), f"{path}{field.name}.", ", ".join(f"[{path}{name}]" for name in same)
-            )
+    for name, inner in sections.items():
+        if inner and inner is hints[name]:
+            yield from _sections(inner, f"{path}{name}.", f"[{path}{name}]")
+        elif inner:
+            first, second = (item_name(name, number) for number in (1, 2))
+            yield from _sections(inner, f"{path}{first}.", f"[[{path}{name}]]: {first}, {second}, …")
+
+
+def _section(hint: Any) -> Any:
+    """Return the dataclass of a section or of a list of sections; None of what is none."""
+    inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+    return inner if dataclasses.is_dataclass(inner) else None
 
 
 def _type(hint: Any) -> str:

@@ -126,3 +126,64 @@ def test_adapters_on_the_last_layer_only_leave_the_others_alone(make_backbone: C
     first.register_full_backward_hook(lambda *_: gradients.append(1))
     embedder.train()(embedder.preprocess(TEXTS))["sentence_embedding"].float().square().sum().backward()
     assert not gradients  # nothing is computed backward through what is not trained
+
+
+def moved(embedder: SentenceTransformer, seed: int) -> None:
+    """Move the adapters that train away from where they begin."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in embedder.named_parameters():
+        if "lora_B" in name and parameter.requires_grad:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gemma3", "gpt2", "phi3"])
+def test_a_second_adapter_begins_where_merging_the_first_would_and_alone_is_trained(
+    make_backbone: Callable[[str], object], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BackboneSettings(str(make_backbone(family)), dtype="float32", max_length=64)
+    lora = LoraSettings(rank=4, dropout=0.3)
+    beside, merged = load_embedder(settings), load_embedder(settings)
+    for embedder in (beside, merged):
+        add_lora(embedder, lora, seed=0)
+        moved(embedder, 1)
+    merge_lora(merged)
+    before = embed(beside.eval(), TEXTS)
+    assert (before - embed(merged.eval(), TEXTS)).abs().max() < 1e-5
+    add_lora(beside, lora, seed=0)
+    assert (embed(beside.eval(), TEXTS) - before).abs().max() < 1e-5
+    trained = [name for name, value in beside.named_parameters() if value.requires_grad]
+    assert trained
+    assert all(".stage2." in name for name in trained)
+
+    found, found_gradients = gradients(adapted_without_dropout(beside))
+    monkeypatch.setattr(FusedLinear, "forward", LoraLinear.forward)
+    expected, expected_gradients = gradients(beside)
+    assert (found - expected).abs().max() < 1e-5
+    assert found_gradients.keys() == expected_gradients.keys() == set(trained)
+    for name, value in expected_gradients.items():
+        assert (found_gradients[name] - value).abs().max() <= 1e-4 * value.abs().max() + 1e-6, name
+    monkeypatch.undo()
+
+    moved(beside, 2)
+    whole = embed(beside.eval(), TEXTS)
+    assert (whole - before).abs().max() > 0.01
+    merge_lora(beside)
+    assert (embed(beside, TEXTS) - whole).abs().max() < 1e-5
+
+
+def adapted_without_dropout(embedder: SentenceTransformer) -> SentenceTransformer:
+    for module in embedder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    moved(embedder, 3)
+    return embedder.train()
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gemma3", "gpt2", "gpt_neox", "opt", "phi", "phi3", "mistral"])
+def test_adapters_can_be_on_attention_alone(make_backbone: Callable[[str], object], family: str) -> None:
+    embedder = load_embedder(BackboneSettings(str(make_backbone(family)), dtype="float32", max_length=64))
+    add_lora(embedder, LoraSettings(rank=4, modules="attention"), seed=0)
+    adapted = {name.split(".lora_")[0] for name, value in embedder.named_parameters() if value.requires_grad}
+    each = len(adapted) / 2  # layers
+    assert each == {"gpt2": 2, "gpt_neox": 2, "phi3": 2}.get(family, 4)
+    assert all("attn" in name or "attention" in name for name in adapted)

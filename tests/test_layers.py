@@ -20,7 +20,7 @@ LAYERS = [
     ["targets.store"],
     ["targets.rows"],
     ["targets.data_driven"],
-    ["targets.model_derived", "targets.corpus_derived", "targets.smoothing"],
+    ["targets.model_derived", "targets.likelihood_ratio", "targets.corpus_derived", "targets.smoothing"],
     ["targets.constructors"],
     ["loss", "processes"],
     ["training"],

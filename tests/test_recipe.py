@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import time
 import tomllib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,17 +18,21 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from text2token.backbone import BackboneSettings, Progress
+from text2token.adapters import add_lora
+from text2token.backbone import BackboneSettings, Progress, load_embedder, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings
 from text2token.corpus.readers import ReadingSettings, read_documents
 from text2token.errors import OutputError, RecipeError
 from text2token.evaluation.label_free import dense_scores
+from text2token.head import load_head
 from text2token.recipe import Recipe, build_targets, read_recipe, recipe_names, run
 from text2token.reporter import Silent
 from text2token.settings import from_toml
+from text2token.targets.likelihood_ratio import LikelihoodRatioTargets
 from text2token.targets.store import read_card
-from text2token.training import train_stage
+from text2token.training import StageSettings, load_trainable, train_stage
+from text2token.vocabulary import TargetVocabulary
 
 
 @pytest.fixture
@@ -52,8 +57,8 @@ def test_a_run_leaves_model_targets_settings_and_results(recipe: Recipe, tmp_pat
     result = run_here(recipe, tmp_path)
     assert SentenceTransformer(str(tmp_path / "model")).encode(["hello"]).shape == (1, 32)
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(json.dumps(result))
-    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["stage1"]["learning_rate"] == 0.01
-    assert read_card(tmp_path / "run" / "targets" / "data_driven").texts == result["corpus"]["passages"]
+    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["stages"][0]["learning_rate"] == 0.01
+    assert read_card(tmp_path / "run" / "targets" / "stage1").texts == result["corpus"]["passages"]
     assert result["evaluation"]["trained"]["queries"] == 10
     assert result["stages"]["stage1"]["last_loss"] < result["stages"]["stage1"]["first_loss"]
     card = (tmp_path / "model" / "README.md").read_text()
@@ -156,7 +161,7 @@ def test_contrast_and_smoothing_are_settings_of_a_run(recipe: Recipe, tmp_path: 
     ]
     result = run_here(recipe.with_settings(both), tmp_path)
     assert result["stages"]["stage1"]["tokens"] % 2 == 0
-    assert read_card(tmp_path / "run" / "targets" / "data_driven").settings["smoothing"]["share"] == 0.2
+    assert read_card(tmp_path / "run" / "targets" / "stage1").settings["smoothing"]["share"] == 0.2
 
 
 def test_neighbouring_passages_meet_in_a_run_at_no_further_tokens(recipe: Recipe, tmp_path: Path) -> None:
@@ -179,7 +184,8 @@ def test_a_second_stage_goes_on_from_the_first(recipe: Recipe, tmp_path: Path) -
     one = run_here(recipe, tmp_path)
     before = weights(tmp_path)
     two = run_here(recipe.with_settings(TWO_STAGES), tmp_path, resume=True)
-    assert (list(two["stages"]), list(two["targets"])) == (["stage1", "stage2"], ["data_driven", "model_derived"])
+    assert (list(two["stages"]), list(two["targets"])) == (["stage1", "stage2"], ["stage1", "stage2"])
+    assert [card["constructor"] for card in two["targets"].values()] == ["data_driven", "model_derived"]
     assert two["stages"]["stage1"] == one["stages"]["stage1"]  # taken from the run folder, times and all
     assert any(not torch.equal(value, before[name]) for name, value in weights(tmp_path).items())
     run_here(recipe.with_settings(TWO_STAGES), tmp_path / "at once")
@@ -208,12 +214,64 @@ def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, tex
     assert changed_by(recipe.with_settings(["isotropy=centre"])) == {"result"}
     assert changed_by(recipe.with_settings(["stage2.learning_rate=0.001"])) == {"stage2", "result"}
     assert changed_by(recipe.with_settings(["targets.model_derived.alpha=0.5"])) == {
-        "targets/model_derived",
+        "targets/stage2",
         "stage2",
         "result",
     }
     text_file.write_text(text_file.read_text() + "One more line about a harbour and its lighthouse.\n")
     assert changed_by(recipe) == set(done)
+
+
+TAUGHT = ["stage2.targets=likelihood_ratio", "targets.likelihood_ratio.tau=auto", *TWO_STAGES[1:]]
+
+
+def test_the_second_stage_asks_the_model_that_the_first_one_made(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = recipe.with_settings(TAUGHT)
+    run_here(recipe, tmp_path)
+    done = tmp_path / "run" / "steps.json"
+    assert list(json.loads(done.read_text())) == ["corpus", "targets/stage1", "stage1", "targets/stage2", "stage2", "result"]
+
+    def prior(settings: Sequence[str]) -> str:
+        run_here(recipe.with_settings(settings), tmp_path, resume=True)
+        return str(read_card(tmp_path / "run" / "targets" / "stage2").settings["prior"])
+
+    embedder = load_embedder(recipe.backbone)
+    passages = Corpus.open(tmp_path / "run" / "corpus").passages
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
+    by_hand = LikelihoodRatioTargets(embedder, load_head(embedder, recipe.backbone.name), vocabulary)
+    untrained = by_hand.fit(passages).describe()["prior"]
+    add_lora(embedder, recipe.lora, recipe.seed)
+    load_trainable(embedder, load_file(tmp_path / "run" / "stages" / "stage1" / "weights.safetensors"))
+    first = by_hand.fit(passages).describe()["prior"]
+    assert prior([]) == first != untrained
+    before = json.loads(done.read_text())
+    assert prior(["stage1.learning_rate=0.005"]) not in (first, untrained)  # another first stage, other targets
+    assert {name for name, digest in json.loads(done.read_text()).items() if before[name] == digest} == {
+        "corpus",
+        "targets/stage1",
+    }
+    assert prior(["targets.likelihood_ratio.teacher=untrained"]) == untrained
+
+
+def test_targets_half_made_of_another_first_stage_are_not_taken(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = recipe.with_settings(TAUGHT)
+    run_here(recipe, tmp_path)
+    whole = read_card(tmp_path / "run" / "targets" / "stage2")
+    changed = recipe.with_settings(["stage1.learning_rate=0.005"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("text2token.targets.constructors.EXPENSIVE_TEXTS_PER_PART", 16)
+        patch.setattr(
+            "text2token.targets.store.atomic_folder", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+        )  # all parts are there, and no card yet
+        with pytest.raises(KeyboardInterrupt):
+            run_here(changed.with_settings(["targets.likelihood_ratio.tau=1.0"]), tmp_path, resume=True)
+        patch.undo()
+        patch.setattr("text2token.targets.constructors.EXPENSIVE_TEXTS_PER_PART", 16)
+        assert list((tmp_path / "run" / "targets").glob("stage2.unfinished/*.parquet"))
+        run_here(recipe.with_settings(["targets.likelihood_ratio.tau=1.0"]), tmp_path / "fresh")
+        run_here(recipe.with_settings(["targets.likelihood_ratio.tau=1.0"]), tmp_path, resume=True)
+    found, expected = (read_card(folder / "run" / "targets" / "stage2") for folder in (tmp_path, tmp_path / "fresh"))
+    assert found == expected != whole
 
 
 def test_what_finishes_the_vectors_does_not_change_the_training(recipe: Recipe, tmp_path: Path) -> None:
@@ -260,8 +318,11 @@ def test_a_recipe_is_read_from_toml_and_comes_back(recipe: Recipe, tmp_path: Pat
             "stage1.learning_rat: no setting .* did you mean 'learning_rate'",
         ),
         ("[backbone]\nname = 'x'\n[stage1]\nepochs = 'many'", "stage1.epochs is 'many'"),
-        ("stage1 = 3\n[backbone]\nname = 'x'", "stage1: is a section"),
-        ("[backbone]\nname = 'x'\n[stage1]\ntargets = 'none'", "the targets of both stages are"),
+        ("stage1 = 3\n[backbone]\nname = 'x'", "stage1: no setting 'stage1'; did you mean 'stages'"),
+        ("[backbone]\nname = 'x'\n[stage1]\ntargets = 'none'", "stages: there is none"),
+        ("stages = []\n[backbone]\nname = 'x'", "stages: there is none"),
+        ("[backbone]\nname = 'x'\n[stages]\nepochs = 1", r"stages: is a list of sections; write \[\[stages\]\]"),
+        ("[backbone]\nname = 'x'\n[[stages]]\n[[stages]]\nepoch = 1", "stage2.epoch: no setting .* did you mean 'epochs'"),
         ("[backbone\nname = 'x'", "is no TOML"),
     ],
 )
@@ -290,6 +351,9 @@ def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
         ("stage1.learning_rat=1", "did you mean 'learning_rate'"),
         ("stag1.epochs=1", "did you mean 'stage1'"),
         ("stage1=1", "is a section"),
+        ("stages=1", "is a list of sections; name one, such as stage1"),
+        ("stage3.epochs=1", "no setting 'stage3'"),
+        ("stage1=none", "stages: there is none"),
         ("seed.x=1", "holds no further settings"),
         ("stage1.epochs=many", "stage1.epochs is 'many'"),
         ("backbone.pooling=middle", "'last', 'mean' or 'weighted_mean'"),
@@ -315,13 +379,42 @@ def test_mistaken_settings_are_explained_in_one_line(tiny: BackboneSettings, ass
 
 def test_settings_take_their_types(tiny: BackboneSettings) -> None:
     recipe = Recipe(tiny).with_settings(["stage1.max_tokens=5000", "backbone.layers=1", "stage1.learning_rate=3e-5"])
-    assert (recipe.stage1.max_tokens, recipe.backbone.layers, recipe.stage1.learning_rate) == (5000, 1, 3e-5)
-    assert recipe.with_settings(["stage1.max_tokens=none"]).stage1.max_tokens is None
+    assert (recipe.stages[0].max_tokens, recipe.backbone.layers, recipe.stages[0].learning_rate) == (5000, 1, 3e-5)
+    assert recipe.with_settings(["stage1.max_tokens=none"]).stages[0].max_tokens is None
     assert recipe.with_settings(["isotropy=none"]).isotropy == "none"
     prompts = recipe.with_settings(
         ['targets.model_derived.prompts=["{text}: ", "{text} is "]']
     ).targets.model_derived.prompts
     assert prompts == ("{text}: ", "{text} is ")
+
+
+def test_stages_are_named_added_and_left_out(tiny: BackboneSettings) -> None:
+    one = Recipe(tiny)
+    three = one.with_settings(["stage3.epochs=3", "stage2.targets=data_driven", "stage1.learning_rate=1e-3"])
+    assert [(stage.learning_rate, stage.targets, stage.epochs) for stage in three.stages] == [
+        (1e-3, "corpus_derived", 1),
+        (2e-4, "data_driven", 1),
+        (2e-4, "corpus_derived", 3),
+    ]
+    assert three.with_settings(["stage2=none", "stage3.epochs=4"]).stages == (
+        three.stages[0],
+        replace(three.stages[2], epochs=4),
+    )
+    assert from_toml(Recipe, three.to_toml(), "") == three
+    with pytest.raises(RecipeError, match="there is no stage2 before it"):
+        one.with_settings(["stage3.epochs=1", "seed=1"])
+    assert list(three.named_stages) == ["stage1", "stage2", "stage3"]
+
+
+def test_a_recipe_of_two_named_stages_is_read_still(tmp_path: Path) -> None:
+    old = "[backbone]\nname = 'x'\n[stage1]\nepochs = 2\nrecentre = false\n[stage2]\ntargets = '{}'\nrecentre = true\n"
+    found = []
+    for targets in ("model_derived", "none"):
+        (tmp_path / "old.toml").write_text(old.format(targets))
+        found.append(read_recipe(str(tmp_path / "old.toml")).stages)
+    two, one = found
+    assert one == (StageSettings(epochs=2),)
+    assert two == (*one, StageSettings(targets="model_derived", centre="begins"))
 
 
 def test_killed_at_random_moments_a_run_ends_at_the_same_model(recipe: Recipe, tmp_path: Path) -> None:
@@ -369,7 +462,7 @@ def test_a_resumed_run_replaces_no_folder_that_is_no_model(recipe: Recipe, tmp_p
     assert (other / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("lost", ["corpus", "targets/data_driven", "stages/stage1"])
+@pytest.mark.parametrize("lost", ["corpus", "targets/stage1", "stages/stage1"])
 def test_what_was_deleted_from_an_unfinished_run_is_made_again(recipe: Recipe, tmp_path: Path, lost: str) -> None:
     result = run_here(recipe, tmp_path)
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
@@ -407,7 +500,7 @@ def test_texts_that_are_trained_on_know_their_own_document(
     run(short, documents, tmp_path / "run", tmp_path / "model")
     passages = Corpus.open(tmp_path / "run" / "corpus").passages
     assert len(set(passages["text"])) < len(passages)
-    asked = load_file(tmp_path / "run" / "targets" / "corpus_derived.safetensors")["rows"].numpy()
+    asked = load_file(tmp_path / "run" / "targets" / "stage1.safetensors")["rows"].numpy()
     assert 0 < len(asked) < len(passages)
     (trained,) = seen
     assert trained["text"][:] == passages.select(asked)["text"][:]

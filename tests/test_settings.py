@@ -15,7 +15,7 @@ from text2token.comparison import Comparison
 from text2token.corpus.prepare import CorpusSettings
 from text2token.errors import RecipeError
 from text2token.serve.limits import Limits
-from text2token.settings import from_toml, to_toml, with_assignments
+from text2token.settings import from_toml, item_name, to_toml, with_assignments
 from text2token.targets.model_derived import ModelDerivedSettings
 from text2token.training import StageSettings
 
@@ -29,6 +29,8 @@ def leaves(settings: Any, path: str = "") -> Iterator[tuple[type, str, str, Any]
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             yield from leaves(value, f"{path}{field.name}.")
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            yield from leaves(value[0], f"{path}{item_name(field.name, 1)}.")
         else:
             yield type(settings), field.name, path + field.name, hints[field.name]
 
@@ -65,7 +67,7 @@ positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 counts = st.integers(1, 2**70)
 stages = st.builds(
     StageSettings,
-    targets=st.sampled_from(["data_driven", "model_derived", "corpus_derived"]),
+    targets=st.sampled_from(["data_driven", "likelihood_ratio", "model_derived", "corpus_derived"]),
     learning_rate=positive,
     max_tokens=st.none() | counts,
     warmup=shares,
@@ -76,8 +78,7 @@ recipes = st.builds(
     backbone=st.builds(BackboneSettings, name=texts, prompt=prompts, layers=st.none() | counts),
     sources=st.lists(texts).map(tuple),
     corpus=st.builds(CorpusSettings, held_out=st.integers(0, 10), seed=st.integers(0, 2**32 - 1)),
-    stage1=stages,
-    stage2=stages | st.just(StageSettings(targets="none")),
+    stages=st.lists(stages, min_size=1, max_size=3).map(tuple),
     isotropy=st.sampled_from(["none", "gently_whiten"]),
     shuffled_targets=st.booleans(),
 )

@@ -1,6 +1,7 @@
 """Targets name the meaningful tokens of their own text, and a store refuses whatever it was not made for."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
@@ -22,7 +23,7 @@ from text2token.targets import data_driven, store
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.rows import HERE
 from text2token.targets.store import documents_of, open_targets, read_card, write_targets
-from text2token.vocabulary import TargetVocabulary, VocabularySettings, tokenise
+from text2token.vocabulary import TargetVocabulary, VocabularySettings, stop_words_of, tokenise
 
 
 @pytest.fixture
@@ -111,6 +112,38 @@ def test_what_the_model_cannot_see_is_not_asked(
     seen = byte_level_tokenizer(text, add_special_tokens=False)["input_ids"][:5]
     result = merged(constructor(byte_level_tokenizer, vocabulary, max_tokens=5, weight="uniform").transform([text]))
     assert set(result["token_ids"][0]) <= set(vocabulary.representatives[seen].ravel().tolist())
+
+
+@given(
+    st.lists(st.text(alphabet="the Girl's hair, styl-ing 1969! 猫", max_size=60), min_size=1, max_size=8), st.integers(1, 12)
+)
+def test_words_tokenised_anew_are_all_there_as_they_come_and_weigh_the_same(
+    byte_level_tokenizer: PreTrainedTokenizerFast, texts: list[str], seen: int
+) -> None:
+    vocabulary = TargetVocabulary.from_tokenizer(byte_level_tokenizer)
+    made = constructor(byte_level_tokenizer, vocabulary, seen, read="words", weight="uniform", top_k=1000)
+    found = merged(made.transform(texts))
+    expected = {}
+    for text in texts:
+        parts = byte_level_tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        read = text[: parts[seen - 1][1]] if len(parts) > seen else text
+        words = re.sub(r"[^\w]|_", " ", read).split()
+        left = " ".join(word for word in words if word.lower() not in stop_words_of("en"))
+        ids = {*byte_level_tokenizer(left or read, add_special_tokens=False)["input_ids"][:seen]} - vocabulary.special_ids
+        if ids:
+            expected[text] = ids
+    for text, ids, weights in zip(found["text"], found["token_ids"], found["weights"], strict=True):
+        assert set(ids) == expected[text]
+        assert weights == pytest.approx([1 / len(ids)] * len(ids), rel=1e-5)
+    assert set(found["text"]) == set(expected)
+
+
+def test_words_without_punctuation_and_stop_words_keep_their_spelling(
+    byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary
+) -> None:
+    made = constructor(byte_level_tokenizer, vocabulary, read="words", weight="uniform")
+    (ids,) = merged(made.transform(["The Girl's thread: of a girl, don't!"]))["token_ids"]
+    assert set(ids) == set(byte_level_tokenizer("Girl thread girl", add_special_tokens=False)["input_ids"])
 
 
 def test_a_text_of_stop_words_falls_back_to_its_tokens(

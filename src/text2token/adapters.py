@@ -8,11 +8,15 @@ half as much again as the backbone itself (LOG.md). Here a layer and its adapter
 
 W is frozen and has no gradient. A and B are float32, so that small steps are not rounded away, and are multiplied in the
 dtype of x, as under autocast. Dropout, where it is asked for, zeroes parts of the x that the adapter sees; its masks are
-drawn 64 bits at a time, because torch's own draws cost a CPU as much as the layer itself (LOG.md).
+drawn 64 bits at a time, because torch's own draws cost a CPU as much as the layer itself.
+
+Every stage of training has its own adapter. Those of the stages before stay beside it, frozen: that is what merging them
+into the weights would give, without the rounding of bfloat16, which would lose most of a small update.
 """
 
+import re
 import warnings
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -25,6 +29,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from text2token.backbone import transformer_of
+from text2token.errors import RecipeError
 from text2token.settings import Share, ShareBelowOne, checked
 
 
@@ -37,7 +42,8 @@ class LoraSettings:
     end (LOG.md; the effect is known for fine-tuning from Wortsman et al. 2022, "WiSE-FT"). It applies to adapters only.
 
     `last_layers` adapts only so many (None: all). The layers below keep their weights, and no gradient is computed through
-    them, which saves up to half of the time.
+    them, which saves up to half of the time. `modules`: "all" linear layers of these, or those of "attention" only
+    (queries, keys, values, output).
     """
 
     rank: NonNegativeInt = 16
@@ -45,28 +51,61 @@ class LoraSettings:
     dropout: ShareBelowOne = 0.0
     blend: Share = 1.0
     last_layers: PositiveInt | None = None
+    modules: Literal["all", "attention"] = "all"
 
 
 def add_lora(embedder: SentenceTransformer, settings: LoraSettings, seed: int) -> None:
-    """Put trainable adapters on the linear layers of the backbone and freeze the rest, in place."""
+    """Put trainable adapters on the linear layers of the backbone, in place; freeze the rest, earlier adapters included."""
     transformer = transformer_of(embedder)
-    torch.manual_seed(seed)
-    layers = transformer.model.config.num_hidden_layers
-    first = max(0, layers - (settings.last_layers or layers))
+    earlier = _adapters_of(transformer.model)
+    name = f"stage{len(earlier) + 1}"
+    torch.manual_seed(seed + len(earlier))
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules="all-linear",
-        # a layer's number is the first in its name: layers.3.mlp.up_proj, h.3.attn.c_attn
-        exclude_modules=rf"[^0-9]*\b({'|'.join(map(str, range(first)))})\..*" if first else None,
+        target_modules=_adapted_layers(transformer.model, settings),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in transformer.model.modules()),  # GPT-2
     )
     config._register_custom_module({nn.Linear: FusedLinear})
-    with warnings.catch_warnings():  # peft asks transformers by a deprecated name
-        warnings.simplefilter("ignore", FutureWarning)
-        transformer.model = cast(PreTrainedModel, get_peft_model(transformer.model, config))
+    if not earlier:
+        with warnings.catch_warnings():  # peft asks transformers by a deprecated name
+            warnings.simplefilter("ignore", FutureWarning)
+            transformer.model = cast(PreTrainedModel, get_peft_model(transformer.model, config, adapter_name=name))
+        return
+    model: Any = transformer.model
+    model.add_adapter(name, config)
+    model.base_model.set_adapter([*earlier, name])
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for other in earlier:
+                layer.lora_dropout[other] = nn.Identity()
+                for weights in (layer.lora_A[other], layer.lora_B[other]):
+                    weights.requires_grad_(False)
+
+
+def _adapters_of(model: nn.Module) -> list[str]:
+    """Return the names of the adapters, the first added first."""
+    return list(model.peft_config) if isinstance(model, PeftModel) else []
+
+
+def _adapted_layers(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
+    """Return the names of the linear layers that get an adapter, or have one already."""
+    layers = model.config.num_hidden_layers
+    first = max(0, layers - (settings.last_layers or layers))
+    backbone = model.get_base_model() if isinstance(model, PeftModel) else model
+    chosen = []
+    for name, module in backbone.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D | LoraLayer) or "lora_" in name or name.endswith("base_layer"):
+            continue
+        number = re.search(r"\d+", name)  # a layer's number is the first in its name: layers.3.mlp.up_proj, h.3.attn.c_attn
+        in_attention = "attn" in name or "attention" in name
+        if (not number or int(number[0]) >= first) and (in_attention or settings.modules == "all"):
+            chosen.append(name)
+    if not chosen:
+        raise RecipeError(f"lora.modules is {settings.modules!r}: {model.config.model_type} has no such linear layers")
+    return chosen
 
 
 def blend_lora(embedder: SentenceTransformer, blend: float) -> None:
@@ -87,14 +126,13 @@ def merge_lora(embedder: SentenceTransformer) -> None:
 
 
 class FusedLinear(LoraLinear):
-    """peft's adapted linear layer; with one adapter and frozen weights it is computed as one operation."""
+    """peft's adapted linear layer; with frozen weights it and the last adapter are computed as one operation."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base: Any = self.get_base_layer()
-        name = self.active_adapters[0]
+        *earlier, name = self.active_adapters
         plain = (
-            len(self.active_adapters) == 1
-            and not (self.merged or self.disable_adapters or self.lora_variant or args or kwargs)
+            not (self.merged or self.disable_adapters or self.lora_variant or args or kwargs)
             and not base.weight.requires_grad
             and base.weight.dtype == x.dtype
         )
@@ -104,6 +142,9 @@ class FusedLinear(LoraLinear):
         dropout = self.lora_dropout[name]
         share = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
         y: Tensor = _LinearWithAdapter.apply(x, base.weight, base.bias, a, b, self.scaling[name], share)  # type: ignore[no-untyped-call]
+        for other in earlier:
+            a, b = (cast(Tensor, part[other].weight) for part in (self.lora_A, self.lora_B))
+            y = y + x @ a.T.to(x.dtype) @ (b * self.scaling[other]).T.to(x.dtype)
         return y
 
 

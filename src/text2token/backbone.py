@@ -224,6 +224,19 @@ def set_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
     backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
 
 
+@contextmanager
+def behind(tokenizer: PreTrainedTokenizerBase, prompt: str | None) -> Iterator[None]:
+    """Let `tokenizer` have another prompt as long as the block lasts; None leaves it its own."""
+    backend = tokenizer.backend_tokenizer
+    own = backend.post_processor
+    try:
+        if prompt is not None:
+            set_prompt(tokenizer, prompt)
+        yield
+    finally:
+        backend.post_processor = own
+
+
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the prompt adds to each text."""
     return len(tokenizer("")["input_ids"])
@@ -320,9 +333,15 @@ def token_lengths(tokenizer: PreTrainedTokenizerBase, batches: Iterable[Sequence
 
 
 def batches_of(
-    order: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int, follows: NDArray[np.bool_] | None = None
+    order: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    tokens: int,
+    follows: NDArray[np.bool_] | None = None,
+    texts: int | None = None,
 ) -> list[NDArray[np.int64]]:
     """Cut `order`, row numbers, into batches of at most `tokens` tokens, padding counted; a longer row is one by itself.
+
+    No batch has more than `texts` rows, pairs excepted.
 
     `lengths`, shape (rows,), is in tokens. `follows`, in the same order as `order`, marks second rows of pairs, which
     share a batch with the row before them.
@@ -331,7 +350,8 @@ def batches_of(
     start, longest = 0, 0
     for end, length in enumerate(lengths[order]):
         cut = end - 1 if follows is not None and follows[end] else end
-        if cut > start and (end + 1 - start) * max(longest, length) > tokens:
+        full = (end + 1 - start) * max(longest, length) > tokens or (texts is not None and end - start >= texts)
+        if cut > start and full:
             batches.append(order[start:cut])
             start, longest = cut, lengths[order[cut:end]].max(initial=0)
         longest = max(longest, length)

@@ -156,7 +156,9 @@ def train(
 
 @app.command("run")
 def run_recipe(
-    recipe: Annotated[str, typer.Argument(help="A recipe: a TOML file, or quickstart, data_driven, two_stage, llm_7b.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe: a TOML file, or quickstart, paper, data_driven, two_stage, llm_7b.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the finished embedder.")],
     sources: Annotated[
         list[str] | None, typer.Argument(help="Text, where the recipe names none.", show_default=False)

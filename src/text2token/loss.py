@@ -104,8 +104,8 @@ class TokenTargetLoss(nn.Module):
     def forward(self, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch; `labels` holds `token_ids`, `weights` and `rows` as the collator made them.
 
-        The texts of the batch may come in several passes. Without `documents` among the labels no two belong together, without
-        `texts` (the same number for the same text) no two read the same.
+        The texts of the batch may come in several passes. Without `documents` among the labels no two belong together,
+        without `texts` (the same number for the same text) no two read the same.
         """
         embeddings = self._embed(sentence_features)
         divergences = self.divergences(embeddings, labels["token_ids"], labels["weights"])

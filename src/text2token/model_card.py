@@ -68,7 +68,7 @@ strongest are kept.
 
 def model_card(recipe: str, result: dict[str, Any]) -> str:
     """Return the card as Markdown with the hub's metadata block; `recipe` is TOML, `result` a `RunResult` as dict."""
-    kept = ("constructor", "settings", "texts", "dropped", "vocabulary_fingerprint")
+    kept = ("constructor", "settings", "texts", "dropped", "sizes", "vocabulary_fingerprint")
     targets = json.dumps([{key: card[key] for key in kept} for card in result["targets"].values()], indent=2)
     corpus, evaluation = result["corpus"], result["evaluation"]
     training = "\n".join(

@@ -1,10 +1,10 @@
 """The whole method on one page: unlabelled text in, a sentence-transformers embedder out.
 
-    text → corpus → token targets → LoRA training with KL through the head, in one or two stages
+    text → corpus → token targets → LoRA training with KL through the head, in one stage or several
          → the last layer left out → gentle whitening → export, and beside it what reads its key tokens
 
-The paper's two stages are data-driven targets, then model-derived ones (confirmed; the order is inferred). By default there
-is one, on corpus-derived targets, which measured best (LOG.md). Every step leaves a file in the run folder that can be
+The paper's two stages are data-driven targets, then model-derived ones, asked of the model that the first stage made. By
+default there is one, on corpus-derived targets, which measured best. Every step leaves a file in the run folder that can be
 looked at, and is taken from there as long as what it was made from has not changed: an interrupted run goes on, a changed
 setting costs only the steps after it.
 """
@@ -13,9 +13,11 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.resources
+import itertools
 import json
 import math
 import shutil
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pydantic
+import tomli_w
 import torch
 from datasets import Dataset
 from pydantic import NonNegativeFloat, NonNegativeInt
@@ -60,8 +63,9 @@ from text2token.loss import TokenTargetLoss
 from text2token.model_card import model_card
 from text2token.processes import Processes, together
 from text2token.reporter import Phases, Reporter, Silent
-from text2token.settings import ONE_OR_MORE, Place, Seed, checked, from_toml, to_toml, with_assignments
-from text2token.targets.constructors import ConstructorName, Materials, TargetSettings, make_constructor, write_constructed
+from text2token.settings import ONE_OR_MORE, Place, Seed, checked, from_toml, item_name, to_toml, with_assignments
+from text2token.targets.constructors import Materials, TargetSettings, make_constructor, write_constructed
+from text2token.targets.model_derived import PREVIOUS
 from text2token.targets.rows import HERE
 from text2token.targets.store import TargetCard, documents_of, open_targets, read_card, shuffle_targets
 from text2token.training import (
@@ -80,13 +84,15 @@ from text2token.vocabulary import TargetVocabulary, VocabularySettings
 class Recipe:
     """Every setting of a run. `sources` is what was read, for the record and to notice when it changes.
 
-    `stage2` does not take place as long as its `targets` are "none". `cut_layers` of the last layers are trained with and
-    then left out of the embedder: they turn what a text means into the next token, and the layer before them compares
-    texts better (LOG.md; Bordes et al. 2022 call it guillotine regularisation). `shuffled_targets` gives every text
-    another text's target: the control that must not learn what a text says. `halves_from`: where neighbouring passages are
-    contrasted, a document that would be a single passage of so many characters or more becomes its two halves, so that it
-    too has something to find (0: never; ours, LOG.md 2026-11-26). `looks`: how often in a stage a few held-out
-    documents show what the embedder has become, for the report (0: never); it changes nothing in the embedder.
+    `stages` follow each other, each with an adapter of its own on top of what those before made; `[[stages]]` in TOML, and
+    `stage1.key`, `stage2.key` where one setting is named; the one after the last is a new one, `stage2=none` leaves one out.
+    `cut_layers` of the last layers are trained with and then left out of the embedder: they turn what a text means into the
+    next token, and the layer before them compares texts better (LOG.md; Bordes et al. 2022 call it guillotine
+    regularisation). `shuffled_targets` gives every text another text's target: the control that must not learn what a text
+    says. `halves_from`: where neighbouring passages are contrasted, a document that would be a single passage of so many
+    characters or more becomes its two halves, so that it too has something to find (0: never; ours, LOG.md 2026-11-26).
+    `looks`: how often in a stage a few held-out documents show what the embedder has become, for the report (0: never); it
+    changes nothing in the embedder.
     `evaluation_share` bounds what the evaluation costs, before, during and after training, as a share of the training, both
     counted in tokens: of the held-out documents only so many are asked for (none: all of them).
     """
@@ -98,8 +104,7 @@ class Recipe:
     vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
     targets: TargetSettings = field(default_factory=TargetSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
-    stage1: StageSettings = field(default_factory=StageSettings)
-    stage2: StageSettings = field(default_factory=lambda: StageSettings(targets="none"))
+    stages: tuple[StageSettings, ...] = (StageSettings(),)
     halves_from: NonNegativeInt = 60
     cut_layers: NonNegativeInt = 1
     isotropy: Isotropy = "gently_whiten"
@@ -110,34 +115,30 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not self.stages:
-            raise RecipeError('the targets of both stages are "none": there is nothing to train on')
+            raise RecipeError("stages: there is none, so nothing is trained")
         if self.lora.rank and self.lora.last_layers is not None and self.lora.last_layers <= self.cut_layers:
             raise RecipeError(
                 f"lora.last_layers is {self.lora.last_layers} and cut_layers {self.cut_layers}: "
                 "all that is trained would be left out of the embedder"
             )
-        if any(stage.reads_twice for stage in self.stages.values()) and not self.lora.dropout:
+        if any(stage.reads_twice for stage in self.stages) and not self.lora.dropout:
             raise RecipeError("contrast with itself needs lora.dropout above zero: without it a text is the same both times")
 
     @property
-    def stages(self) -> dict[str, StageSettings]:
-        """The stages that take place, in their order, by name."""
-        both = {"stage1": self.stage1, "stage2": self.stage2}
-        return {name: stage for name, stage in both.items() if stage.targets != "none"}
+    def named_stages(self) -> dict[str, StageSettings]:
+        """The stages in their order, by name: stage1, stage2."""
+        return {item_name("stages", number): stage for number, stage in enumerate(self.stages, start=1)}
 
     @property
-    def constructors(self) -> list[ConstructorName]:
-        """The kinds of targets that the stages need, each once."""
-        return list(dict.fromkeys(stage.targets for stage in self.stages.values() if stage.targets != "none"))
-
-    def stages_on(self, kind: ConstructorName) -> list[StageSettings]:
-        """Return the stages that are trained on this kind of targets."""
-        return [stage for stage in self.stages.values() if stage.targets == kind]
+    def taught(self) -> list[str]:
+        """The names of the stages whose targets are asked of the model that the stage before made."""
+        later = list(self.named_stages.items())[1:]
+        return [name for name, stage in later if getattr(getattr(self.targets, stage.targets), "teacher", None) == PREVIOUS]
 
     @property
     def halves_applied_from(self) -> int:
         """`halves_from` where a stage contrasts neighbouring passages, else 0."""
-        return self.halves_from if any(stage.contrasts_neighbours for stage in self.stages.values()) else 0
+        return self.halves_from if any(stage.contrasts_neighbours for stage in self.stages) else 0
 
     def with_settings(self, assignments: Iterable[str]) -> "Recipe":
         """Return a copy changed by `section.key=value` assignments, such as `stage1.learning_rate=1e-4`.
@@ -159,9 +160,25 @@ def read_recipe(name: str) -> Recipe:
     if name in recipe_names():
         return from_toml(Recipe, (RECIPES / f"{name}.toml").read_text(), name)
     try:
-        return from_toml(Recipe, Path(name).read_text(), name)
+        return from_toml(Recipe, _stages_listed(Path(name).read_text()), name)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{name}: no such recipe file; those that come along are {', '.join(recipe_names())}") from error
+
+
+def _stages_listed(text: str) -> str:
+    """Return a recipe of text2token 0.3 or earlier, which had sections [stage1] and [stage2], as it is written now."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return text
+    earlier = [content.pop(name, None) for name in ("stage1", "stage2")]
+    if "stages" in content or not all(isinstance(stage, dict | None) for stage in earlier) or earlier == [None, None]:
+        return text
+    stages = [earlier[0] or {}, *([earlier[1]] if earlier[1] else [])]
+    for stage in stages:
+        if "recentre" in stage:
+            stage["centre"] = "begins" if stage.pop("recentre") else "untrained"
+    return tomli_w.dumps({**content, "stages": [stage for stage in stages if stage.get("targets") != "none"]})
 
 
 DIARY = "diary.jsonl"
@@ -177,7 +194,7 @@ def recipe_names() -> list[str]:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to, stages and targets by name; `results.json` holds the same.
+    """What a run came to, stages and their targets by the name of the stage; `results.json` holds the same.
 
     `seconds` are those of each phase, as far as it was not taken from an earlier, interrupted run.
     """
@@ -213,9 +230,11 @@ class RunFolder:
             return (self.root / step / "card.json").exists()
         return last.get(step, self.stages / step / WEIGHTS).exists()
 
-    def finished(self, step: str, made_from: str, first: bool = False) -> None:
-        """Note that `step` is finished; with `first`, that nothing after it is."""
-        steps = {} if first else self._steps()
+    def finished(self, step: str, made_from: str) -> None:
+        """Note that `step` is finished; what was made after the corpus or a stage, and perhaps of it, no longer is."""
+        steps = self._steps()
+        if not step.startswith("targets/"):
+            steps = dict(itertools.takewhile(lambda done: done[0] != step, steps.items()))
         with atomic_file(self.record) as path:
             path.write_text(json.dumps(steps | {step: made_from}, indent=2))
 
@@ -227,9 +246,9 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
 
-    def asked(self, kind: str) -> Path:
-        """Return the file with the numbers of the passages that have these targets; there is none where all have."""
-        return self.targets / f"{kind}.safetensors"
+    def asked(self, stage: str) -> Path:
+        """Return the file with the numbers of the passages that have this stage's targets; there is none where all have."""
+        return self.targets / f"{stage}.safetensors"
 
     def tidy(self) -> None:
         """Delete what only an unfinished run goes on from: checkpoints, and a copy of the targets to train on."""
@@ -303,7 +322,7 @@ def _run_alone(
         if not (goes_on and work.done("corpus", steps["corpus"])):
             prepare_corpus(documents, work.corpus, recipe.corpus, broken, halves_from=recipe.halves_applied_from)
             work.forget()
-            work.finished("corpus", steps["corpus"], first=True)
+            work.finished("corpus", steps["corpus"])
         if processes.first:
             with atomic_file(work.recipe) as path:  # from here on there is something to resume
                 path.write_text(recipe.to_toml())
@@ -319,26 +338,13 @@ def _run_alone(
             file = work.embedded / "untrained.safetensors"
             untrained = texts.embedded(embedder, *shape, "Embedding, untrained", reporter, file, finished=False)
         phases.ended("embedding, untrained")
-        cards = write_targets_of(recipe, embedder, head, vocabulary, corpus.passages, work, steps, reporter, engine)
-        phases.ended("targets")
 
     splitter = WordSplitter(tokenizer_of(embedder), recipe.vocabulary)
     watched = texts.queries[: texts.watched], texts.passages[: texts.watched]
     watch = Watch.over(*watched, head, splitter, recipe.looks)
-    results = train(
-        recipe,
-        embedder,
-        head,
-        vocabulary,
-        corpus.passages,
-        texts.sample,
-        processes.from_first(untrained.head_centre if untrained else torch.empty(0)),
-        work,
-        steps,
-        reporter,
-        watch,
-    )
-    phases.ended("training")
+    centre = processes.from_first(untrained.head_centre if untrained else torch.empty(0))
+    stages = Stages(recipe, embedder, head, vocabulary, corpus.passages, texts.sample, centre, work, steps, phases)
+    cards, results = stages.train(reporter, engine, watch)
 
     with processes.first_alone():
         if untrained is None:
@@ -378,17 +384,16 @@ def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]
     """
     shared = [processes] if processes > 1 else []
     steps = {"corpus": _digest(recipe.corpus, recipe.halves_applied_from, recipe.reading, corpus)}
-    for kind in recipe.constructors:
-        of_targets = [recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
-        settings = [recipe.backbone, recipe.vocabulary, *of_targets]
-        seen = [
-            (stage.max_tokens, stage.epochs, stage.tokens_per_batch, stage.accumulate, stage.contrast, stage.contrast_with)
-            for stage in recipe.stages_on(kind)
-        ]
-        steps[f"targets/{kind}"] = _digest(steps["corpus"], *settings, seen, recipe.seed, *shared)
     before = [dataclasses.replace(recipe.lora, blend=0), recipe.shuffled_targets, recipe.seed, *shared]
-    for name, stage in recipe.stages.items():
-        steps[name] = _digest(steps[f"targets/{stage.targets}"], stage, *before)
+    for name, stage in recipe.named_stages.items():
+        kind = stage.targets
+        of_targets = [kind, recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
+        seen = [getattr(stage, key) for key in DECIDES_WHAT_IS_SEEN]
+        teacher = before if name in recipe.taught else []
+        steps[f"targets/{name}"] = _digest(
+            steps["corpus"], recipe.backbone, recipe.vocabulary, *of_targets, seen, recipe.seed, *shared, *teacher
+        )
+        steps[name] = _digest(steps[f"targets/{name}"], stage, *before)
         before = [steps[name]]
     steps["result"] = _digest(*before, recipe.lora, recipe.cut_layers, recipe.isotropy, recipe.evaluation_share)
     return steps
@@ -403,7 +408,7 @@ def evaluation_texts(recipe: Recipe, embedder: SentenceTransformer, corpus: Corp
     corpus_tokens = float(token_lengths(tokenizer, [texts.sample]).mean()) * len(corpus.passages)
     trained = sum(
         min(stage.max_tokens or math.inf, stage.epochs * corpus_tokens * (2 if stage.reads_twice else 1))
-        for stage in recipe.stages.values()
+        for stage in recipe.stages
     )
     asked = texts.costing(recipe.evaluation_share * TRAINING_COST * trained, tokenizer, recipe.isotropy, recipe.looks)
     if len(asked.queries) < len(texts.queries):
@@ -414,99 +419,122 @@ def evaluation_texts(recipe: Recipe, embedder: SentenceTransformer, corpus: Corp
     return asked
 
 
-def write_targets_of(
-    recipe: Recipe,
-    embedder: SentenceTransformer,
-    head: LanguageModelHead,
-    vocabulary: TargetVocabulary,
-    passages: Dataset,
-    work: RunFolder,
-    steps: dict[str, str],
-    reporter: Reporter,
-    engine: Engine = HERE,
-) -> dict[str, TargetCard]:
-    """Write the targets that the stages need to `work`, unless they are there, and return their cards by constructor.
+DECIDES_WHAT_IS_SEEN = (
+    "max_tokens",
+    "epochs",
+    "tokens_per_batch",
+    "texts_per_batch",
+    "accumulate",
+    "contrast",
+    "contrast_with",
+)
 
-    `embedder` is still untrained: some constructors ask it. Where a target costs a forward pass, only passages that a stage
-    will see are asked about.
+
+@dataclass(frozen=True)
+class Stages:
+    """What the stages of a run are made of. `embedder` is untrained at first, and all stages train it in place.
+
+    `untrained_centre`, shape (dimension,), is the mean embedding of `sample`; `steps` as of `made_from`. Everything is left
+    in `work`, and taken from there where it is finished.
     """
-    materials = Materials(recipe.backbone, embedder, vocabulary, recipe.targets, head)
-    cards: dict[str, TargetCard] = {}
-    for kind in recipe.constructors:
-        name, folder, step = kind.replace("_", "-"), work.targets / kind, f"targets/{kind}"
-        if not work.done(step, steps[step]):
-            constructor = make_constructor(kind, materials)
+
+    recipe: Recipe
+    embedder: SentenceTransformer
+    head: LanguageModelHead
+    vocabulary: TargetVocabulary
+    passages: Dataset
+    sample: Sequence[str]
+    untrained_centre: Tensor
+    work: RunFolder
+    steps: dict[str, str]
+    phases: Phases = field(default_factory=Phases)
+
+    def train(
+        self, reporter: Reporter, engine: Engine = HERE, watch: Watch | None = None
+    ) -> tuple[dict[str, TargetCard], dict[str, StageResult]]:
+        """Train `embedder` through all stages; go back as far as `blend` says. Return cards and results by stage.
+
+        Targets that are not asked of a trained model are all made first: some are asked of the untrained one.
+        Losses, and what `watch` sees, are in each stage's diary.
+        """
+        recipe, processes = self.recipe, together()
+        cards: dict[str, TargetCard] = {}
+        results: dict[str, StageResult] = {}
+        with processes.first_alone():  # the others take from the folder what it has done
+            for name in recipe.named_stages:
+                if name not in recipe.taught:
+                    cards[name] = self.write_targets(name, reporter, engine)
+        self.phases.ended("targets")
+        if not recipe.lora.rank:
+            self.embedder.float()  # all weights: bfloat16 would round small updates away
+        for name in recipe.named_stages:
+            if name in recipe.taught:
+                with processes.first_alone():
+                    cards[name] = self.write_targets(name, reporter, engine)
+                self.phases.ended("targets")
+            if recipe.lora.rank:
+                add_lora(self.embedder, recipe.lora, recipe.seed)
+            results[name] = self._train_stage(name, reporter, watch)
+            self.phases.ended("training")
+        blend_lora(self.embedder, recipe.lora.blend)
+        return {name: cards[name] for name in recipe.named_stages}, results
+
+    def write_targets(self, name: str, reporter: Reporter, engine: Engine = HERE) -> TargetCard:
+        """Write the targets of a stage, unless they are there, and return their card.
+
+        Where a target costs a forward pass, only passages that the stage will see are asked about.
+        """
+        recipe, work, step = self.recipe, self.work, f"targets/{name}"
+        stage, folder = recipe.named_stages[name], work.root / step
+        title = f"Targets, {stage.targets.replace('_', '-')}"
+        if not work.done(step, self.steps[step]):
+            materials = Materials(recipe.backbone, self.embedder, self.vocabulary, recipe.targets, self.head)
+            constructor = make_constructor(stage.targets, materials)
+            work.asked(name).unlink(missing_ok=True)
             rows = None
             if constructor.expensive:
-                lengths, documents = text_lengths(embedder, passages), np.array(passages["document"])
-                plans = [
-                    plan(lengths, stage, recipe.seed, documents=documents, processes=together().count)
-                    for stage in recipe.stages_on(kind)
-                ]
-                rows = np.unique(np.concatenate([schedule.rows_to_see for schedule in plans]))
-                with atomic_file(work.asked(kind)) as path:
+                lengths, documents = text_lengths(self.embedder, self.passages), np.array(self.passages["document"])
+                schedule = plan(lengths, stage, recipe.seed, documents=documents, processes=together().count)
+                rows = schedule.rows_to_see
+                with atomic_file(work.asked(name)) as path:
                     save_file({"rows": torch.from_numpy(rows)}, path)
-            with reporter.progress(f"Targets, {name}", len(passages if rows is None else rows), "texts") as progress:
-                write_constructed(constructor, passages, vocabulary, folder, recipe.backbone.name, progress, rows, engine)
-            work.finished(step, steps[step])
-        cards[kind] = read_card(folder)
-        reporter.note(f"Targets, {name}: {cards[kind].texts:,} texts over {len(vocabulary.target_ids):,} target tokens.")
-    return cards
+            with reporter.progress(title, len(self.passages if rows is None else rows), "texts") as progress:
+                write_constructed(
+                    constructor, self.passages, self.vocabulary, folder, recipe.backbone.name, progress, rows, engine
+                )
+            work.finished(step, self.steps[step])
+        card = read_card(folder)
+        reporter.note(f"{title}: {card.texts:,} texts over {len(self.vocabulary.target_ids):,} target tokens.")
+        return card
 
-
-def train(
-    recipe: Recipe,
-    embedder: SentenceTransformer,
-    head: LanguageModelHead,
-    vocabulary: TargetVocabulary,
-    passages: Dataset,
-    sample: Sequence[str],
-    untrained_centre: Tensor,
-    work: RunFolder,
-    steps: dict[str, str],
-    reporter: Reporter,
-    watch: Watch | None = None,
-) -> dict[str, StageResult]:
-    """Train `embedder` through all stages, in place, on the targets of `passages` in `work`; go back as far as `blend` says.
-
-    Finished stages are taken from `work`, and a broken-off one goes on from its last checkpoint. The head reads from the
-    mean embedding of `sample`: that of the untrained backbone, `untrained_centre`, or as it is when the stage begins.
-    Losses, and what `watch` sees, are in each stage's diary.
-    """
-    if recipe.lora.rank:
-        add_lora(embedder, recipe.lora, recipe.seed)
-    else:
-        embedder.float()  # all weights: bfloat16 would round small updates away
-    results: dict[str, StageResult] = {}
-    processes = together()
-    for name, stage in recipe.stages.items():
-        made = work.stages / name
-        if work.done(name, steps[name]):
+    def _train_stage(self, name: str, reporter: Reporter, watch: Watch | None) -> StageResult:
+        """Train one stage, or go on from its last checkpoint, or take its weights from the folder."""
+        recipe, embedder, work, made_from, processes = self.recipe, self.embedder, self.work, self.steps[name], together()
+        stage, made = recipe.named_stages[name], self.work.stages / name
+        if work.done(name, made_from):
             load_trainable(embedder, load_file(made / WEIGHTS))
-            results[name] = StageResult(**json.loads((made / "result.json").read_text()))
-            continue
+            return StageResult(**json.loads((made / "result.json").read_text()))
         with processes.first_alone():
-            targets = open_targets(work.targets / str(stage.targets), vocabulary, cache=work.cache)
+            targets = open_targets(work.targets / name, self.vocabulary, cache=work.cache)
         if recipe.shuffled_targets:
             targets = shuffle_targets(targets, recipe.seed)
-        asked = work.asked(stage.targets)
-        read = passages.select(load_file(asked)["rows"].numpy()) if asked.exists() else passages
+        asked = work.asked(name)
+        read = self.passages.select(load_file(asked)["rows"].numpy()) if asked.exists() else self.passages
         documents = documents_of(targets, read)
-        centre = processes.from_first(centre_for_head(embedder, sample)) if stage.recentre else untrained_centre
         loss = TokenTargetLoss(
             embedder,
-            head,
-            centre,
+            self.head,
+            self._centre(stage),
             temperature=stage.temperature,
             contrast=stage.contrast,
             contrast_with=stage.contrast_with,
             contrast_temperature=stage.contrast_temperature,
         )
         schedule = plan(text_lengths(embedder, targets), stage, recipe.seed, documents=documents, processes=processes.count)
-        checkpoints = made / f"checkpoints-{steps[name]}"  # those of other settings are no good here
+        checkpoints = made / f"checkpoints-{made_from}"  # those of other settings are no good here
         title = "Training" if len(recipe.stages) == 1 else f"Training, {name}"
         with reporter.progress(title, schedule.tokens_to_see, "tokens") as progress:
-            results[name] = train_stage(
+            result = train_stage(
                 embedder,
                 loss,
                 targets.add_column("document", documents),
@@ -517,15 +545,21 @@ def train(
                 progress=progress,
                 callbacks=[Diary(embedder, watch, made / DIARY)] if processes.first else [],
             )
-        if not processes.first:
-            continue
-        with atomic_file(made / "result.json") as path:
-            path.write_text(json.dumps(asdict(results[name])))
-        with atomic_file(made / WEIGHTS) as path:
-            save_file(trainable_weights(embedder), path)
-        work.finished(name, steps[name])
-    blend_lora(embedder, recipe.lora.blend)
-    return results
+        if processes.first:
+            with atomic_file(made / "result.json") as path:
+                path.write_text(json.dumps(asdict(result)))
+            with atomic_file(made / WEIGHTS) as path:
+                save_file(trainable_weights(embedder), path)
+            work.finished(name, made_from)
+        return result
+
+    def _centre(self, stage: StageSettings) -> Tensor | None:
+        """Return what is taken from an embedding before the head reads it; None for nothing."""
+        if stage.centre == "none":
+            return None
+        if stage.centre == "untrained":
+            return self.untrained_centre
+        return together().from_first(centre_for_head(self.embedder, self.sample))
 
 
 def reader_of(
@@ -578,7 +612,8 @@ def build_targets(
     """Write only the targets of the first stage to `folder`, as `run` would with nothing held out; return their card."""
     embedder = load_embedder(recipe.backbone)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
-    constructor = make_constructor(recipe.constructors[0], Materials(recipe.backbone, embedder, vocabulary, recipe.targets))
+    materials = Materials(recipe.backbone, embedder, vocabulary, recipe.targets)
+    constructor = make_constructor(recipe.stages[0].targets, materials)
     with alone_in(folder, beside=True), scratch_folder(folder) as scratch:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
         corpus = prepare_corpus(documents, scratch / "corpus", settings, broken, halves_from=recipe.halves_applied_from)

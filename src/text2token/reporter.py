@@ -38,9 +38,9 @@ class Phases:
         self._began = time.monotonic()
 
     def ended(self, phase: str) -> None:
-        """Say that what was done since the last phase ended was `phase`."""
+        """Say that what was done since the last phase ended was `phase`, or more of it."""
         now = time.monotonic()
-        self.seconds[phase] = round(now - self._began, 1)
+        self.seconds[phase] = round(self.seconds.get(phase, 0) + now - self._began, 1)
         self._began = now
 
     def sentence(self) -> str:

@@ -117,6 +117,14 @@ def _read(kind: type[Settings], content: dict[str, Any], path: str) -> Settings:
             if not isinstance(value, dict):
                 raise RecipeError(f"{path}{key}: is a section; write [{path}{key}] and settings below it")
             values[key] = _read(typing.cast(type, hints[key]), value, f"{path}{key}.")
+        elif section := _section_of(hints[key]):
+            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+                raise RecipeError(
+                    f"{path}{key}: is a list of sections; write [[{path}{key}]] and settings below it, for each"
+                )
+            values[key] = tuple(
+                _read(section, one, f"{path}{item_name(key, number)}.") for number, one in enumerate(value, start=1)
+            )
         else:
             values[key] = _fitting(hints[key], value, path + key)
     for name, entry in fields.items():
@@ -136,11 +144,23 @@ def difference(old: str, new: str) -> str:
 def _replaced(settings: Any, changes: list[_Change]) -> Any:
     """Return `settings` with all changes made at once, because some are only allowed together."""
     hints = typing.get_type_hints(type(settings), include_extras=True)
+    lists = {name: section for name, hint in hints.items() if (section := _section_of(hint))}
+    items = {
+        item_name(name, number): name
+        for name in lists
+        for number in range(1, len(getattr(settings, name)) + len(changes) + 1)
+    }
     names = [entry.name for entry in dataclasses.fields(settings)]
     values: dict[str, Any] = {}
     inside: dict[str, list[_Change]] = {}
+    of_items: dict[str, list[_Change]] = {}
     for keys, value, path in changes:
-        _check_key(keys[0], names, path)
+        if keys[0] in items:
+            of_items.setdefault(items[keys[0]], []).append((keys, value, path))
+            continue
+        _check_key(keys[0], [*names, *items], path)
+        if keys[0] in lists:
+            raise RecipeError(f"{path}: is a list of sections; name one, such as {item_name(keys[0], 1)}")
         current = getattr(settings, keys[0])
         if dataclasses.is_dataclass(current) and len(keys) == 1:
             first = dataclasses.fields(current)[0].name
@@ -152,7 +172,42 @@ def _replaced(settings: Any, changes: list[_Change]) -> Any:
         else:
             values[keys[0]] = _fitting(hints[keys[0]], value, path)
     values |= {key: _replaced(getattr(settings, key), own) for key, own in inside.items()}
+    values |= {key: _replaced_items(key, lists[key], getattr(settings, key), own) for key, own in of_items.items()}
     return dataclasses.replace(settings, **values)
+
+
+def _replaced_items(name: str, section: type, current: tuple[Any, ...], changes: list[_Change]) -> tuple[Any, ...]:
+    """Return the sections of a list with all changes made: none leaves one out, the one after the last is new."""
+    items = dict(enumerate(current, start=1))
+    by_number: dict[int, list[_Change]] = {}
+    for keys, value, path in changes:
+        by_number.setdefault(int(keys[0].removeprefix(item_name(name, ""))), []).append((keys[1:], value, path))
+    for number, own in sorted(by_number.items()):
+        removed = [value == "none" for keys, value, _ in own if not keys]
+        if removed == [True] and len(own) == 1:
+            items.pop(number, None)
+            continue
+        path = own[0][2]
+        if removed:
+            first = dataclasses.fields(section)[0].name
+            raise RecipeError(
+                f"{path}: is a section; name a setting in it, such as {path}.{first}, or leave it out with =none"
+            )
+        if number > len(current) + 1 and number - 1 not in items:
+            raise RecipeError(f"{path}: there is no {item_name(name, number - 1)} before it")
+        items[number] = _replaced(items.get(number, section()), own)
+    return tuple(items[number] for number in sorted(items))
+
+
+def item_name(name: str, number: int | str) -> str:
+    """Return what one section of a list of sections is called: the second of `stages` is stage2."""
+    return f"{name.removesuffix('s')}{number}"
+
+
+def _section_of(hint: Any) -> Any:
+    """Return the dataclass of which a setting is a list; None where it is none."""
+    arguments = typing.get_args(hint)
+    return arguments[0] if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(arguments[0]) else None
 
 
 def _check_key(key: str, names: list[str], path: str) -> None:
@@ -192,10 +247,14 @@ def _written(settings: Any) -> dict[str, Any]:
         value = getattr(settings, entry.name)
         if value is None and entry.default is None:
             continue
-        if dataclasses.is_dataclass(value):
-            value = _written(value)
-        content[entry.name] = "none" if value is None else list(value) if isinstance(value, tuple) else value
+        content[entry.name] = _plain(value)
     return content
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _written(value)
+    return "none" if value is None else [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _converted(type_: Any, value: Any) -> Any:

@@ -53,10 +53,10 @@ class StageSettings:
     The default is eight minutes for a 135M model on two CPU cores. Half of it has most of the gain, and twice as much gave
     nothing at home and lost a point elsewhere (LOG.md 2026-11-26).
 
-    `targets` names what is predicted; "none" leaves the stage out. With `recentre`, the mean embedding that the head reads
-    from is learnt anew when the stage begins, instead of that of the untrained backbone.
-    `tokens_per_batch` bounds one forward pass; an optimiser step takes `accumulate` of them. The learning rate rises
-    over the first `warmup` share of the steps and falls linearly to zero.
+    `targets` names what is predicted. `centre` says which mean embedding is taken from an embedding before the head reads
+    it: that of the "untrained" backbone, one learnt anew as the stage "begins", or "none" (the authors' form).
+    `tokens_per_batch` bounds one forward pass, `texts_per_batch` too where it is given; an optimiser step takes `accumulate`
+    of them. The learning rate rises over the first `warmup` share of the steps and falls linearly to zero.
 
     `contrast` is the share of a contrastive loss beside the token loss (1: instead of it; ours, LOG.md 2026-11-24): among
     the texts of its batch, which then meet at random, a text must find what belongs to it. `contrast_with` says what that
@@ -65,11 +65,12 @@ class StageSettings:
     above zero), at twice the tokens.
     """
 
-    targets: ConstructorName | Literal["none"] = "corpus_derived"
+    targets: ConstructorName = "corpus_derived"
     learning_rate: PositiveFloat = 2e-4
     max_tokens: PositiveInt | None = 120_000
     epochs: PositiveInt = 1
     tokens_per_batch: PositiveInt = 1024
+    texts_per_batch: PositiveInt | None = None
     accumulate: PositiveInt = 1
     warmup: Share = 0.1
     weight_decay: NonNegativeFloat = 0.0
@@ -78,7 +79,7 @@ class StageSettings:
     contrast: Share = 0.5
     contrast_with: ContrastWith = "next_passage"
     contrast_temperature: PositiveFloat = 0.05
-    recentre: bool = False
+    centre: Literal["untrained", "begins", "none"] = "untrained"
     steps_per_checkpoint: PositiveInt = 50
 
     @property
@@ -158,7 +159,7 @@ def plan(
     by_length: bool = True,
     processes: int = 1,
 ) -> Schedule:
-    """Group rows of similar length into batches of at most `tokens_per_batch` tokens, and count the steps.
+    """Group rows of similar length into batches within `tokens_per_batch` (and `texts_per_batch`), and count the steps.
 
     `lengths` has shape (rows,): tokens of each text as the model sees it. A row longer than the budget is a batch of
     its own. No batch holds more padding than the differences of neighbouring lengths. Without `by_length` rows meet at
@@ -179,7 +180,7 @@ def plan(
     order = np.repeat(first, 1 + np.append(follows[1:], False)[first])
     second = np.append(False, order[1:] == order[:-1])
     order = order + second
-    batches = batches_of(order, lengths, settings.tokens_per_batch, second)
+    batches = batches_of(order, lengths, settings.tokens_per_batch, second, settings.texts_per_batch)
     tokens = np.array([int(lengths[batch].sum()) for batch in batches], dtype=np.int64)
     if len(batches) < processes:
         raise RecipeError(

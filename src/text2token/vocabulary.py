@@ -49,7 +49,7 @@ CHINESE_STOP_WORDS = """
 
 
 def _known(languages: str) -> str:
-    _stop_words(languages)
+    stop_words_of(languages)
     return languages
 
 
@@ -108,7 +108,7 @@ class TargetVocabulary:
         """
         settings = settings or VocabularySettings()
         forms, special_ids = token_forms(tokenizer)
-        stop_words = _stop_words(settings.stop_words)
+        stop_words = stop_words_of(settings.stop_words)
         words = tuple(_word(form) for form in forms)
         groups: dict[str, list[int]] = {}
         for token_id, word in enumerate(words):
@@ -184,6 +184,16 @@ def bare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     if tokenizer.split_special_tokens:
         state = control_tokens_as_vocabulary(state)
     return Tokenizer.from_str(json.dumps({**state, "padding": None, "truncation": None}))
+
+
+def seen_parts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[str]:
+    """Return each text up to the end of its first `max_tokens` tokens."""
+    backend = _backend(tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+    ends = [one.offsets[max_tokens - 1][1] if len(one.ids) > max_tokens else None for one in encodings]
+    return [text[:end] for text, end in zip(texts, ends, strict=True)]
 
 
 def tokenised_ahead(
@@ -303,7 +313,8 @@ def _word(form: TokenForm) -> str:
     return "" if alone and not unicodedata.name(word[0], "").startswith(WORD_CHARACTERS) else word
 
 
-def _stop_words(languages: str) -> frozenset[str]:
+def stop_words_of(languages: str) -> frozenset[str]:
+    """Return the stop words of `VocabularySettings.stop_words`, folded."""
     if languages == "off":
         return frozenset()
     from stop_words import LANGUAGE_MAPPING, get_stop_words

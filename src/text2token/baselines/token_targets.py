@@ -7,7 +7,7 @@ from text2token.baselines.peer import Built, Peer, Settings, Workshop, finished
 from text2token.evaluation.before_after import centre_for_head
 from text2token.head import load_head
 from text2token.leaderboard import Family
-from text2token.recipe import Recipe, RunFolder, made_from, train, write_targets_of
+from text2token.recipe import Recipe, RunFolder, Stages, made_from
 from text2token.vocabulary import TargetVocabulary
 
 STAGE2_SHARE = "stage2_share"
@@ -19,8 +19,8 @@ def build(workshop: Workshop, settings: Settings, name: str) -> Built:
     `settings` are the recipe's, by their dotted names; `stage2_share` is the share of the budget that the second stage has.
     """
     second = float(settings.get(STAGE2_SHARE, 0))
-    lengths = {"stage1": 1 - second, "stage2": second}
-    chosen = {f"{stage}.max_tokens": round(share * workshop.max_tokens) for stage, share in lengths.items() if share}
+    lengths = {"stage1": 1 - second, **({"stage2": second} if second else {})}
+    chosen = {f"{stage}.max_tokens": round(share * workshop.max_tokens) for stage, share in lengths.items()}
     chosen |= {f"{stage}.epochs": 1000 for stage in lengths} | {f"{stage}.tokens_per_batch": 512 for stage in lengths}
     chosen |= {key: value for key, value in settings.items() if key != STAGE2_SHARE}
     recipe = Recipe(workshop.backbone, seed=workshop.seed).with_settings(f"{key}={value}" for key, value in chosen.items())
@@ -28,9 +28,9 @@ def build(workshop: Workshop, settings: Settings, name: str) -> Built:
     head = load_head(embedder, recipe.backbone.name)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
     work, steps, sample = RunFolder(workshop.folder / "run"), made_from(recipe, None), workshop.sample()
-    write_targets_of(recipe, embedder, head, vocabulary, workshop.passages, work, steps, workshop.reporter)
     centre = centre_for_head(embedder, sample)
-    results = train(recipe, embedder, head, vocabulary, workshop.passages, sample, centre, work, steps, workshop.reporter)
+    stages = Stages(recipe, embedder, head, vocabulary, workshop.passages, sample, centre, work, steps)
+    _, results = stages.train(workshop.reporter)
     cut_last_layers(embedder, recipe.cut_layers)
     return finished(workshop, embedder, name, sum(result.tokens for result in results.values()))
 

@@ -24,13 +24,14 @@ from text2token.head import LanguageModelHead, load_head
 from text2token.settings import checked
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
-from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
+from text2token.targets.likelihood_ratio import LikelihoodRatioSettings, LikelihoodRatioTargets
+from text2token.targets.model_derived import PREVIOUS, UNTRAINED, ModelDerivedSettings, ModelDerivedTargets
 from text2token.targets.rows import HERE, TEXTS_PER_PART, Constructor, RecallingConstructor, bounds, text_batches
 from text2token.targets.smoothing import SmoothedRecallingTargets, SmoothedTargets, SmoothingSettings
 from text2token.targets.store import TargetCard, write_targets
 from text2token.vocabulary import TargetVocabulary
 
-ConstructorName = Literal["data_driven", "model_derived", "corpus_derived"]
+ConstructorName = Literal["data_driven", "likelihood_ratio", "model_derived", "corpus_derived"]
 EXPENSIVE_TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most
 
 
@@ -39,6 +40,7 @@ class TargetSettings:
     """The settings of every constructor; a stage names the one it uses. `smoothing` is for the targets of all."""
 
     data_driven: DataDrivenSettings = field(default_factory=DataDrivenSettings)
+    likelihood_ratio: LikelihoodRatioSettings = field(default_factory=LikelihoodRatioSettings)
     model_derived: ModelDerivedSettings = field(default_factory=ModelDerivedSettings)
     corpus_derived: CorpusDerivedSettings = field(default_factory=CorpusDerivedSettings)
     smoothing: SmoothingSettings = field(default_factory=SmoothingSettings)
@@ -46,7 +48,7 @@ class TargetSettings:
 
 @dataclass(frozen=True)
 class Materials:
-    """What constructors are made from: the backbone, an embedder loaded from it (left as it is), rules and settings.
+    """What constructors are made from: the backbone, its embedder as the stage finds it (left as it is), rules and settings.
 
     `loaded_head` is the backbone's head where it is at hand: one that is not tied is read from the model's files.
     """
@@ -75,15 +77,27 @@ def corpus_derived(materials: Materials) -> CorpusDerivedTargets:
     return CorpusDerivedTargets(data_driven(materials), materials.head, materials.settings.corpus_derived)
 
 
+def likelihood_ratio(materials: Materials) -> LikelihoodRatioTargets:
+    """Return the constructor of what the embedder, as the stage finds it, says of a text far more than of others."""
+    settings = materials.settings.likelihood_ratio
+    return LikelihoodRatioTargets(materials.embedder, materials.head, materials.vocabulary, settings)
+
+
 def model_derived(materials: Materials) -> ModelDerivedTargets:
-    """Return the constructor of what the backbone says by itself, or another model of the same tokenizer."""
+    """Return the constructor of what the backbone says, untrained or not, or another model of the same tokenizer.
+
+    Another copy of the weights is loaded only where the embedder cannot be asked itself.
+    """
     settings = materials.settings.model_derived
     own = materials.backbone.name
-    name = settings.teacher or settings.language_model or own
-    if settings.teacher:
+    name = settings.language_model or (own if settings.teacher in (UNTRAINED, PREVIOUS) else settings.teacher)
+    as_asked = replace(materials.backbone, name=name, pooling="last", attention="causal", layers=None)
+    if settings.teacher == PREVIOUS:
+        teacher, settings = materials.embedder, replace(settings, prompts=())
+    elif settings.teacher != UNTRAINED:
         teacher = open_embedder(name).eval()
     else:
-        teacher = load_embedder(replace(materials.backbone, name=name, pooling="last", attention="causal", layers=None))
+        teacher = materials.embedder if as_asked == materials.backbone else load_embedder(as_asked)
     if name != own and tokenizer_of(teacher).get_vocab() != tokenizer_of(materials.embedder).get_vocab():
         raise TargetMismatch(f"{name}: has another tokenizer than {own}")
     head = load_head(teacher, name) if settings.language_model else materials.head
@@ -94,6 +108,7 @@ def model_derived(materials: Materials) -> ModelDerivedTargets:
 
 CONSTRUCTORS: dict[ConstructorName, Callable[[Materials], Constructor]] = {
     "data_driven": data_driven,
+    "likelihood_ratio": likelihood_ratio,
     "model_derived": model_derived,
     "corpus_derived": corpus_derived,
 }

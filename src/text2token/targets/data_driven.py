@@ -1,16 +1,18 @@
-"""Data-driven targets: the meaningful tokens of the text itself (the paper has them; the weights are ours).
+"""Data-driven targets: the meaningful tokens of the text itself.
 
     candidates(x) = unique target tokens among the tokens of x
     q(v | x)      = weight(v) / sum of weight over candidates(x)
 
-Weights: inverse document frequency learnt on the corpus, smoothed as in scikit-learn,
+The authors' form takes everything but letters and digits and all stop words out of the text, tokenises the rest anew, and
+gives all its tokens the same weight, pieces and spellings as they come: `read = "words"`, `weight = "uniform"`. Weights:
+inverse document frequency learnt on the corpus, smoothed as in scikit-learn,
 
     idf(v) = ln((1 + documents) / (1 + documents with v)) + 1
 
 or smooth inverse frequency sif(v) = a / (a + p(v)) with p from the corpus, or by Zipf's law where none was seen, or one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -41,7 +43,17 @@ from text2token.targets.rows import (
     record_batch,
     text_batches,
 )
-from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, remember_more_words, tokenise, tokenised_ahead
+from text2token.vocabulary import (
+    NOT_A_TARGET,
+    TargetVocabulary,
+    folded,
+    is_of_a_word,
+    remember_more_words,
+    seen_parts,
+    stop_words_of,
+    tokenise,
+    tokenised_ahead,
+)
 
 TEXTS_PER_BATCH = 2048
 CANDIDATE_SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32()))])
@@ -50,10 +62,15 @@ SIF_A = 1e-3  # Arora et al. 2017 recommend 1e-4 … 1e-3
 
 @checked
 class DataDrivenSettings:
-    """`weight`: idf, sif or uniform. `top_k`: keep at most so many tokens of a text, those of the largest weight."""
+    """`weight`: idf, sif or uniform. `top_k`: keep at most so many tokens of a text, those of the largest weight.
+
+    `read`: "tokens" takes those of the text that are in the target vocabulary, spellings merged; "words" (the authors' form)
+    tokenises anew what is left of the text without punctuation and stop words, and takes all tokens as they come.
+    """
 
     weight: Literal["idf", "sif", "uniform"] = "idf"
     top_k: PositiveInt = 64
+    read: Literal["tokens", "words"] = "tokens"
 
 
 class DataDrivenTargets:
@@ -79,8 +96,15 @@ class DataDrivenTargets:
         self.max_tokens = max_tokens
         self.documents_ = 0
         self.document_frequencies_: NDArray[np.int64] = np.zeros(vocabulary.size, dtype=np.int64)
+        self.representatives, self.form_shares = vocabulary.representatives, vocabulary.form_shares
+        if self.settings.read == "words":
+            self.representatives = np.full((vocabulary.size, 2), NOT_A_TARGET, dtype=np.int32)
+            own = np.array(sorted(set(range(vocabulary.size)) - vocabulary.special_ids), dtype=np.int32)
+            self.representatives[own, 0] = own
+            self.form_shares = np.ones(vocabulary.size, dtype=np.float32)
+        self.stop_words = stop_words_of(vocabulary.settings.stop_words)
         self.is_target = np.zeros(vocabulary.size, dtype=np.bool_)
-        self.is_target[vocabulary.target_ids] = True
+        self.is_target[self.representatives[self.representatives != NOT_A_TARGET]] = True
         remember_more_words(tokenizer)
 
     def fit(self, texts: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "DataDrivenTargets":
@@ -104,28 +128,28 @@ class DataDrivenTargets:
 
         A text without a target token falls back to all its tokens that are not special; one without any is left out.
         """
-        weights = self.token_weights() * self.vocabulary.form_shares
-        for batch, token_ids in tokenised_ahead(self.tokenizer, text_batches(chosen(texts, rows), TEXTS_PER_BATCH)):
+        weights = self.token_weights() * self.form_shares
+        for batch, token_ids in self._tokenised(text_batches(chosen(texts, rows), TEXTS_PER_BATCH)):
             yield record_batch(batch, self._rows(self._candidates(token_ids), weights))
             if progress:
                 progress(len(batch))
 
     def rows(self, texts: Sequence[str]) -> csr_array:
         """Return the targets of `texts` as a sparse matrix, shape (texts, vocabulary size), each row summing to 1."""
-        candidates = self._candidates(tokenise(self.tokenizer, texts))
-        return distributions(self._rows(candidates, self.token_weights() * self.vocabulary.form_shares))
+        candidates = self._candidates(self._token_ids(texts))
+        return distributions(self._rows(candidates, self.token_weights() * self.form_shares))
 
     def in_text(self, texts: Sequence[str]) -> csr_array:
         """Return a matrix of ones where a target token is in a text, or what stands in for one; shape as of `rows`.
 
         A word that stands for two spellings has a one for each; `weight="uniform"` shares one among them.
         """
-        candidates = self._candidates(tokenise(self.tokenizer, texts))
+        candidates = self._candidates(self._token_ids(texts))
         return self._rows(candidates, np.ones(self.vocabulary.size), top_k=self.vocabulary.size)
 
     def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
         """Yield the targets of that part from the candidates that wait in `scratch`."""
-        weights = self.token_weights() * self.vocabulary.form_shares
+        weights = self.token_weights() * self.form_shares
         with pa.OSFile(str(scratch / _candidate_file(part))) as file:  # a memory map would count as large as the corpus
             for batch in pa.ipc.open_stream(file):
                 lists = batch["token_ids"]
@@ -160,7 +184,7 @@ class DataDrivenTargets:
         number, texts = part
         documents, frequencies = 0, np.zeros(self.vocabulary.size, dtype=np.int64)
         with _remembering(scratch / _candidate_file(number) if scratch else None) as remember:
-            for batch, token_ids in tokenised_ahead(self.tokenizer, text_batches(texts, TEXTS_PER_BATCH)):
+            for batch, token_ids in self._tokenised(text_batches(texts, TEXTS_PER_BATCH)):
                 candidates = self._candidates(token_ids)
                 remember(batch, candidates)
                 ids = candidates.ids[self.is_target[candidates.ids]]  # tokens that a text falls back to are none
@@ -169,11 +193,26 @@ class DataDrivenTargets:
                 progress(len(batch))
         return documents, frequencies
 
+    def _tokenised(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Sequence[str], list[list[int]]]]:
+        if self.settings.read == "tokens":
+            return tokenised_ahead(self.tokenizer, batches)
+        return ((texts, self._token_ids(texts)) for texts in batches)
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text from which its candidates are taken."""
+        if self.settings.read == "words":
+            texts = [self._words(text) or text for text in seen_parts(self.tokenizer, texts, self.max_tokens)]
+        return tokenise(self.tokenizer, texts)
+
+    def _words(self, text: str) -> str:
+        """Return the text without stop words and what is no letter or digit."""
+        return " ".join(word for word in text.translate(_APART).split() if folded(word) not in self.stop_words)
+
     def _candidates(self, token_ids: list[list[int]]) -> "_Candidates":
         token_ids = [ids[: self.max_tokens] for ids in token_ids]
         lengths = [len(ids) for ids in token_ids]
         flat = np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=sum(lengths))
-        represented = self.vocabulary.representatives[flat]  # (tokens, 2)
+        represented = self.representatives[flat]  # (tokens, 2)
         keys = np.repeat(np.arange(len(token_ids)) * self.vocabulary.size, lengths)[:, None] + represented
         keys = np.sort(keys[represented != NOT_A_TARGET])
         keys = keys[np.diff(keys, prepend=-1) > 0]  # several times as fast as np.unique
@@ -189,6 +228,17 @@ class DataDrivenTargets:
         shape = (len(candidates.bounds) - 1, self.vocabulary.size)
         rows = csr_array((weights[candidates.ids].astype(np.float64), candidates.ids, candidates.bounds), shape=shape)
         return heaviest(rows, top_k or self.settings.top_k)
+
+
+class _Apart(dict[int, str]):
+    """What `str.translate` makes of each character: a space of what is of no word."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = chr(code) if is_of_a_word(chr(code)) else " "
+        return self[code]
+
+
+_APART = _Apart()
 
 
 class _Candidates(NamedTuple):

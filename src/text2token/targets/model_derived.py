@@ -1,18 +1,18 @@
-"""Model-derived targets: what the language model itself would say of a text in one word, less what it always says.
+"""Model-derived targets, our form: what the language model would say of a text in one word, less what it always says.
 
     s(v | x) = log p(v | prompt(x)) - alpha · mean over x' of log p(v | prompt(x'))
     q(v | x) = softmax over the k largest of s(v | x) / temperature
 
-That the paper derives such targets from the model's own prior is confirmed. The one-word prompts, the subtraction of the
-prior (as in contextual calibration, Zhao et al. 2021), the cut and the temperature are inferred from related work, so
-each is a setting. v runs over words of the target vocabulary: p(v) adds up over the spellings of a word. Several prompts
-are averaged in log p, a geometric mean; with a linear head that is MetaEOL's mean of embeddings but for a constant.
+The authors' form is `likelihood_ratio`. Here the prior is subtracted as in contextual calibration (Zhao et al. 2021). v runs
+over words of the target vocabulary: p(v) adds up over the spellings of a word. Several prompts are averaged in log p, a
+geometric mean; with a linear head that is MetaEOL's mean of embeddings but for a constant.
 
-The teacher may also be another embedder with the same tokenizer, whose pooled embedding is decoded through the same head:
-the paper's "advanced embedders". Or another language model with it, larger perhaps, asked through its own head (ours): what
-the backbone says itself it need not learn (LOG.md 2026-11-27).
+Asked is the untrained backbone, or the model that the stage before made, or another embedder with the same tokenizer, whose
+pooled embedding is decoded through the same head (the paper's "advanced embedders"). Or another language model with it,
+larger perhaps, asked through its own head (ours): what the backbone says itself it need not learn.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from scipy.sparse import csr_array, vstack
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.backbone import DEFAULT_PROMPT, Progress, embed, room_for_text, set_prompt, tokenizer_of
+from text2token.backbone import DEFAULT_PROMPT, Progress, behind, embed, room_for_text, tokenizer_of
 from text2token.engine import Engine
 from text2token.errors import RecipeError
 from text2token.head import LanguageModelHead
@@ -38,17 +38,19 @@ from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
 ROWS_OF_LOGITS = 64  # 64 × 49,152 probabilities are 12 MB
+UNTRAINED, PREVIOUS = "untrained", "previous"  # teachers
 
 
 @checked
 class ModelDerivedSettings:
-    """How the model is asked. Every value is open in the paper.
+    """Who is asked, and how.
 
-    `prompts` are averaged; none of them (`[]`) asks a teacher in its own way. `alpha`: the share of the prior that is
-    subtracted, learnt from `prior_texts` texts. `top_k` words are kept and weighed by a softmax at `temperature`.
-    `exclude_in_text`: only words beyond the text. `data_driven_share`: so much of the target is the data-driven one.
-    `teacher`: another embedder (folder, hub id) of the same tokenizer that is asked instead of the backbone.
-    `language_model`: another language model of the same tokenizer that is asked instead, a larger one of the family say.
+    `teacher`: the "untrained" backbone, at its last token behind `prompts`, which are averaged; the "previous" stage's model
+    as it embeds (in a first stage that is the untrained one); or another embedder (folder, hub id) of the same tokenizer, as
+    it embeds where `prompts` is `[]`. `alpha`: the share of the prior that is subtracted, learnt from `prior_texts` texts.
+    `top_k` words are kept and weighed by a softmax at `temperature`. `exclude_in_text`: only words beyond the text.
+    `data_driven_share`: so much of the target is the data-driven one. `language_model`: another language model of the same
+    tokenizer that is asked instead, a larger one of the family say.
     """
 
     prompts: Annotated[tuple[Prompt, ...], ONE_OR_MORE] = (DEFAULT_PROMPT,)
@@ -58,21 +60,21 @@ class ModelDerivedSettings:
     exclude_in_text: bool = False
     data_driven_share: Share = 0.0
     prior_texts: PositiveInt = 1000
-    teacher: Place | None = None
+    teacher: Place = UNTRAINED
     language_model: Place | None = None
 
     def __post_init__(self) -> None:
-        if self.teacher and self.language_model:
+        if self.teacher != UNTRAINED and self.language_model:
             raise RecipeError("teacher and language_model: only one can be asked")
-        if not self.prompts and not self.teacher:
+        if not self.prompts and self.teacher == UNTRAINED:
             raise RecipeError("prompts is empty; the backbone needs at least one")
 
 
 class ModelDerivedTargets:
     """Builds model-derived targets: `fit` learns the prior from a sample, `transform` asks the model about every text.
 
-    `teacher` is `[Transformer, Pooling, …]` as it is to be asked; its prompt is changed in place where settings name
-    some. After `fit`, `prior_` has shape (words,): the mean log probability of each word.
+    `teacher` is `[Transformer, Pooling, …]` as it is to be asked, behind the prompts that settings name. After `fit`,
+    `prior_` has shape (words,): the mean log probability of each word.
     """
 
     name = "model_derived"
@@ -144,16 +146,16 @@ class ModelDerivedTargets:
         return csr_array(vstack(parts, format="csr"))
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings and what was learnt, for the card."""
-        return {**asdict(self.settings), "fitted_on": self.fitted_on}
+        """Return the settings and what was learnt, for the card; `prior` is a digest of it, and so of whose it is."""
+        prior = hashlib.sha256(self.prior_.numpy().tobytes()).hexdigest()[:16]
+        return {**asdict(self.settings), "fitted_on": self.fitted_on, "prior": prior}
 
     def _log_probabilities(self, texts: Sequence[str]) -> Iterator[Tensor]:
         """Yield the mean over the prompts of log p(word), shape (at most `ROWS_OF_LOGITS`, words), on the CPU."""
         embeddings = []
         for prompt in self.settings.prompts or (None,):
-            if prompt is not None:
-                set_prompt(tokenizer_of(self.teacher), prompt)
-            embeddings.append(embed(self.teacher, texts))
+            with behind(tokenizer_of(self.teacher), prompt):
+                embeddings.append(embed(self.teacher, texts))
         self.head.to(self.teacher.device)
         with torch.inference_mode():
             for rows in zip(*(torch.split(part, ROWS_OF_LOGITS) for part in embeddings), strict=True):

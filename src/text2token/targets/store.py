@@ -11,7 +11,7 @@ the fingerprint before anything is trained, and every shard's checksum, because 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from text2token.files import atomic_file, atomic_folder, writing
 from text2token.vocabulary import TargetVocabulary
 
 FORMAT_VERSION = 1
+SIZED_TEXTS = 10_000
+WHOLE = 0.999
 CARD = "card.json"
 # for each text its token ids and their weights, positive and summing to 1
 SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32()))])
@@ -43,6 +45,22 @@ class Shard:
     file: str
     rows: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class TargetSizes:
+    """How many tokens the targets have.
+
+    Quartiles of all tokens of a target, and of the largest that together hold half of its mass, over an even sample of
+    `SIZED_TEXTS`. `single`: texts of which one token holds `WHOLE` of the mass. `most` tokens are in any target, `with_most`
+    texts have so many: where a constructor keeps no more than that, these were cut off.
+    """
+
+    tokens: tuple[float, float, float]
+    half_of_mass: tuple[float, float, float]
+    single: int
+    most: int
+    with_most: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,7 @@ class TargetCard:
     dropped: int
     shards: list[Shard] = field(default_factory=list)
     version: int = FORMAT_VERSION
+    sizes: TargetSizes | None = None
 
 
 def write_targets(
@@ -107,6 +126,9 @@ def read_card(folder: Path) -> TargetCard:
     try:
         content = json.loads((folder / CARD).read_text())
         content["shards"] = [Shard(**shard) for shard in content["shards"]]
+        if sizes := content.get("sizes"):
+            quartiles = {name: tuple(sizes[name]) for name in ("tokens", "half_of_mass")}
+            content["sizes"] = TargetSizes(**{**sizes, **quartiles})
         card = TargetCard(**content)
     except FileNotFoundError:
         raise TargetMismatch(f"{folder}: no targets here ({CARD} is missing). Build them: text2token targets") from None
@@ -186,9 +208,36 @@ def _finish(folder: Path, card: TargetCard, texts_read: int) -> TargetCard:
     rows = sum(shard.rows for shard in shards)
     if not rows:
         raise TargetMismatch("no text has a single usable token, so there are no targets to train on")
-    card = replace(card, texts=rows, dropped=texts_read - rows, shards=shards)
+    card = replace(card, texts=rows, dropped=texts_read - rows, shards=shards, sizes=_sizes(paths, rows))
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2))
     return card
+
+
+def _sizes(paths: Sequence[Path], texts: int) -> TargetSizes:
+    """Return how many tokens the targets in these shards have; `texts` is their number."""
+    counts, largest, halves = [], [], []
+    for path in paths:
+        lists = pq.read_table(path, columns=["weights"])["weights"].combine_chunks()
+        bounds, weights = lists.offsets.to_numpy(), lists.values.to_numpy()
+        counts.append(np.diff(bounds))
+        largest.append(np.maximum.reduceat(weights, bounds[:-1]))
+        for row in range(0, len(lists), -(-texts // SIZED_TEXTS)):
+            mass = np.cumsum(np.sort(weights[bounds[row] : bounds[row + 1]])[::-1])
+            halves.append(1 + int(np.searchsorted(mass, mass[-1] / 2)))
+    tokens = np.concatenate(counts)
+    most = int(tokens.max())
+    return TargetSizes(
+        _quartiles(tokens),
+        _quartiles(np.array(halves)),
+        single=int((np.concatenate(largest) >= WHOLE).sum()),
+        most=most,
+        with_most=int((tokens == most).sum()),
+    )
+
+
+def _quartiles(numbers: NDArray[np.int64]) -> tuple[float, float, float]:
+    first, second, third = np.quantile(numbers, (0.25, 0.5, 0.75)).tolist()
+    return first, second, third
 
 
 def _write_shard(
