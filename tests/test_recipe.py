@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import BackboneMaker
 from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -272,6 +273,33 @@ def test_targets_half_made_of_another_first_stage_are_not_taken(recipe: Recipe, 
         run_here(recipe.with_settings(["targets.likelihood_ratio.tau=1.0"]), tmp_path, resume=True)
     found, expected = (read_card(folder / "run" / "targets" / "stage2") for folder in (tmp_path, tmp_path / "fresh"))
     assert found == expected != whole
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("paper", "llama_tied"), ("paper_mistral_7b", "mistral"), ("paper_llama3_8b", "llama")]
+)
+@pytest.mark.parametrize(
+    "reading", [[], ["backbone.pooling=mean", "backbone.prompt={text}", "backbone.attention=bidirectional"]]
+)
+def test_the_authors_recipes_run_on_small_models_of_their_families(
+    name: str, family: str, reading: list[str], make_backbone: BackboneMaker, text_file: Path, tmp_path: Path
+) -> None:
+    small = ["backbone.dtype=float32", "backbone.max_length=64", "corpus.held_out=10", "looks=1"]
+    lengths = ["stage1.max_tokens=2000", "stage2.max_tokens=300", "targets.likelihood_ratio.prior_texts=20"]
+    recipe = replace(read_recipe(name), sources=(str(text_file),))
+    recipe = recipe.with_settings([f"backbone.name={make_backbone(family)}", *small, *lengths, *reading])
+    result = run_here(recipe, tmp_path)
+    assert [card["constructor"] for card in result["targets"].values()] == ["data_driven", "likelihood_ratio"]
+    assert result["stages"]["stage1"]["texts"] <= 32 * result["stages"]["stage1"]["steps"]
+    assert result["stages"]["stage2"]["steps"] == 1
+    assert result["targets"]["stage2"]["texts"] <= 32
+    names = load_file(tmp_path / "run" / "stages" / "stage2" / "weights.safetensors")
+    assert {one.split(".lora_")[0].rsplit(".", 1)[-1] for one in names} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    model = SentenceTransformer(str(tmp_path / "model"))
+    assert [type(module).__name__ for module in model][:2] == ["Transformer", "Pooling"]
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert '"constructor": "likelihood_ratio"' in card
+    assert '"half_of_mass"' in card
 
 
 def test_what_finishes_the_vectors_does_not_change_the_training(recipe: Recipe, tmp_path: Path) -> None:

@@ -66,6 +66,22 @@ def trainable(embedder: SentenceTransformer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in embedder.named_parameters() if value.requires_grad}
 
 
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(40, 900), st.integers(1, 8), st.booleans())
+def test_no_batch_has_more_texts_than_it_may_but_pairs_stay_together(
+    passages_of: list[int], budget: int, texts: int, contrast: bool
+) -> None:
+    documents = np.repeat(np.arange(len(passages_of)), passages_of)
+    lengths = 10 + np.arange(len(documents)) % 7
+    stage = StageSettings(tokens_per_batch=budget, texts_per_batch=texts, contrast=0.5 * contrast)
+    schedule = plan(lengths, stage, seed=0, documents=documents)
+    assert sorted(np.concatenate(schedule.batches)) == list(range(len(documents)))
+    for batch in schedule.batches:
+        assert len(batch) <= (max(texts, 2) if contrast else texts)
+    alone = plan(lengths, replace(stage, texts_per_batch=None), seed=0, documents=documents)
+    if texts >= max(map(len, alone.batches)):
+        assert all(np.array_equal(*both) for both in zip(schedule.batches, alone.batches, strict=True))
+
+
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=200), st.integers(40, 300), st.integers(1, 3))
 def test_every_row_is_in_one_batch_and_no_batch_exceeds_its_tokens(lengths: list[int], budget: int, accumulate: int) -> None:
     stage = StageSettings(tokens_per_batch=budget, accumulate=accumulate, epochs=2)
