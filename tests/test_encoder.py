@@ -3,19 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import TEXTS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from text2token.adapters import LoraSettings, add_lora
-from text2token.backbone import BackboneSettings, Progress, embed, load_embedder
-from text2token.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder
-from text2token.errors import BackboneError
+from text2token.backbone import BackboneSettings, DType, Progress, embed, load_embedder, resolve_dtype, tokenizer_of
+from text2token.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder, token_counter
+from text2token.errors import BackboneError, RecipeError
 from text2token.export import export_embedder
 from text2token.isotropy import fit_isotropy
+from text2token.vocabulary import tokenise
 
 
 @pytest.fixture
@@ -42,6 +46,106 @@ def test_anything_that_changes_vectors_changes_the_fingerprint(tiny: BackboneSet
     fingerprints = {name: model_fingerprint(model) for name, model in changes.items()}
     assert fingerprints.pop("the same") == model_fingerprint(base)
     assert len({*fingerprints.values(), model_fingerprint(base)}) == len(changes)
+
+
+PROMPTS = {"query": "Ask: ", "passage": "Read: "}
+
+
+@pytest.fixture
+def prompted(tiny: BackboneSettings, tmp_path: Path) -> Path:
+    """A model of somebody else's, with a prompt for each role and one by default."""
+    model = load_embedder(replace(tiny, prompt="{text}", pooling="mean"))
+    SentenceTransformer(modules=[*model], prompts={**PROMPTS, "other": "Say: "}, default_prompt_name="other").save(
+        str(tmp_path / "prompted")
+    )
+    return tmp_path / "prompted"
+
+
+@given(st.lists(st.sampled_from(["encode", "tokenizer", "lengths", "query", "encoder", "counter"]), max_size=4))
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_using_a_model_does_not_change_its_fingerprint(exported: Path, uses: list[str]) -> None:
+    model = _OPENED.setdefault(exported, SentenceTransformer(str(exported)))
+    before = model_fingerprint(SentenceTransformer(str(exported))) if not uses else model_fingerprint(model)
+    for use in uses:
+        {
+            "encode": lambda: model.encode(["a text", "another " * 99]),
+            "tokenizer": lambda: model.tokenizer("a text", padding="max_length", truncation=True, max_length=9),
+            "lengths": lambda: tokenise(tokenizer_of(model), ["a text"]),
+            "query": lambda: model.encode_query("a text"),
+            "encoder": lambda: encoder_of(model, "x")(["a text"], role="document"),
+            "counter": lambda: token_counter(model)(["a text"]),
+        }[use]()
+        assert model_fingerprint(model) == before
+
+
+_OPENED: dict[Path, SentenceTransformer] = {}
+
+
+def test_another_release_of_transformers_does_not_change_the_fingerprint(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_encoder(str(exported))
+    monkeypatch.setattr("transformers.configuration_utils.__version__", "5.99.0")
+    after = open_encoder(str(exported))
+    assert after.fingerprint == before.fingerprint
+    assert after.earlier != before.earlier  # as version 0.1.0 had it
+
+
+def test_prompts_are_part_of_the_fingerprint(tiny: BackboneSettings) -> None:
+    modules = [*load_embedder(tiny)]
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"prompts": PROMPTS},
+        {"prompts": {**PROMPTS, "query": "Seek: "}},
+        {"prompts": PROMPTS, "default_prompt_name": "query"},
+        {"truncate_dim": 4},
+    ]
+    fingerprints = [model_fingerprint(SentenceTransformer(modules=modules, **kind)) for kind in kinds]
+    assert len(set(fingerprints)) == len(kinds)
+
+
+def test_what_is_kept_under_another_fingerprint_is_told_by_its_vectors(exported: Path) -> None:
+    encoder = open_encoder(str(exported))
+    kept = TEXTS[:3], encoder(TEXTS[:3])
+    assert encoder.made("of another release", lambda: kept)
+    assert encoder.made("nothing yet", lambda: ([], torch.empty(0, 0)))
+    assert encoder.made(encoder.earlier, lambda: pytest.fail("is known by its name"))
+    assert not encoder.made("another model", lambda: (TEXTS[:3], kept[1].flip(1)))
+    assert not encoder.made("another size", lambda: (TEXTS[:3], kept[1][:, :4]))
+    assert not encoder.made("damaged", lambda: (TEXTS[:3], torch.full_like(kept[1], torch.nan)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_queries_and_documents_have_the_prompts_of_their_model(prompted: Path, dtype: DType) -> None:
+    encoder, model = open_encoder(str(prompted), dtype), SentenceTransformer(str(prompted))
+    asked, read, plain = encoder(TEXTS, role="query"), encoder(TEXTS, role="document"), encoder(TEXTS)
+    for found, prompt in ((asked, "Ask: "), (read, "Read: "), (plain, "Say: ")):
+        expected = torch.from_numpy(model.encode(TEXTS, prompt=prompt))
+        assert torch.cosine_similarity(found, expected).min() > (0.99999 if dtype == "float32" else 0.99)
+        assert torch.equal(encoder(TEXTS[:2]), plain[:2])  # remembered by role
+    assert torch.allclose(asked, torch.from_numpy(model.encode_query(TEXTS)), atol=1e-5) or dtype == "bfloat16"
+    assert encoder.prompts == {"query": "Ask: ", "document": "Read: "}
+    assert not encoder.earlier  # which knew of no prompts
+
+
+def test_without_prompts_a_text_is_embedded_once_whatever_its_role(exported: Path) -> None:
+    encoder = open_encoder(str(exported))
+    seen: list[int] = []
+    for role in (None, "query", "document"):
+        encoder(TEXTS, seen.append, role)  # type: ignore[arg-type]
+    assert sum(seen) == len(TEXTS)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "banana", ""])
+def test_a_number_format_is_one_of_three(exported: Path, dtype: str) -> None:
+    with pytest.raises(RecipeError, match="choose auto, float32, bfloat16"):
+        open_encoder(str(exported), dtype)  # type: ignore[arg-type]
+
+
+def test_emulated_bfloat16_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert resolve_dtype("auto") == torch.float32
 
 
 def test_a_text_is_embedded_once_whatever_is_done_with_it() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import TEXTS, BackboneMaker
 from numpy.typing import NDArray
-from sentence_transformers import SparseEncoder
+from sentence_transformers import SentenceTransformer, SparseEncoder
 
 from text2token.backbone import BackboneSettings, cut_last_layers, embed, load_embedder, open_embedder
 from text2token.cli import app
@@ -151,6 +151,31 @@ def test_odd_texts_and_fields_are_kept_as_they_can_be(table: str, tmp_path: Path
         hit = index.search("half a pair", 1, filters={"a b=c.d": ['say "x"']})[0]
     assert hit.text == "half a pair \ufffd here"
     assert hit.fields == {"a b=c.d": 'say "x"', "n": None, "deep": {"k": [1]}}
+
+
+def test_an_index_is_known_by_its_vectors_where_a_release_gives_another_fingerprint(table: str, tmp_path: Path) -> None:
+    fill_index(tmp_path / "index", table, DOCUMENTS)
+    place = tmp_path / "index" / "card.json"
+    card = json.loads(place.read_text(encoding="utf-8"))
+    place.write_text(json.dumps({**card, "fingerprint": "of another release"}), encoding="utf-8")
+    with Index.open(tmp_path / "index") as opened:
+        assert opened.search(DOCUMENTS[0].text, 1)[0].text == DOCUMENTS[0].text
+    assert fill_index(tmp_path / "index", table, DOCUMENTS).added == 0
+    assert json.loads(place.read_text(encoding="utf-8"))["fingerprint"] == card["fingerprint"]
+
+
+def test_an_index_asks_and_keeps_with_the_prompts_of_its_model(tiny: BackboneSettings, tmp_path: Path) -> None:
+    SentenceTransformer(
+        modules=[*load_embedder(tiny)], prompts={"query": "Ask: ", "passage": "Read: "}, default_prompt_name="query"
+    ).save(str(tmp_path / "prompted"))
+    model = SentenceTransformer(str(tmp_path / "prompted"))
+    fill_index(tmp_path / "index", str(tmp_path / "prompted"), DOCUMENTS)
+    with Index.open(tmp_path / "index") as opened:
+        hits = opened.search("a cat", len(DOCUMENTS), "dense")
+    asked = model.encode_query("a cat", convert_to_tensor=True)
+    for hit in hits:
+        read = model.encode(hit.text, prompt="Read: ", convert_to_tensor=True)
+        assert hit.dense == pytest.approx(float(torch.cosine_similarity(asked, read, dim=0)), abs=2e-2)  # bfloat16, maybe
 
 
 def test_an_index_belongs_to_one_model_and_one_process(

@@ -104,6 +104,20 @@ def held_service(table: Path, gate: Gate) -> Service:
 # ── embeddings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_texts_with_a_role_are_embedded_by_themselves_and_as_that() -> None:
+    asked: list[tuple[int, str | None]] = []
+
+    def embed(texts: Sequence[str], role: str | None = None) -> Tensor:
+        asked.append((len(texts), role))
+        return torch.full((len(texts), 2), 0.0 if role is None else 1.0)
+
+    batcher = Batcher(embed, Limits(batch_wait=0.2))
+    plain, query = batcher.submit(["a", "b"], [1, 1]), batcher.submit(["c"], [1], "query")
+    assert (plain.result(30).sum(), query.result(30).sum()) == (0, 2)
+    batcher.close()
+    assert sorted(asked, key=str) == [(1, "query"), (2, None)]
+
+
 def test_the_openai_client_gets_the_vectors_of_the_model(client: openai.OpenAI, table: Path) -> None:
     texts = [TEXTS[3], TEXTS[0], TEXTS[3], "我的猫 🐈"]
     expected = open_encoder(str(table))(texts).numpy()

@@ -32,6 +32,13 @@ class Lengths:
         return torch.tensor([[float(len(text)), 1.0] for text in texts])
 
 
+class Other(Lengths):
+    """Another model of as many dimensions."""
+
+    def __call__(self, texts: Sequence[str], progress: Progress | None) -> Tensor:
+        return super().__call__(texts, progress).flip(1)
+
+
 def documents(count: int = 25) -> Iterator[Document]:
     for number in range(count):
         yield Document(body="x" * (number % 7 + 1) if number % 5 else " ", place=f"docs:{number}")
@@ -72,10 +79,18 @@ def test_vectors_of_another_model_are_never_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists and is not empty"):
         embed_corpus(encoder(), documents(), tmp_path / "out")
     with pytest.raises(OutputError, match="vectors of another model"):
-        embed_corpus(encoder(fingerprint="b"), documents(), tmp_path / "out", resume=True)
+        embed_corpus(encoder(Other(), fingerprint="b"), documents(), tmp_path / "out", resume=True)
     (tmp_path / "out" / "card.json").write_text("{")
     with pytest.raises(OutputError, match="holds no vectors that can be read"):
         embed_corpus(encoder(), documents(), tmp_path / "out", resume=True)
+
+
+def test_vectors_under_another_releases_fingerprint_are_gone_on_with(tmp_path: Path) -> None:
+    embed_corpus(encoder(), documents(), tmp_path / "whole", rows_per_shard=8)
+    with pytest.raises(KeyboardInterrupt):
+        embed_corpus(encoder(Lengths(fail_after=12), fingerprint="b"), documents(), tmp_path / "out", rows_per_shard=8)
+    embed_corpus(encoder(), documents(), tmp_path / "out", rows_per_shard=8, resume=True)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_a_corpus_without_text_leaves_nothing(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import numpy as np
 import platformdirs
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from text2token.errors import BackboneError
+from text2token.errors import BackboneError, RecipeError
 from text2token.files import atomic_folder
 from text2token.normalisation import read_as_text, without_ours
 from text2token.settings import Place, Prompt, checked
@@ -60,6 +61,8 @@ NO_LIMIT = 1_000_000  # tokens; tokenizers without a limit state a number beyond
 LONGEST_FOR_PLAIN_ATTENTION = 512
 
 Progress = Callable[[int], None]  # called with the number of units just done
+DType = Literal["auto", "float32", "bfloat16"]
+Role = Literal["query", "document"]  # what a text is in a search; embedders may be trained with a prompt for each
 
 
 @checked
@@ -78,7 +81,7 @@ class BackboneSettings:
     attention: Literal["causal", "bidirectional"] = "causal"
     max_length: Annotated[int, Field(ge=8)] = 256
     layers: PositiveInt | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DType = "auto"
 
 
 def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
@@ -153,12 +156,17 @@ def hub_id(name: str) -> str:
     return name
 
 
-def resolve_dtype(dtype: str) -> torch.dtype:
-    """Return the torch dtype; `auto` asks the processor (or the GPU) whether it multiplies bfloat16 natively."""
+def resolve_dtype(dtype: DType) -> torch.dtype:
+    """Return the torch dtype; `auto` asks the processor (or the GPU) whether it multiplies bfloat16 natively.
+
+    Raises `RecipeError` for what is none of them.
+    """
+    if dtype not in get_args(DType):
+        raise RecipeError(f"dtype is {dtype!r}; choose {', '.join(get_args(DType))}")
     if dtype != "auto":
-        return cast(torch.dtype, getattr(torch, dtype))
+        return torch.float32 if dtype == "float32" else torch.bfloat16
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = any(getattr(torch.cpu, check, bool)() for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if native else torch.float32
 
@@ -294,11 +302,24 @@ def _place_of_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
     raise BackboneError(f"cannot find the {present} layers of {model.config.model_type}")
 
 
-def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
+def role_prompt(embedder: SentenceTransformer, role: Role) -> str:
+    """Return what the embedder puts before texts of this role; "" for nothing."""
+    names = ("query",) if role == "query" else ("document", "passage", "passages", "corpus")
+    return next((prompt for name in names if (prompt := embedder.prompts.get(name))), "")
+
+
+def embed(
+    embedder: SentenceTransformer, texts: Sequence[str], progress: Progress | None = None, role: Role | None = None
+) -> Tensor:
     """Return the pooled embeddings of `texts`, shape (texts, dimension), float32, on the CPU, in the order given.
 
-    Texts are embedded in groups of equal length, so that little is padded.
+    Texts are embedded in groups of equal length, so that little is padded. With a `role`, each has the prompt that the
+    embedder was trained with for that role, without it the embedder's default one, if any.
     """
+    encode: Callable[..., Tensor] = embedder.encode
+    if role:  # sentence-transformers by itself finds no prompt "passage", because it knows an empty "document"
+        of_role: Callable[..., Any] = embedder.encode_query if role == "query" else embedder.encode_document
+        encode = partial(of_role, prompt=role_prompt(embedder, role))
     embeddings = torch.empty(len(texts), embedder.get_embedding_dimension() or 0)
     if not texts:
         return embeddings
@@ -314,7 +335,7 @@ def embed(embedder: SentenceTransformer, texts: Sequence[str], progress: Progres
         batch = [texts[row] for row in rows]
         if not lengths[rows].any():  # without a prompt an empty text has no token, and a decoder needs some to run at all
             batch.append(".")
-        vectors = embedder.encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
+        vectors = encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
         embeddings[torch.from_numpy(rows)] = vectors[: len(rows)].float().cpu()
         if progress:
             progress(len(rows))

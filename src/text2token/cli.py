@@ -33,6 +33,7 @@ from text2token.options import (
     TextField,
     broken_lines,
     documents_of,
+    dtype_of,
     filters_of,
     format_of,
     go_on_in_background,
@@ -571,7 +572,7 @@ def embed(
         total = sum(bool(document.text.strip()) for document in once)
     broken = broken_lines(on_error)
     documents = documents_of(sources, text_field, format, broken)
-    encoder = open_encoder(model, dtype)
+    encoder = open_encoder(model, dtype_of(dtype))
     with alone_in(output), workers_of(engine, ray_address) as workers:
         card = embed_corpus(
             encoder, documents, output, sources=tuple(sources), resume=resume, total=total, reporter=reporter, engine=workers
@@ -613,7 +614,7 @@ def evaluate(
     evaluation = needing("bench", "text2token.evaluation.report")
     broken = broken_lines(on_error)
     documents = documents_of([corpus], text_field, format, broken) if corpus else None
-    yardsticks = evaluation.Yardsticks(suite, quick, benchmark, held_out, dtype)
+    yardsticks = evaluation.Yardsticks(suite, quick, benchmark, held_out, dtype_of(dtype))
     reports = evaluation.evaluate_models(models, yardsticks, documents, cache=cache, broken=broken, reporter=reporter)
     warn(broken)
     if output:
@@ -716,7 +717,7 @@ def serve(
         port=port,
         api_key=key,
         limits=limits,
-        dtype=dtype,
+        dtype=dtype_of(dtype),
         root_path=root_path,
         names=served_name or [],
         reporter=reporter,

@@ -341,7 +341,7 @@ class _Bench:
             found = score_suite(encoder, self.tasks, cache, self.reporter) if self.tasks else None
             own = shape = None
             if len(queries) > 1:
-                asked, answers = encoder(queries), encoder(passages)
+                asked, answers = encoder(queries, role="query"), encoder(passages, role="document")
                 own, shape = dense_scores(asked, answers), geometry(asked, answers)
             yield kind, Scores(tuple(found.tasks) if found else (), own, shape)
 

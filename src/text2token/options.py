@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -131,6 +131,15 @@ def format_of(name: str) -> Any:
 
     if name not in {"auto", *FORMATS.values()}:
         raise RecipeError(f"--format is {name!r}; choose auto, {', '.join(sorted(set(FORMATS.values())))}")
+    return name
+
+
+def dtype_of(name: str) -> Any:
+    """Return the number format of this name, or raise `RecipeError`."""
+    from text2token.backbone import DType
+
+    if name not in (there := get_args(DType)):
+        raise RecipeError(f"--dtype is {name!r}; choose {', '.join(there)}")
     return name
 
 

@@ -210,6 +210,9 @@ def show_reports(reports: "Sequence[ModelReport]") -> None:
             shapes = (f"{shape.alignment:.2f}", f"{shape.uniformity:.2f}", f"{shape.anisotropy:.2f}") if shape else ()
             table.add_row(_short(name), *figures, *shapes)
         console.print(table)
+    for report in reports:
+        for role, prompt in report.prompts.items():
+            console.print(Text(f"{_short(report.model)}: each {role} behind its own prompt {prompt!r}"), style="dim")
 
 
 def show_hits(hits: "Sequence[Hit]", mode: str) -> None:

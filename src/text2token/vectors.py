@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from text2token.backbone import Progress
 from text2token.corpus.documents import Document
@@ -29,6 +31,7 @@ from text2token.reporter import Reporter, Silent
 
 CARD = "card.json"
 ROWS_PER_SHARD = 10_000
+SOME = 4  # texts that show whether vectors are a model's
 OTHER_TEXTS = "holds vectors of other texts: the input has changed since. Choose another --output, or delete the folder"
 
 
@@ -70,9 +73,9 @@ def embed_corpus(
     first = next(texts, None)
     if first is None:
         raise CorpusError("no documents: the input holds no text")
-    dimension = encoder([first.text]).shape[1]
+    dimension = encoder([first.text], role="document").shape[1]
     card = VectorCard(encoder.name, encoder.fingerprint, dimension, sources, rows_per_shard)
-    _check(folder, card, resume)
+    _check(folder, card, encoder, resume)
     _write_card(folder, card)
     shards = _shards(itertools.chain([first], texts), rows_per_shard)
     with reporter.progress("Embedding", total, "texts") as progress:
@@ -102,14 +105,24 @@ def read_vectors(folder: Path) -> Iterator[pa.RecordBatch]:
         yield from pq.ParquetFile(path).iter_batches(4096)
 
 
-def _check(folder: Path, card: VectorCard, resume: bool) -> None:
+def _check(folder: Path, card: VectorCard, encoder: TextEncoder, resume: bool) -> None:
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
     if not resume:
         raise OutputError(f"{folder}: exists and is not empty. Go on with --resume, or choose another --output")
     found = read_card(folder)
-    if replace(found, rows=0, model=card.model) != card:
+    same = replace(found, rows=0, model=card.model, fingerprint=card.fingerprint) == card
+    if not same or not encoder.made(found.fingerprint, partial(_some, folder)):
         raise OutputError(f"{folder}: holds vectors of another model or corpus ({found.model}, {found.fingerprint})")
+
+
+def _some(folder: Path) -> tuple[list[str], Tensor]:
+    """Return a few texts of a folder of vectors, and their vectors."""
+    for batch in read_vectors(folder):
+        some = batch.slice(0, SOME)
+        vectors = torch.from_numpy(some["vector"].flatten().to_numpy().copy())
+        return some["text"].to_pylist(), vectors.reshape(len(some), -1)
+    return [], torch.empty(0, 0)
 
 
 def _write_card(folder: Path, card: VectorCard) -> None:
@@ -141,7 +154,7 @@ def _write_shard(encoder: TextEncoder, folder: Path, shard: _Shard, progress: Pr
             raise OutputError(f"{path}: {OTHER_TEXTS}")
         progress(len(shard.texts))
         return path.name, len(shard.texts)
-    vectors = encoder(shard.texts, progress)
+    vectors = encoder(shard.texts, progress, "document")
     dimension = vectors.shape[1]
     columns = {
         "place": pa.array(shard.places, pa.large_string()),

@@ -25,6 +25,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.abstasks.text.summarization import AbsTaskSummarization
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
+from mteb.types import PromptType
 from sklearn.exceptions import UndefinedMetricWarning
 
 from text2token.encoder import TextEncoder
@@ -146,9 +147,9 @@ class _Encoder(AbsEncoder):
             }
         )
 
-    def encode(self, inputs: Any, **_: Any) -> Any:
+    def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> Any:
         texts = [text for batch in inputs for text in batch["text"]]
-        return self.encoder(texts).numpy()
+        return self.encoder(texts, role=prompt_type.value if prompt_type else None).numpy()
 
 
 def _local_task(task: SuiteTask) -> AbsTask:

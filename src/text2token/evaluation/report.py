@@ -3,14 +3,15 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from text2token.backbone import DType, Role
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings
 from text2token.corpus.readers import BrokenLines
@@ -30,21 +31,26 @@ from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.files import atomic_file
 from text2token.leaderboard import spreadsheet_text
 from text2token.reporter import Reporter, Silent
+from text2token.settings import checked
 
 QUICK_TOKENS = 250_000
 
 
 @dataclass(frozen=True)
 class ModelReport:
-    """All scores of one model; what was not asked for is None. `model` is the name it was given by."""
+    """All scores of one model; what was not asked for is None. `model` is the name it was given by.
+
+    `prompts` is what it was given before texts of a role, where it has prompts of its own.
+    """
 
     model: str
     labelled: LabelledScores | None = None
     label_free: RetrievalScores | None = None
     geometry: Geometry | None = None
+    prompts: Mapping[Role, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@checked
 class Yardsticks:
     """What to score on: a `suite` folder (`quick`: a sample of it), a `benchmark` of mteb, `held_out` documents of a corpus.
 
@@ -55,7 +61,7 @@ class Yardsticks:
     quick: bool = False
     benchmark: str | None = None
     held_out: int = 200
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
 
 def evaluate_models(
@@ -88,7 +94,7 @@ def evaluate_models(
             encoder = replace(open_encoder(name, yardsticks.dtype), memory=None)  # a benchmark's texts are millions
             labelled = _labelled(encoder, tasks, yardsticks.benchmark, cache, reporter)
             own, shape = _label_free(encoder, corpus, reporter) if corpus else (None, None)
-            reports.append(ModelReport(name, labelled, own, shape))
+            reports.append(ModelReport(name, labelled, own, shape, encoder.prompts))
         if corpus:
             fitted_on = list(corpus.passages[:TFIDF_SAMPLE]["text"])
             scores = tfidf_scores(list(corpus.held_out["query"]), list(corpus.held_out["passage"]), fitted_on)
@@ -107,7 +113,7 @@ def _labelled(
 def _label_free(encoder: TextEncoder, corpus: Corpus, reporter: Reporter) -> tuple[RetrievalScores, Geometry]:
     queries, passages = list(corpus.held_out["query"]), list(corpus.held_out["passage"])
     with reporter.progress(f"Embedding, {encoder.name}", len({*queries, *passages}), "texts") as progress:
-        asked, answers = encoder(queries, progress), encoder(passages, progress)
+        asked, answers = encoder(queries, progress, "query"), encoder(passages, progress, "document")
     return dense_scores(asked, answers), geometry(asked, answers)
 
 
@@ -151,6 +157,8 @@ def _plain(report: ModelReport) -> dict[str, Any]:
         content["tasks"] = [asdict(task) for task in report.labelled.tasks]
     if report.label_free:
         content["label_free"] = asdict(report.label_free)
+    if report.prompts:
+        content["prompts"] = dict(report.prompts)
     if report.geometry:
         content["geometry"] = asdict(report.geometry)
     return content

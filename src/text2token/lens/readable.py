@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -118,26 +119,44 @@ def open_readable(
     model = open_embedder(name)
     encoder = encoder_of(model, name)
     readers = platformdirs.user_cache_path("text2token") / "readers"
-    kept = readers / f"{encoder.fingerprint}-{_digest(how.head, how.backbone)}"
     if how.head is None:
-        latest = sorted(readers.glob(f"{encoder.fingerprint}-*/{CARD}"), key=lambda path: path.stat().st_mtime)
-        beside = (Path(name).expanduser() / FOLDER).is_dir() or not latest
-        return ReadableModel(name, encoder, open_reader(Path(name).expanduser() if beside else latest[-1].parent, encoder))
+        beside = Path(name).expanduser()
+        if not (beside / FOLDER).is_dir() and (kept := _kept(readers, encoder, "*")):
+            return ReadableModel(name, encoder, kept)
+        return ReadableModel(name, encoder, open_reader(beside, encoder))
     if corpus is None:
-        if not kept.exists():
-            raise BackboneError(f"{name}: has not been read with --head {how.head} yet. Give a corpus: --corpus FILE")
-        return ReadableModel(name, encoder, open_reader(kept, encoder))
+        if kept := _kept(readers, encoder, _digest(how.head, how.backbone)):
+            return ReadableModel(name, encoder, kept)
+        raise BackboneError(f"{name}: has not been read with --head {how.head} yet. Give a corpus: --corpus FILE")
     texts = sample_texts(corpus.passages, seed=0, size=LEARNING_TEXTS)
+    for fingerprint in _known_as(encoder):
+        place = readers / f"{fingerprint}-{_digest(how.head, how.backbone)}"
+        made_from = _digest(fingerprint, how.head, how.backbone, texts)
+        if place.exists() and (found := open_reader(place, encoder)).card.made_from == made_from:
+            return ReadableModel(name, encoder, found)
     made_from = _digest(encoder.fingerprint, how.head, how.backbone, texts)
-    if not (kept.exists() and (found := open_reader(kept, encoder)).card.made_from == made_from):
-        found = _learn(model, encoder, how, texts, kept.with_name(f"{kept.name}-{made_from}.vectors"), reporter or Silent())
-        save_reader(replace(found, card=replace(found.card, made_from=made_from)), kept)
+    place = readers / f"{encoder.fingerprint}-{_digest(how.head, how.backbone)}"
+    found = _learn(model, encoder, how, texts, place.with_name(f"{place.name}-{made_from}.vectors"), reporter or Silent())
+    save_reader(replace(found, card=replace(found.card, made_from=made_from)), place)
     return ReadableModel(name, encoder, found)
 
 
 def save_beside(model: ReadableModel) -> None:
     """Keep the reader in the model's own folder, where `open_reader` and plain copies of the folder find it."""
     save_reader(model.reader, Path(model.name).expanduser() / FOLDER)
+
+
+def _kept(readers: Path, encoder: TextEncoder, how: str) -> TokenReader | None:
+    """Return the latest reader that was learnt for `encoder`, under whatever fingerprint, or None."""
+    cards = sorted(readers.glob(f"*-{how}/{CARD}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for card in sorted(cards, key=lambda path: not path.parent.name.startswith(_known_as(encoder))):
+        with suppress(BackboneError):  # another model's
+            return open_reader(card.parent, encoder)
+    return None
+
+
+def _known_as(encoder: TextEncoder) -> tuple[str, ...]:
+    return (encoder.fingerprint, *([encoder.earlier] if encoder.earlier else []))
 
 
 def _learn(
@@ -173,9 +192,8 @@ def _learn(
 
 def _vectors(encoder: TextEncoder, texts: Sequence[str], folder: Path, reporter: Reporter) -> Tensor:
     documents = (Document(title="", body=text, place="") for text in texts)
-    embed_corpus(
-        encoder, documents, folder, resume=True, total=len(texts), rows_per_shard=TEXTS_PER_SHARD, reporter=reporter
-    )
+    alike = replace(encoder, embed_as={})  # a reader is asked about texts that play no role in a search
+    embed_corpus(alike, documents, folder, resume=True, total=len(texts), rows_per_shard=TEXTS_PER_SHARD, reporter=reporter)
     columns = [batch["vector"].flatten().to_numpy() for batch in read_vectors(folder)]
     return torch.cat([torch.from_numpy(column.copy()) for column in columns]).reshape(len(texts), -1)
 

@@ -32,10 +32,11 @@ from typing import Any, Literal, cast
 import filelock
 import numpy as np
 import qdrant_edge as engine
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from text2token.backbone import resolve_dtype
+from text2token.backbone import DType, resolve_dtype
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import normalised_text
 from text2token.corpus.readers import BrokenLines
@@ -59,6 +60,7 @@ FORMATS = (
 )  # of 1, whose payloads held fields as they were, documents may still be there; filling brings them up to date
 ROOM = 64 << 20  # bytes that must be free: the engine maps its files into memory, and a full disk would end the process
 BATCH = 256  # documents between two moments that a killed run can go on from
+SOME = 4  # documents that show whether vectors are a model's
 DENSE, SPARSE = "dense", "words"
 CANDIDATES = 100  # of each half, before they are fused
 WAIT_TO_READ, WAIT_TO_WRITE = 10.0, 0.0  # seconds
@@ -78,7 +80,7 @@ class IndexCard:
 
     model: str
     fingerprint: str
-    dtype: str
+    dtype: DType
     dimension: int
     language: str
     average_length: float
@@ -197,14 +199,14 @@ class Index:
         ):
             raise OutputError(f"{folder}: exists and is no index. Choose another --store")
         check_language(language)
-        dtype = str(resolve_dtype("auto")).removeprefix("torch.")
+        dtype: DType = "float32" if resolve_dtype("auto") == torch.float32 else "bfloat16"
         encoder = open_encoder(model, dtype)
         _check_room(folder)
         card = IndexCard(
             model=_lasting(model),
             fingerprint=encoder.fingerprint,
             dtype=dtype,
-            dimension=encoder(texts[:1]).shape[1],
+            dimension=encoder(texts[:1], role="document").shape[1],
             language=language,
             average_length=average_length(texts, language),
             engine=f"{PACKAGE} {importlib.metadata.version(PACKAGE)}",
@@ -264,13 +266,20 @@ class Index:
         """The model of the card, loaded at the first use; `OutputError` where it has become another."""
         if self._encoder is None:
             encoder = open_encoder(self.card.model, self.card.dtype)
-            if encoder.fingerprint != self.card.fingerprint:
+            if not encoder.made(self.card.fingerprint, self._some):
                 raise OutputError(
                     f"{self.folder}: holds vectors of another model ({self.card.fingerprint}) than {self.card.model} now is "
                     f"({encoder.fingerprint}). Use that model, or choose another --store"
                 )
             self._encoder = replace(encoder, memory=None)
+            self.card = replace(self.card, fingerprint=encoder.fingerprint)
         return self._encoder
+
+    def _some(self) -> tuple[list[str], Tensor]:
+        """Return the texts of a few documents, and their vectors."""
+        request = engine.ScrollRequest(limit=SOME, with_payload=True, with_vector=True)
+        found: list[Any] = self.shard.scroll(request)[0]
+        return [point.payload["text"] for point in found], torch.tensor([point.vector[DENSE] for point in found])
 
     @property
     def count(self) -> int:
@@ -385,7 +394,7 @@ class Index:
         k = min(k, max(1, self.count))
         condition = self._condition(filters or {})
         spelt = self.words.of_query(query)
-        asked: NDArray[np.float32] = (self.encoder([query])[0] if vector is None else vector).numpy()
+        asked: NDArray[np.float32] = (self.encoder([query], role="query")[0] if vector is None else vector).numpy()
         if self.explain is None and not self._encoder_is_read:
             self.explain, self._encoder_is_read = explanation_beside(self.card.model, self.encoder), True
         halves = {DENSE: engine.Query.Nearest(asked.tolist(), using=DENSE)}
@@ -458,7 +467,7 @@ class Index:
                 vector={DENSE: vector.tolist(), SPARSE: self.words.of_document(text)},
                 payload=payloads[number],
             )
-            for number, text, vector in zip(numbers, texts, encoder(texts), strict=True)
+            for number, text, vector in zip(numbers, texts, encoder(texts, role="document"), strict=True)
         ]
         self.shard.update(engine.UpdateOperation.upsert_points(points))
 

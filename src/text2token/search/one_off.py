@@ -51,14 +51,14 @@ def search(
     vectors = _kept(stored)
     if vectors is None:
         with reporter.progress("Embedding the documents (once)", len(documents), "texts") as progress:
-            vectors = encoder(texts, progress)
+            vectors = encoder(texts, progress, "document")
         try:
             with atomic_file(stored) as path:
                 save_file({"vectors": vectors}, path)
         except OutputError as error:  # what was found is not withheld for that
             reporter.note(f"The next search embeds them again: {error}")
     similarities = (
-        normalize(vectors) @ normalize(encoder([normalise(query)]))[0]
+        normalize(vectors) @ normalize(encoder([normalise(query)], role="query"))[0]
     )  # a model may leave its vectors as long as they are
     best = torch.topk(similarities, min(k, len(documents)))
     return [

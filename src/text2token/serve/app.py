@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from text2token.backbone import Role
 from text2token.errors import RecipeError, Text2TokenError
 from text2token.serve import answers
 from text2token.serve.batching import Batcher, Overloaded
@@ -42,12 +43,13 @@ WORDS, HITS = 8, 10  # where nobody says how many
 
 
 class EmbeddingRequest(BaseModel):
-    """As OpenAI has it; what else is sent is ignored."""
+    """As OpenAI has it, and `input_type` for models with a prompt for each; what else is sent is ignored."""
 
     input: str | list[str]
     model: str | None = None
     dimensions: int | None = None
     encoding_format: Literal["float", "base64"] | None = "float"
+    input_type: Role | None = None
 
     @field_validator("input", mode="before")
     @classmethod
@@ -139,7 +141,7 @@ def create_app(
         about = {"id": name, "object": "model", "created": started, "owned_by": "text2token"}
         return about | {"dimensions": service.dimension, "lens": reader, "index": index, "limits": asdict(limits)}
 
-    async def embedded(texts: Sequence[str], model: str | None, param: str) -> tuple[Tensor, int]:
+    async def embedded(texts: Sequence[str], model: str | None, param: str, role: Role | None = None) -> tuple[Tensor, int]:
         """Return the vectors, shape (texts, dimension), and how many tokens the model read; each text is embedded once."""
         if model is not None:
             called(model)
@@ -160,7 +162,7 @@ def create_app(
         batcher.check_room(1)  # a full queue is told before anything is worked on
         once = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens = await run_in_threadpool(service.count_tokens, list(once))
-        vectors = await batcher.embed(list(once), tokens)
+        vectors = await batcher.embed(list(once), tokens, role)
         rows = [once[text] for text in texts]
         return vectors[rows], sum(tokens[row] for row in rows)
 
@@ -191,7 +193,7 @@ def create_app(
                 400, f"dimensions: {asked.dimensions}; this model has 1 to {service.dimension}", param="dimensions"
             )
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        vectors, tokens = await embedded(texts, asked.model, "input")
+        vectors, tokens = await embedded(texts, asked.model, "input", asked.input_type)
         content = await run_in_threadpool(
             _embeddings, vectors, asked.dimensions, asked.encoding_format, asked.model or service.name, tokens
         )
@@ -226,7 +228,7 @@ def create_app(
         if (values := sum(map(len, filters.values()))) > limits.filters:
             said = f"filters: {values:,} values; at most {limits.filters:,} can be asked for"
             raise Refused(400, said, param="filters")
-        vectors, tokens = await embedded([asked.query], asked.model, "query")
+        vectors, tokens = await embedded([asked.query], asked.model, "query", "query")
         hits = await run_in_threadpool(service.search, asked.query, vectors[0], k, mode, filters)
         content: dict[str, Any] = {"model": asked.model or service.name, "mode": mode}
         content |= {"hits": [asdict(hit) for hit in hits], "usage": _usage(tokens)}

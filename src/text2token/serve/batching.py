@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from text2token.backbone import Role
 from text2token.errors import Text2TokenError
 from text2token.serve.limits import Limits
 
@@ -41,6 +42,7 @@ class _Request:
     texts: Sequence[str]
     tokens: Sequence[int]
     arrived: float
+    role: Role | None = None
     taken: int = 0
     vectors: list[Tensor] = field(default_factory=list)
     answer: "Future[Tensor]" = field(default_factory=Future)
@@ -69,9 +71,12 @@ class _Part:
 
 
 class Batcher:
-    """The only one who calls `embed`, texts → vectors of shape (texts, dimension); close it to end its thread."""
+    """The only one who calls `embed`, texts → vectors of shape (texts, dimension); close it to end its thread.
 
-    def __init__(self, embed: Callable[[Sequence[str]], Tensor], limits: Limits, observe: Observe | None = None) -> None:
+    Texts that have a role in a search are embedded by themselves, with `role=` that one.
+    """
+
+    def __init__(self, embed: Callable[..., Tensor], limits: Limits, observe: Observe | None = None) -> None:
         self.waiting_texts = 0
         self._embed = embed
         self._limits = limits
@@ -84,12 +89,12 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="text2token-batcher", daemon=True)
         self._thread.start()
 
-    def submit(self, texts: Sequence[str], tokens: Sequence[int]) -> "Future[Tensor]":
+    def submit(self, texts: Sequence[str], tokens: Sequence[int], role: Role | None = None) -> "Future[Tensor]":
         """Return what will be the vectors of `texts`, shape (texts, dimension); `tokens` says how long each is.
 
         A cancelled future is not worked on any further. Raises `Overloaded` as `check_room` does.
         """
-        request = _Request(texts, tokens, time.monotonic())
+        request = _Request(texts, tokens, time.monotonic(), role)
         with self._changed:
             self.check_room(len(texts))
             self._requests.append(request)
@@ -103,9 +108,9 @@ class Batcher:
         if self.waiting_texts + texts > self._limits.queue_texts or seconds > self._limits.seconds:
             raise Overloaded(self.waiting_texts, min(LONGEST_RETRY, max(1, math.ceil(seconds))))
 
-    async def embed(self, texts: Sequence[str], tokens: Sequence[int]) -> Tensor:
+    async def embed(self, texts: Sequence[str], tokens: Sequence[int], role: Role | None = None) -> Tensor:
         """Wait for what `submit` returns, shape (texts, dimension); when that is cancelled, the texts are dropped."""
-        return await asyncio.wrap_future(self.submit(texts, tokens))
+        return await asyncio.wrap_future(self.submit(texts, tokens, role))
 
     def close(self) -> None:
         """Embed what is waiting and end the thread."""
@@ -165,9 +170,14 @@ class Batcher:
         self._waiting_tokens += tokens
 
     def _answer(self, parts: Sequence[_Part]) -> None:
-        started = time.monotonic()
+        if len(roles := {part.request.role for part in parts}) > 1:
+            for one in roles:
+                self._answer([part for part in parts if part.request.role == one])
+            return
+        started, (role,) = time.monotonic(), roles
         try:
-            vectors = self._embed([text for part in parts for text in part.texts])
+            texts = [text for part in parts for text in part.texts]
+            vectors = self._embed(texts, role=role) if role else self._embed(texts)
         except Exception as error:
             if len({part.request for part in parts}) == 1:
                 parts[0].request.fail(error)

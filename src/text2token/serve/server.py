@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from text2token.backbone import DType
 from text2token.errors import RecipeError
 from text2token.reporter import Reporter, Silent
 from text2token.serve.app import create_app
@@ -34,7 +35,7 @@ def serve(
     port: int = 8000,
     api_key: str | None = None,
     limits: Limits | None = None,
-    dtype: str = "auto",
+    dtype: DType = "auto",
     root_path: str = "",
     names: Sequence[str] = (),
     reporter: Reporter | None = None,

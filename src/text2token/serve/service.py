@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from text2token.backbone import DType
 from text2token.encoder import TextEncoder, open_encoder, token_counter
 from text2token.errors import BackboneError
 from text2token.lens.pair import Contributions
@@ -71,7 +72,7 @@ class Service:
         return self.reader
 
 
-def open_service(model: str, index: Path | None = None, dtype: str = "auto") -> Service:
+def open_service(model: str, index: Path | None = None, dtype: DType = "auto") -> Service:
     """Load the embedder `model` (folder, hub id, `pypi:PACKAGE`), the reader beside it, and the `index` made with it.
 
     The index, which nobody else can open meanwhile, says in which number format the model computes; without one it is
