@@ -20,7 +20,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from text2token.corpus.readers import MAX_DOCUMENT_BYTES, BrokenLines, expand_sources, read_documents, source_state
+from text2token.corpus.readers import BrokenLines, expand_sources, read_documents, source_state
+from text2token.corpus.records import MAX_DOCUMENT_BYTES
 from text2token.errors import CorpusError
 
 EXPECTED = ["A first text.", 'Ein zweiter, mit "Zitat" und Komma.', "第三个文本。"]
@@ -223,7 +224,7 @@ def test_archive_cut_short_is_never_taken_for_its_end(tmp_path: Path, suffix: st
         ("docs.parquet", b"not parquet at all", "not a readable Parquet file"),
         ("docs.pdf", b"%PDF", "unknown file type .pdf"),
         ("docs.txt", "text".encode("utf-16"), "the file is UTF-16"),
-        ("docs.csv", b"a,a\n1,2\n", "names a column twice"),
+        ("docs.csv", b"a,a\n1,2\n", "the header names two columns 'a'"),
         ("docs.csv", b"a,b\n1,2\n", "which field holds the text"),
     ],
 )

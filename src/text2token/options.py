@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="Files (.txt .jsonl .ndjson .csv .tsv .parquet, also .gz .zst), globs, URLs (s3:// gs:// https:// …), a "
+        help="Files (.txt .jsonl .ndjson .json .csv .tsv .parquet, also .gz .zst), globs, URLs (s3:// gs:// https:// …), a "
         "datasets folder, - for standard input, or python:stdlib for the docstrings of your Python.",
         show_default=False,
     ),
 ]
-TextField = Annotated[str | None, typer.Option(help="JSON key or column that holds the text. Default: found.")]
-Format = Annotated[str, typer.Option(help="auto, txt, jsonl, csv, tsv or parquet.")]
+TextField = Annotated[
+    str | None, typer.Option(help="JSON key (data.text within objects) or column that holds the text. Default: found.")
+]
+Format = Annotated[str, typer.Option(help="auto, txt, jsonl, json, csv, tsv or parquet.")]
 OnError = Annotated[str, typer.Option(help="What a broken line does: stop, or skip (counted and shown).")]
 Set = Annotated[
     list[str] | None,
@@ -153,12 +155,12 @@ def workers_of(engine: str, ray_address: str | None) -> Any:
 
 
 def broken_lines(on_error: str) -> "BrokenLines":
-    """Return what counts the broken lines that `--on-error` lets pass."""
+    """Return what counts the broken lines that `--on-error` lets pass, and tells what was taken for granted."""
     from text2token.corpus.readers import BrokenLines
 
     if on_error not in ("stop", "skip"):
         raise RecipeError(f"--on-error is {on_error!r}; choose stop or skip")
-    return BrokenLines(on_error)  # type: ignore[arg-type]
+    return BrokenLines(on_error, tell=lambda note: print(note, file=sys.stderr))  # type: ignore[arg-type]
 
 
 def reporter_for(quiet: bool) -> "Reporter":

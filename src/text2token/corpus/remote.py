@@ -55,5 +55,7 @@ def _filesystem(source: str) -> tuple[Any, str]:
     try:
         files, path = fsspec.core.url_to_fs(source)
     except (ImportError, ValueError) as error:  # the first names the package to install
-        raise CorpusError(f"{source}: {reason(error)}") from error
+        web = source.startswith(("http://", "https://")) and isinstance(error, ImportError)
+        remedy = ". Install what reads from the web: pip install 'text2token[http]'" if web else ""
+        raise CorpusError(f"{source}: {reason(error)}{remedy}") from error
     return files, str(path)

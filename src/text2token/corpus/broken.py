@@ -1,0 +1,46 @@
+"""What a reading tells besides its documents: lines that are broken, files that are cut, and what was taken for what."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from text2token.errors import CorpusError
+
+OnError = Literal["stop", "skip"]
+EXAMPLES = 5  # messages kept, so that a summary can show them
+
+
+@dataclass
+class BrokenLines:
+    """What a broken line means: an error at once (`stop`), or one more in the count (`skip`).
+
+    `incomplete`: a file ended early, or is damaged so that nobody knows what else it holds; one broken line alone, whose
+    neighbours were read, does not make it so. After either, what has not been read is not known to be gone. `notes` are
+    what a reader took for granted, such as a file's only column for the text; `tell` is called with each at once.
+    """
+
+    on_error: OnError = "stop"
+    count: int = 0
+    incomplete: bool = False
+    first: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tell: Callable[[str], None] | None = None
+    _said: set[str] = field(default_factory=set, repr=False)
+
+    def report(self, place: str, problem: str, *, rest_unknown: bool = False) -> None:
+        """Raise `CorpusError` or count the problem, by `on_error`; `rest_unknown` where more than this line may be lost."""
+        message = f"{place}: {problem}"
+        self.incomplete |= rest_unknown
+        if self.on_error == "stop":
+            raise CorpusError(f"{message}. Mend the line, or leave such lines out with --on-error skip")
+        self.count += 1
+        if len(self.first) < EXAMPLES:
+            self.first.append(message)
+
+    def note(self, place: str, what: str) -> None:
+        """Keep and tell what was taken for granted, the same of many files once."""
+        if what not in self._said:
+            self._said.add(what)
+            self.notes.append(f"{place}: {what}")
+            if self.tell:
+                self.tell(self.notes[-1])
