@@ -76,6 +76,14 @@ def test_what_is_no_command_is_one_line_that_says_where_to_look(words: str, said
     assert (result.returncode, result.stderr) == (2, said)
 
 
+def test_a_text_that_looks_like_an_option_is_told_how_to_be_given() -> None:
+    for words in (("-1 degree",), ("--over the top",), ("-5°C",)):
+        result = call("search", "index", *words)
+        assert result.returncode == 2
+        assert "Put -- before a text that begins with -. See text2token search --help" in result.stderr
+    assert "Put --" not in call("search", "index", "--mod", "dense").stderr
+
+
 def test_train_then_search(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     trained = call("train", text_file, "--backbone", make_backbone("llama_tied"), "--output", model, "--json", *FAST)

@@ -1,29 +1,41 @@
 """Whatever a document or a query holds, an index opens again, gives back what it took, and explains its scores exactly."""
 
+import hashlib
 import itertools
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 import tempfile
+import threading
 import unicodedata
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 import qdrant_edge as engine
+import safetensors.torch
 import torch
 from conftest import TEXTS, BackboneMaker
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from text2token.backbone import BackboneSettings
+from text2token.cli import app
 from text2token.corpus.documents import Document
 from text2token.corpus.readers import BrokenLines
-from text2token.errors import CorpusError, OutputError, RecipeError
+from text2token.errors import BackboneError, CorpusError, OutputError, RecipeError
 from text2token.options import filters_of
+from text2token.reporter import Silent
 from text2token.search.explain import excerpt
 from text2token.search.index import CARD, DENSE, FORMAT, SPARSE, Index, fill_index, read_card
+from text2token.search.one_off import search as find_once
 from text2token.search.words import LATEST_RULE, QUERY_WORDS, RULES, Words
 from text2token.static import build_static
 
@@ -272,13 +284,98 @@ def test_duplicates_that_differ_in_their_fields_are_told(table: str, tmp_path: P
     assert "2 of the duplicates have other fields" in filled.sentence()
 
 
+def test_one_process_has_an_index_at_a_time(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("text2token.search.index.WAIT_TO_READ", 0.0)
+    hold = "held = filelock.FileLock(sys.argv[1], timeout=0)\nheld.acquire()\nprint(1, flush=True)\ninput()"
+    script = f"import filelock, sys\n{hold}"
+    command = [sys.executable, "-c", script, str(tmp_path / "index" / "lock")]
+    fill_index(tmp_path / "index", table, named(*TEXTS))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"1\n"
+        for use in (Index.open, lambda folder: fill_index(folder, table, named("new"))):
+            with pytest.raises(OutputError, match="another process has the index open"):
+                use(tmp_path / "index")
+        other.communicate(b"\n")
+    with Index.open(tmp_path / "index") as index:
+        assert subprocess.run(command, input=b"\n", capture_output=True).returncode != 0
+        assert index.count == len(TEXTS)
+
+
+def test_what_is_no_index_is_told_what_to_do_with_it(table: str, tmp_path: Path) -> None:
+    file = tmp_path / "my docs.txt"
+    file.write_text("a text\n")
+    for place, said in (
+        (file, f"is a file.*text2token search MODEL '{file}' QUERY.*text2token index MODEL '{file}' --store"),
+        (table, f"is an embedder.*text2token search {table} FILE QUERY"),
+        (tmp_path / "nothing", "text2token index MODEL FILES --store"),
+    ):
+        with pytest.raises(OutputError, match=said):
+            Index.open(place)
+    for name in ("nothere", "no/there", "./nothere", "not there"):
+        with pytest.raises(BackboneError, match=f"{name}: no such folder"):
+            find_once(name, named("a text"), "text")
+        with pytest.raises(BackboneError, match=f"{name}: no such folder"):
+            fill_index(tmp_path / "index", name, named("a text"))
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_proposed_command_can_be_copied(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "my docs.txt"
+    file.write_text("a garden\n")
+    app(["index", table, str(file), "--store", str(tmp_path / "my index")], standalone_mode=False)
+    words = shlex.split(capsys.readouterr().out.partition("Search: ")[2])
+    app([*words[words.index("search") : -1], "garden", "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)[0]["text"] == "a garden"
+
+
+def test_a_search_once_needs_no_cache(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents, heard = named(*TEXTS), list[str]()
+    reporter = Silent()
+    reporter.note = heard.append  # type: ignore[method-assign]
+
+    def hits() -> list[str]:
+        return [match.text for match in find_once(table, documents, TEXTS[2], 3, reporter)]
+
+    expected = hits()
+    (kept,) = (platformdirs.user_cache_path("text2token") / "vectors").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])  # as a full disk leaves it
+    assert hits() == expected
+    assert kept.stat().st_size > 100
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    assert hits() == expected
+    assert len(heard) == 1
+    assert "cannot be written" in heard[0]
+
+
+def test_two_searches_at_once_find_what_they_would_find_alone(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = named(*TEXTS)
+    expected = find_once(table, documents, TEXTS[2], 3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    together = threading.Barrier(4)
+
+    def save_file(tensors: Any, path: Path) -> None:
+        together.wait(timeout=60)
+        safetensors.torch.save_file(tensors, path)
+
+    monkeypatch.setattr("text2token.search.one_off.save_file", save_file)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: find_once(table, documents, TEXTS[2], 3), range(4)))
+    assert found == [expected] * 4
+    assert find_once(table, documents, TEXTS[2], 3) == expected
+    assert len(list((tmp_path / "text2token" / "vectors").iterdir())) == 1
+
+
 def to_format_1(folder: Path, documents: list[Document]) -> None:
     """Make the index in `folder` what an earlier version made of `documents`."""
     with Index.open(folder) as index:
         index._remove(list(index._identities()))
         words = Words(index.card.language, index.card.average_length, rule=1)
         for document in documents:
-            number = __import__("uuid").UUID(bytes=__import__("hashlib").sha256(document.text.encode()).digest()[:16])
+            number = uuid.UUID(bytes=hashlib.sha256(document.text.encode()).digest()[:16])
             payload = {
                 "text": document.text,
                 "place": document.place,

@@ -20,6 +20,7 @@ from text2token.encoder import TextEncoder
 from text2token.lens.reader import FOLDER, TokenReader, open_reader
 
 DENSE_WORDS = 6
+EXPLAINED_AT_ONCE = 256  # documents, each of which is scored for every word that the reader knows
 Half = Literal["sparse", "dense"]
 # query (dimension,) and documents (hits, dimension), of unit length → for each document words with their part of the cosine
 DenseExplanation = Callable[[NDArray[np.float32], NDArray[np.float32]], Sequence[Sequence[tuple[str, float]]]]
@@ -71,7 +72,11 @@ def dense_reasons(
     """Return what `explain` says of the query and each document; nothing where nobody can."""
     if explain is None or not len(documents):
         return [[] for _ in documents]
-    return [[Reason(word, part, "dense") for word, part in parts] for parts in explain(query, documents)]
+    return [
+        [Reason(word, part, "dense") for word, part in parts]
+        for start in range(0, len(documents), EXPLAINED_AT_ONCE)
+        for parts in explain(query, documents[start : start + EXPLAINED_AT_ONCE])
+    ]
 
 
 def excerpt(text: str, places: Sequence[tuple[int, int]], length: int = 160) -> tuple[str, list[tuple[int, int]]]:
