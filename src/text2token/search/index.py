@@ -54,10 +54,8 @@ MODES: tuple[Mode, ...] = ("dense", "sparse", "hybrid")
 CARD, SHARD, LOCK = "card.json", "shard", "lock"
 PACKAGE = "qdrant-edge-py"
 FORMAT = 2
-FORMATS = (
-    1,
-    FORMAT,
-)  # of 1, whose payloads held fields as they were, documents may still be there; filling brings them up to date
+# of the first, whose payloads held fields as they were, documents may still be there; filling brings them up to date
+FORMATS = (1, FORMAT)
 ROOM = 64 << 20  # bytes that must be free: the engine maps its files into memory, and a full disk would end the process
 BATCH = 256  # documents between two moments that a killed run can go on from
 SOME = 4  # documents that show whether vectors are a model's

@@ -57,9 +57,8 @@ def search(
                 save_file({"vectors": vectors}, path)
         except OutputError as error:  # what was found is not withheld for that
             reporter.note(f"The next search embeds them again: {error}")
-    similarities = (
-        normalize(vectors) @ normalize(encoder([normalise(query)], role="query"))[0]
-    )  # a model may leave its vectors as long as they are
+    asked = encoder([normalise(query)], role="query")
+    similarities = normalize(vectors) @ normalize(asked)[0]  # a model may leave its vectors as long as they are
     best = torch.topk(similarities, min(k, len(documents)))
     return [
         Match(round(score, 3), documents[row].place, documents[row].text)
