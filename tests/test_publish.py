@@ -16,6 +16,7 @@ from text2token.backbone import BackboneSettings
 from text2token.cli import app
 from text2token.corpus.documents import Document
 from text2token.errors import BackboneError, OutputError, Text2TokenError
+from text2token.files import MADE
 from text2token.model_card import static_card
 from text2token.publish import prepare_publication, publish
 from text2token.static import build_static
@@ -39,7 +40,10 @@ def test_a_dry_run_shows_the_card_and_every_file_and_sends_nothing(table: Path) 
     listed = {
         line.split()[1] for line in answer.stdout.splitlines() if line.strip()[:1].isdigit() and len(line.split()) == 2
     }
-    assert listed == {path.relative_to(table).as_posix() for path in table.rglob("*") if path.is_file()} - {".cache/hidden"}
+    assert listed == {path.relative_to(table).as_posix() for path in table.rglob("*") if path.is_file()} - {
+        ".cache/hidden",
+        MADE,
+    }
     assert "path/to/this/folder" in (table / "README.md").read_text()  # the folder itself is as it was
 
 
@@ -114,7 +118,7 @@ def test_one_commit_has_every_file_and_the_card(table: Path, monkeypatch: pytest
     card = received.pop("README.md").decode()
     assert 'SentenceTransformer("somebody/my-table")' in card
     here = {path.relative_to(table).as_posix(): path.read_bytes() for path in table.rglob("*") if path.is_file()}
-    assert received == {name: content for name, content in here.items() if name != "README.md"}
+    assert received == {name: content for name, content in here.items() if name not in ("README.md", MADE)}
 
 
 def test_without_a_hub_one_line_says_so(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from text2token.errors import BackboneError, RecipeError
-from text2token.files import atomic_folder
+from text2token.files import alone_in, atomic_folder
 from text2token.normalisation import read_as_text, without_ours
 from text2token.settings import Place, Prompt, checked
 from text2token.vocabulary import tokenise
@@ -415,12 +415,12 @@ def _converted_gguf(path: Path) -> Path:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = platformdirs.user_cache_path("text2token") / "backbones" / f"{path.stem}-{digest}"
-    if not folder.exists():
-        with (
-            _explained(str(path)),
-            atomic_folder(folder) as unfinished,
-            _readable_alias(path) as source,
-        ):
+    if folder.exists():
+        return folder
+    with alone_in(folder, beside=True, wait=True):  # another process may be at it
+        if folder.exists():
+            return folder
+        with _explained(str(path)), atomic_folder(folder) as unfinished, _readable_alias(path) as source:
             options: dict[str, Any] = {"gguf_file": source.name}
             quantisation = transformers.GgufConfig(dequantize=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -564,7 +564,7 @@ def embed(
     reporter = reporter_for(quiet)
     from text2token.encoder import open_encoder
     from text2token.files import alone_in
-    from text2token.vectors import embed_corpus
+    from text2token.vectors import CARD, embed_corpus
 
     total = None
     if "-" not in sources:  # reading takes seconds where embedding takes hours, and then the time left is known
@@ -573,7 +573,7 @@ def embed(
     broken = broken_lines(on_error)
     documents = documents_of(sources, text_field, format, broken)
     encoder = open_encoder(model, dtype_of(dtype))
-    with alone_in(output), workers_of(engine, ray_address) as workers:
+    with alone_in(output, record=CARD), workers_of(engine, ray_address) as workers:
         card = embed_corpus(
             encoder, documents, output, sources=tuple(sources), resume=resume, total=total, reporter=reporter, engine=workers
         )

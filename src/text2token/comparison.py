@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +56,7 @@ from text2token.errors import OutputError, RecipeError, reason
 from text2token.evaluation.label_free import Geometry, RetrievalScores, dense_scores, geometry, retrieval_scores
 from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
-from text2token.files import atomic_file
+from text2token.files import atomic_file, check_begun, check_ours, claim, forget
 from text2token.isotropy import Isotropy, fit_isotropy
 from text2token.leaderboard import (
     LABEL_FREE,
@@ -178,13 +177,16 @@ def compare_peers(
     reporter = reporter or Silent()
     tasks = _tasks(comparison)
     record = folder / "comparison.toml"
+    check_begun(folder, record.name, known=("compare.log",))
+    check_ours(folder / "corpus")
     described = to_toml(comparison) + "\n" + tomli_w.dumps({MADE_FROM: _made_from(comparison, tasks)})
     with _lock(folder, "corpus"):
         if record.exists() and not overwrite:
             if changed := _changed(record, described):
                 raise OutputError(f"{folder}: holds another comparison ({changed}). Choose another --output, or --overwrite")
         else:
-            shutil.rmtree(folder / "runs", ignore_errors=True)
+            for path in _run_files(folder):
+                path.unlink()
             prepare_corpus(documents, folder / "corpus", comparison.corpus, broken)
             with atomic_file(record) as path:
                 path.write_text(described)
@@ -225,6 +227,11 @@ def _changed(record: Path, described: str) -> str:
         return "the texts have changed since"
     names = sorted(name for name in {*was["tasks"], *now["tasks"]} if was["tasks"].get(name) != now["tasks"].get(name))
     return f"tasks of the suite have changed since: {', '.join(names[:4])}" if names else ""
+
+
+def _run_files(folder: Path) -> list[Path]:
+    """Return the files of all runs in the folder of a comparison, and nothing else that may be there."""
+    return sorted(path for path in folder.glob("runs/*/*.json") if re.fullmatch(r"\d+-\d+", path.stem))
 
 
 MADE_FROM = "made_from"
@@ -289,7 +296,7 @@ class _Bench:
 
     def publish(self) -> Leaderboard:
         """Write the leaderboard of all runs so far and return it."""
-        paths = sorted(self.folder.glob("runs/*/*.json"))
+        paths = _run_files(self.folder)
         board = leaderboard_of([_read_run(path) for path in paths], _facts(self.comparison, self.corpus, self.tasks))
         written = {"html": leaderboard_html(board), "csv": leaderboard_csv(board), "md": leaderboard_markdown(board)}
         with _lock(self.folder, "leaderboard"):
@@ -299,7 +306,8 @@ class _Bench:
         return board
 
     def _do(self, peer: Peer, candidate: int, seed: int, work: Path) -> Run:
-        shutil.rmtree(work, ignore_errors=True)
+        forget(work)
+        claim(work)
         torch.manual_seed(seed)
         workshop = Workshop(
             self.comparison.backbone, self.corpus.passages, self.comparison.max_tokens, seed, work, self.reporter
@@ -308,7 +316,7 @@ class _Bench:
         built = peer.build(workshop, peer.candidates[candidate])
         seconds, processor_seconds = time.monotonic() - started, time.process_time() - computed
         scores = dict(self._score(built, workshop))
-        shutil.rmtree(work, ignore_errors=True)
+        forget(work)
         with contextlib.suppress(OSError):  # others are at work there
             work.parent.rmdir()
         return Run(

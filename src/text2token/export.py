@@ -19,11 +19,12 @@ from transformers import AutoTokenizer
 from text2token.adapters import merge_lora
 from text2token.backbone import tokenizer_of, transformer_of
 from text2token.errors import BackboneError, OutputError
-from text2token.files import atomic_folder
+from text2token.files import atomic_folder, check_ours
 from text2token.isotropy import Whitening
 from text2token.normalisation import control_tokens_as_vocabulary
 from text2token.vocabulary import tokenise
 
+PARTS = ("lens", "held_out.json")  # what is written into a model's folder after it (lens.reader, evaluation.held_out)
 LEGACY_MODULES = "sentence_transformers.models"
 LEGACY_POOLING = {
     "cls": "pooling_mode_cls_token",
@@ -58,9 +59,9 @@ def export_embedder(
     embedder.float()
     pooling = cast(Pooling, embedder[1])
     model = SentenceTransformer(modules=[transformer_of(embedder), pooling, whitening.module(), Normalize()])
-    with atomic_folder(folder) as unfinished:
+    with atomic_folder(folder, parts=PARTS) as unfinished:
         model.save(str(unfinished), create_model_card=False)
-        (unfinished / "README.md").write_text(card)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
         _write_legacy_layout(unfinished, embedder, pooling)
         _write_tokenizer(unfinished, embedder)
 
@@ -68,9 +69,9 @@ def export_embedder(
 def export_static(model: SentenceTransformer, folder: Path, card: str, overwrite: bool = False) -> None:
     """Write a model without a transformer to `folder`, all or nothing; `OutputError` as for `export_embedder`."""
     check_output(folder, overwrite)
-    with atomic_folder(folder) as unfinished:
+    with atomic_folder(folder, parts=PARTS) as unfinished:
         model.save(str(unfinished), create_model_card=False)
-        (unfinished / "README.md").write_text(card)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
         _write_legacy_modules(unfinished)
 
 
@@ -84,11 +85,14 @@ def export_sparse(model: SparseEncoder, folder: Path, card: str, overwrite: bool
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise `OutputError` unless `folder` is free to be written; called before long work as well as after it."""
-    if folder.is_file():
-        raise OutputError(f"{folder}: is a file; name a folder for the model")
+    """Raise `OutputError` unless `folder` is free to be written; called before long work as well as after it.
+
+    With `overwrite` one that was made by text2token is free as well, and nobody else's.
+    """
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise OutputError(f"{folder}: exists and is not empty. Choose another --output, or replace it with --overwrite")
+    check_ours(folder)
+    check_ours(folder / PARTS[0])
 
 
 def _write_legacy_layout(folder: Path, embedder: SentenceTransformer, pooling: Pooling) -> None:

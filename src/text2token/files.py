@@ -1,16 +1,20 @@
-"""Writing so that a half-made result never stands under its final name, and by one process at a time.
+"""Writing so that a half-made result never stands under its final name, by one process at a time, and only over our own.
 
-What is not finished has a hidden name that ends in `.unfinished`; a killed process leaves it there, and whoever next has
-the place for itself (`alone_in`) deletes it.
+What is not finished has a hidden name that ends in `.unfinished` or `.scratch`; a killed process leaves it there, and
+whoever next has the place for itself (`alone_in`) deletes it.
+
+A folder that is made here holds a hidden file, `.text2token`, that lists the files made with it. Only those are ever deleted
+or replaced: a folder without it is somebody else's and is refused, and what somebody put into one of ours stays there.
 """
 
 import errno
 import glob
 import os
 import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,21 +24,27 @@ from text2token.errors import OutputError, Text2TokenError
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 FULL_BELOW_BYTES = 1 << 20  # a library may already have deleted the piece that did not fit
+MADE = ".text2token"  # the names of the files that were made with a folder, a line each; EVERYTHING where all of it is ours
+EVERYTHING = "*"
+LEFT_BY_KILLED = (".unfinished", ".scratch")
 
 
 @contextmanager
-def alone_in(folder: Path, *, beside: bool = False) -> Iterator[None]:
+def alone_in(folder: Path, *, beside: bool = False, wait: bool = False, record: str = "") -> Iterator[None]:
     """Be the only process that writes to `folder` while the block runs; `OutputError` where another one does.
 
     The lock is a hidden file in the folder, or `beside` it, for a folder that will appear whole; it vanishes at the end,
-    and so does a folder that holds nothing else.
+    and so does a folder that holds nothing else. With `wait` the other one is waited for. `record` is the file by which work
+    that was begun in the folder is told (`check_begun`).
     """
-    lock = folder.resolve().parent / f".{folder.resolve().name}.lock" if beside else folder / ".lock"
+    if record:
+        check_begun(folder, record)
+    lock = _lock_beside(folder.resolve()) if beside else folder / ".lock"
     created = [parent for parent in lock.absolute().parents if not parent.exists()]
     try:
         with writing(folder):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            held = filelock.FileLock(lock, timeout=0)
+            held = filelock.FileLock(lock, timeout=-1 if wait else 0)
             try:
                 held.acquire()
             except filelock.Timeout:
@@ -51,29 +61,124 @@ def alone_in(folder: Path, *, beside: bool = False) -> Iterator[None]:
         _remove_empty(created)
 
 
+def _lock_beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def tidy(folder: Path) -> None:
     """Delete what killed processes left unfinished in or beside `folder`, which must be the caller's alone.
 
-    One killed between the two renames that replace a folder leaves the old one aside; it gets its name back.
+    One killed between the two renames that replace a folder leaves the old one aside; it gets its name back. What another
+    process is writing further inside has its lock beside it and stays.
     """
     for replaced in folder.parent.glob(f".{glob.escape(folder.name)}.*.replaced"):
         if not folder.exists() and (replaced / folder.name).exists():
             os.rename(replaced / folder.name, folder)
         shutil.rmtree(replaced, ignore_errors=True)
-    for left in [*folder.parent.glob(f".{glob.escape(folder.name)}.*.unfinished"), *folder.rglob(".*.unfinished")]:
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+    for ending in LEFT_BY_KILLED:
+        inside = (left for left in folder.rglob(f".*{ending}") if not _lock_beside(left.with_name(_made_as(left))).exists())
+        for left in [*folder.parent.glob(f".{glob.escape(folder.name)}.*{ending}"), *inside]:
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _made_as(unfinished: Path) -> str:
+    """Return the name that `.NAME.x.unfinished` was to have."""
+    return unfinished.name[1:].rsplit(".", 2)[0] or unfinished.name
+
+
+def check_ours(folder: Path, known: Collection[str] = ()) -> None:
+    """Raise `OutputError` unless `folder` can be replaced: it is not there, is empty, or was made by text2token.
+
+    `known` are names of files by which one of an earlier version is told, when it holds no others.
+    """
+    place = folder.resolve()
+    if folder.is_dir() and (Path.cwd().resolve().is_relative_to(place) or os.path.ismount(place)):
+        raise OutputError(f"{folder}: cannot be replaced while it is the current folder or a disk; name a folder inside it")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; name a folder")
+    if not folder.is_dir() or (folder / MADE).is_file():
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    if others:
+        raise OutputError(
+            f"{folder}: was not made by text2token, or by an earlier version (it holds {others[0]} and no {MADE}). "
+            "Choose another folder, or move it away yourself"
+        )
+
+
+def check_begun(folder: Path, record: str, known: Collection[str] = ()) -> None:
+    """Raise `OutputError` where `folder` holds things, but not the file `record` by which work begun there is told.
+
+    Locks do not count, nor do folders made here, nor files of the names `known`.
+    """
+    if not folder.is_dir() or (folder / record).is_file():
+        return
+    foreign = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if not (path.name in known or path.name in (".lock", ".locks") or path.suffix == ".lock" or is_ours(path))
+    ]
+    if foreign:
+        raise OutputError(
+            f"{folder}: is not empty and was not begun by this command (it holds {foreign[0]} and no {record}). "
+            "Choose another folder"
+        )
+
+
+def is_ours(folder: Path) -> bool:
+    """Say whether `folder` was made here, by `atomic_folder` or `claim`."""
+    return (folder / MADE).is_file()
+
+
+def claim(folder: Path) -> None:
+    """Make `folder`, all of which is ours from then on; `OutputError` where there is one that is not."""
+    with writing(folder):
+        if not is_ours(folder):
+            check_ours(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MADE).write_text(EVERYTHING + "\n", encoding="utf-8")
+
+
+def forget(folder: Path) -> None:
+    """Delete what was made here of `folder`, and the folder where nothing else is in it."""
+    if not is_ours(folder):
+        return
+    for name in sorted(_made_in(folder), reverse=True):
+        path = folder / name
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    _remove_empty([*sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True), folder])
+    if folder.is_dir():  # the rest is somebody's, the place still ours
+        (folder / MADE).touch()
+
+
+def _made_in(folder: Path) -> set[str]:
+    """Return the names, relative to `folder`, of what was made with it, and with its parts; nothing where it is not ours."""
+    if not is_ours(folder):
+        return set()
+    listed = (folder / MADE).read_text(encoding="utf-8").splitlines()
+    if EVERYTHING in listed:
+        return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    names = [
+        name for name in listed if ".." not in Path(name).parts and not Path(name).is_absolute()
+    ]  # it may be a stranger's
+    inside = {f"{name}/{deeper}" for name in names if (folder / name).is_dir() for deeper in _made_in(folder / name)}
+    return {MADE, *names, *inside}
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path, *, known: Collection[str] = (), parts: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty folder beside `folder` that takes its name when the block succeeds and vanishes when it fails.
 
-    An existing `folder` is replaced by a rename, so that a reader sees the old one or the new one. Raises `OutputError`
-    with the reason (no space, read-only, not a folder, ...) for whatever the operating system refuses.
+    An existing `folder` is replaced by a rename, so that a reader sees the old one or the new one; files in it that were not
+    made here move along. `parts` are folders in it that will be made later and belong to it. Raises `OutputError` with the
+    reason (no space, read-only, not a folder, ...) for whatever the operating system refuses, and where the existing one is
+    not ours (`check_ours`, `known` too).
     """
+    check_ours(folder, known)
     created = [parent for parent in folder.absolute().parents if not parent.exists()]
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -81,18 +186,54 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         with writing(folder):
             yield unfinished
+            made = sorted(path.relative_to(unfinished).as_posix() for path in unfinished.rglob("*") if not path.is_dir())
+            (unfinished / MADE).write_text("".join(f"{name}\n" for name in [*made, *parts]), encoding="utf-8")
             _sync(unfinished)
             os.chmod(unfinished, 0o755)  # mkdtemp makes it private
             if folder.exists():
-                replaced = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".replaced", dir=folder.parent))
-                os.rename(folder, replaced / folder.name)
-                os.rename(unfinished, folder)
-                shutil.rmtree(replaced)
+                check_ours(folder, known)
+                _take_along(folder, unfinished, {*_made_in(folder), *known})
+                for part in parts:
+                    if (unfinished / part).is_dir() and is_ours(folder / part):
+                        (unfinished / part / MADE).touch()
+                _exchange(folder, unfinished)
             else:
                 os.rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         _remove_empty(created)
+
+
+def _take_along(old: Path, new: Path, made: Collection[str]) -> None:
+    """Put the files of `old` that are not among those `made` here into `new` as well, under the same names."""
+    for path in old.rglob("*"):
+        name = path.relative_to(old).as_posix()
+        if name in made or (path.is_dir() and not path.is_symlink()):
+            continue
+        target = new / name
+        if os.path.lexists(target):
+            raise OutputError(f"{path}: was not made by text2token and stands in the way. Move it, or choose another folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target, follow_symlinks=False)
+        except OSError:  # a file system without links
+            shutil.copy2(path, target, follow_symlinks=False)
+
+
+def _exchange(old: Path, new: Path) -> None:
+    """Let `new` take the name of `old`, which is deleted; when that fails, all is as it was."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.", suffix=".replaced", dir=old.parent))
+    try:
+        os.rename(old, aside / old.name)
+        try:
+            os.rename(new, old)
+        except OSError:
+            os.rename(aside / old.name, old)
+            raise
+    except OSError:
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside)
 
 
 @contextmanager
@@ -113,8 +254,8 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` that takes its name when the block succeeds; `OutputError` as in `atomic_folder`."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    """Yield a path beside `path`, nobody else's, that takes its name when the block succeeds; `OutputError` as elsewhere."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,5 +304,5 @@ def _sync(folder: Path) -> None:
     """Flush the folder's files to disk, so that the rename is not kept while their contents are lost."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open("r+b") as file:  # Windows flushes only what may be written
                 os.fsync(file.fileno())

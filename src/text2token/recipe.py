@@ -16,6 +16,7 @@ import importlib.resources
 import itertools
 import json
 import math
+import re
 import shutil
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -53,7 +54,7 @@ from text2token.evaluation.along_the_way import Diary, Watch
 from text2token.evaluation.before_after import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
 from text2token.evaluation.held_out import write_held_out
 from text2token.export import check_output, export_embedder
-from text2token.files import alone_in, atomic_file, scratch_folder
+from text2token.files import alone_in, atomic_file, check_ours, claim, forget, is_ours, scratch_folder
 from text2token.head import LanguageModelHead, load_head
 from text2token.isotropy import Isotropy
 from text2token.lens.learning import joined, learn_from_head, learn_from_words
@@ -238,13 +239,26 @@ class RunFolder:
         with atomic_file(self.record) as path:
             path.write_text(json.dumps(steps | {step: made_from}, indent=2))
 
+    def started(self) -> bool:
+        """Say whether a run was begun here.
+
+        Raises `OutputError` where one of its folders is not ours: only what was made here is ever replaced.
+        """
+        for folder in (self.corpus, *self._made()):
+            check_ours(folder)
+        return bool(self._steps())
+
     def forget(self) -> None:
         """Delete what an earlier run made of its corpus, and nothing else that may be in the folder."""
-        for folder in (self.targets, self.stages, self.embedded, self.cache):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.recipe, self.results):
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
+        for folder in self._made():
+            forget(folder)
+        for file in (self.recipe, self.results, *filter(_of_a_stage, self.targets.glob("*.safetensors"))):
+            file.unlink(missing_ok=True)
+
+    def _made(self) -> list[Path]:
+        """Return the folders of all steps after the corpus."""
+        steps = filter(_of_a_stage, [*self.targets.glob("*"), *self.stages.glob("*")])
+        return [*(path for path in steps if path.is_dir()), self.embedded, self.cache]
 
     def asked(self, stage: str) -> Path:
         """Return the file with the numbers of the passages that have this stage's targets; there is none where all have."""
@@ -252,15 +266,21 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Delete what only an unfinished run goes on from: checkpoints, and a copy of the targets to train on."""
-        for folder in (self.cache, *self.stages.glob("*/checkpoints-*/checkpoint-*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        forget(self.cache)
+        for stage in filter(is_ours, self.stages.glob("*")):
+            for checkpoint in stage.glob("checkpoints-*/checkpoint-*"):
+                shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _steps(self) -> dict[str, str]:
         try:
-            steps: dict[str, str] = json.loads(self.record.read_text())
+            steps = json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return steps
+        return steps if isinstance(steps, dict) else {}
+
+
+def _of_a_stage(path: Path) -> bool:
+    return re.fullmatch(r"stage\d+", path.stem) is not None
 
 
 def run(
@@ -288,7 +308,7 @@ def run(
     reporter = reporter if reporter and processes.first else Silent()
     with contextlib.ExitStack() as locks:
         if processes.first:
-            locks.enter_context(alone_in(folder))
+            locks.enter_context(alone_in(folder, record=RunFolder(folder).record.name))
             locks.enter_context(alone_in(model_folder, beside=True))
         work = RunFolder(folder)
         return _run_alone(recipe, documents, work, model_folder, resume, overwrite, broken, reporter, engine, processes)
@@ -335,6 +355,7 @@ def _run_alone(
         texts = evaluation_texts(recipe, embedder, corpus, reporter)
         untrained, shape = None, (recipe.isotropy, recipe.cut_layers)
         if processes.first:
+            claim(work.embedded)
             file = work.embedded / "untrained.safetensors"
             untrained = texts.embedded(embedder, *shape, "Embedding, untrained", reporter, file, finished=False)
         phases.ended("embedding, untrained")
@@ -515,6 +536,9 @@ class Stages:
             load_trainable(embedder, load_file(made / WEIGHTS))
             return StageResult(**json.loads((made / "result.json").read_text()))
         with processes.first_alone():
+            if processes.first:
+                claim(made)
+                claim(work.cache)
             targets = open_targets(work.targets / name, self.vocabulary, cache=work.cache)
         if recipe.shuffled_targets:
             targets = shuffle_targets(targets, recipe.seed)
@@ -626,7 +650,7 @@ def build_targets(
 
 def _check_folders(work: RunFolder, model_folder: Path, resume: bool, overwrite: bool) -> bool:
     """Check before the first minute of work whether the results may be written; return whether a run is resumed."""
-    started = work.recipe.exists()
+    started = work.started()
     check_output(model_folder, overwrite or (resume and started and (model_folder / "modules.json").exists()))
     if started and not overwrite and not resume:
         raise OutputError(f"{work.root}: holds an earlier run. Go on with --resume, or start anew with --overwrite")

@@ -188,7 +188,7 @@ class WordSplitter:
 
 def save_reader(reader: TokenReader, folder: Path) -> None:
     """Write `reader` to `folder`, all or nothing, in place of one that is there; `open_reader` looks in MODEL/lens."""
-    with atomic_folder(folder) as unfinished:
+    with atomic_folder(folder, known=(TENSORS, TOKENIZER, CARD)) as unfinished:
         tensors = {"directions": reader.directions.half(), "mean": reader.mean, "probe": reader.probe}
         save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished / TENSORS)
         (unfinished / TOKENIZER).write_text(bare_tokenizer(reader.tokenizer).to_str())

@@ -10,7 +10,6 @@ the fingerprint before anything is trained, and every shard's checksum, because 
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from text2token.backbone import Progress
 from text2token.engine import Engine, check_written
 from text2token.errors import TargetMismatch
-from text2token.files import atomic_file, atomic_folder, writing
+from text2token.files import atomic_file, atomic_folder, claim, forget, writing
 from text2token.vocabulary import TargetVocabulary
 
 FORMAT_VERSION = 1
@@ -105,10 +104,12 @@ def write_targets(
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     identity = json.dumps([asdict(card), parts, texts_fingerprint], sort_keys=True)
     record = unfinished / "made-from.json"
-    if not record.exists() or record.read_text() != identity:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    claim(unfinished)
+    if not record.exists() or record.read_text(encoding="utf-8") != identity:
+        forget(unfinished)
+        claim(unfinished)
         with atomic_file(record) as path:
-            path.write_text(identity)
+            path.write_text(identity, encoding="utf-8")
     missing = [part for part in range(parts) if not (unfinished / _shard_name(part)).exists()]
     written = engine.map(partial(_write_shard, unfinished, batches), missing, progress, runs_model=runs_model)
     check_written(unfinished, dict(written))
@@ -117,7 +118,7 @@ def write_targets(
         for shard in unfinished.glob("targets-*.parquet"):
             shard.rename(complete / shard.name)
         card = _finish(complete, card, texts_read)
-    shutil.rmtree(unfinished)
+    forget(unfinished)
     return card
 
 
