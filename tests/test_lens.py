@@ -116,13 +116,13 @@ def test_words_of_two_texts_with_a_sentence_in_common_explain_their_likeness(
 
 def test_alignment_rates_are_what_their_definitions_say() -> None:
     lexicon = ["cat", "dog", "sun", "sea", "ice"]
-    scores = torch.tensor([[5.0, 4, 3, 2, 1], [1, 2, 3, 4, 5], [1, 1, 1, 1, 9]])
+    scores = torch.tensor([[5.0, 4, 3, 2, 1], [1, 2, 5, 4, 3], [1, 1, 1, 1, 9]])
     found = alignment_of_scores(scores, lexicon, [frozenset({"cat", "sun"}), frozenset({"sea"}), frozenset()])
     assert found.texts == 2  # the third has no word to say
     assert found.hit_at_1 == 50
     assert found.hit_at_5 == found.hit_at_10 == 100
     assert found.lar == pytest.approx(100 * (1 / 2 + 0) / 2)  # two words deep, one word deep
-    assert found.gar == pytest.approx(100 * 1 / 3)  # cat, dog and ice are said; cat, sun and sea are there
+    assert found.gar == pytest.approx(100 * 1 / 3)  # cat, dog and sun are said, but sun of the wrong text
     with pytest.raises(CorpusError, match="none of the texts"):
         alignment_of_scores(scores, lexicon, [frozenset()] * 3)
 

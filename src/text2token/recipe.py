@@ -373,7 +373,8 @@ def _run_alone(
         trained = texts.embedded(embedder, *shape, "Embedding, trained", reporter, work.embedded / "trained.safetensors")
         phases.ended("embedding, trained")
         room = room_for_text(tokenizer_of(embedder))
-        evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary, splitter, room)
+        loss_centre = untrained.head_centre * (recipe.stages[-1].centre != "none")
+        evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary, splitter, room, loss_centre)
 
         result = RunResult(str(model_folder), asdict(corpus.summary), cards, results, evaluation)
         readme = model_card(recipe.to_toml(), asdict(result))

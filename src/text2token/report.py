@@ -129,11 +129,12 @@ def along_charts(report: RunReport) -> tuple[Markup | None, Markup | None]:
         offset += max((line["step"] for line in diary), default=0)
 
     def line(name: str, key: str) -> Line:
-        return Line(name, [(moment["step"], moment[key]) for moment in moments if moment[key] is not None])
+        return Line(name, [(moment["step"], moment[key]) for moment in moments if moment.get(key) is not None])
 
     words = [
         line("words: the one said most is in the text", "hit_at_1"),
         line("words: of the first ten, so many are in the text", "precision_at_10"),
+        line("words: of those of all texts, so many are said of their own (GAR)", "gar"),
         line("vectors: a document's parts find each other, MRR@10", "mrr_at_10"),
     ]
     shape = [

@@ -31,13 +31,14 @@ DOCUMENTS = 50  # a hundred short texts cost a look two to three seconds on two 
 class Moment:
     """The embedder after `step` steps. Rates and MRR@10 in percent; geometry as in `label_free.Geometry`.
 
-    `hit_at_1`, `precision_at_10`: is the word said most in the text; how many of the first ten are. None where no text holds
-    a word that could be said.
+    `hit_at_1`, `precision_at_10`: is the word said most in the text; how many of the first ten are. `gar`: how many of the
+    words of all texts their own embeddings say (`lens.metrics`). None where no text holds a word that could be said.
     """
 
     step: int
     hit_at_1: float | None
     precision_at_10: float | None
+    gar: float | None
     mrr_at_10: float
     alignment: float
     uniformity: float
@@ -75,12 +76,12 @@ class Watch:
         embedder.train(training)
         both = both - both.mean(0)
         queries, passages = torch.split(both, len(self.queries))
-        said: tuple[float | None, float | None] = (None, None)
+        said: tuple[float | None, float | None, float | None] = (None, None, None)
         room = room_for_text(tokenizer_of(embedder))
         try:
             lexicon, scores = word_scores(passages, self.head, self.splitter)
             found = alignment_of_scores(scores, lexicon, self.splitter.words_in(self.passages, room))
-            said = (found.hit_at_1, found.precision_at_10)
+            said = (found.hit_at_1, found.precision_at_10, found.gar)
         except CorpusError:
             pass
         shape = geometry(queries, passages)

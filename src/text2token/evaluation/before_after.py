@@ -183,10 +183,12 @@ def compare(
     vocabulary: TargetVocabulary,
     splitter: WordSplitter,
     max_tokens: int,
+    loss_centre: Tensor,
 ) -> Evaluation | None:
     """Return the scores before and after, beside TF-IDF fitted on `passages`; None when no document is held out.
 
-    `max_tokens` is how much of a text the model sees.
+    `max_tokens` is how much of a text the model sees; `loss_centre`, shape (dimension,), what training takes from
+    embeddings.
     """
     if not texts.queries:
         return None
@@ -206,6 +208,12 @@ def compare(
         key_tokens_untrained=says(untrained),
         key_tokens_trained=says(trained),
         change=change_of(
-            untrained.head_sample, trained.head_sample, texts.sample[:CENTRE_TEXTS], head, splitter, max_tokens
+            untrained.head_sample,
+            trained.head_sample,
+            loss_centre,
+            texts.sample[:CENTRE_TEXTS],
+            head,
+            splitter,
+            max_tokens,
         ),
     )

@@ -4,12 +4,13 @@ With Tᵢ the words of text i and Sᵢ(k) the k words that its embedding says mo
 
     Hit@k = share of texts of which some word of Sᵢ(k) is in Tᵢ
     LAR   = mean over texts of |Sᵢ(|Tᵢ|) ∩ Tᵢ| / |Tᵢ|             local alignment rate
-    GAR   = |∪ Sᵢ(|Tᵢ|) ∩ ∪ Tᵢ| / |∪ Tᵢ|                          global alignment rate: how diverse is what is said
+    GAR   = |∪ᵢ (Sᵢ(|Tᵢ|) ∩ Tᵢ)| / |∪ᵢ Tᵢ|                        global alignment rate: how diverse is what is said
 
-The names and Hit@k are the paper's; that LAR looks as deep as the text is long, and GAR the same over the union of all
-texts, is inferred from digests of it. What differs on purpose: T and S hold whole words that may be targets, merged
-spellings, and no special tokens, function words or punctuation, with which a model that says "the" of everything would
-always hit; texts without any such word are left out. The depth is cut at the number of words that the reader knows.
+The names, Hit@k and GAR are the paper's: a word counts where its own text says it, not where another one does. That LAR and
+GAR look as deep as the text is long is inferred from digests of it. What differs on purpose: T and S hold whole words that
+may be targets, merged spellings, and no special tokens, function words or punctuation, with which a model that says "the" of
+everything would always hit; texts without any such word are left out. The depth is cut at the number of words that the
+reader knows.
 """
 
 from collections.abc import Sequence
@@ -61,8 +62,8 @@ def alignment_of_scores(scores: Tensor, lexicon: Sequence[str], words_of: Sequen
             hits[k] += not there.isdisjoint(says[:k])
         in_ten += len(there.intersection(says[:10])) / 10
         lar += len(there.intersection(says[: len(there)])) / len(there)
-        said.update(says[: len(there)])
+        said.update(there.intersection(says[: len(there)]))
     everything = frozenset().union(*words_of)
     hit_1, hit_5, hit_10 = (100 * count / len(rows) for count in hits.values())
-    gar = len(said & everything) / len(everything)
+    gar = len(said) / len(everything)
     return Alignment(len(rows), hit_1, hit_5, hit_10, 100 * in_ten / len(rows), 100 * lar / len(rows), 100 * gar)
