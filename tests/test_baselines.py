@@ -16,6 +16,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from llm2vec_reference import IGNORED, formula_model, inputs, pairs
+from safetensors.torch import load_file, save_file
 
 from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of, transformer_of
 from text2token.baselines.contrastive import ContrastiveSettings, RankingLoss, set_attention_dropout
@@ -23,7 +24,8 @@ from text2token.baselines.cropping import cropped_pairs
 from text2token.baselines.embed_filter import middle_directions
 from text2token.baselines.llm2vec import MaskedNextTokenLoss
 from text2token.baselines.neighbours import neighbouring_pairs
-from text2token.baselines.peer import Peer, Workshop
+from text2token.baselines.peer import Peer, Settings, Workshop
+from text2token.baselines.token_targets import STAGE2_BESIDE, build
 from text2token.baselines.whitened_cse import whitened_in_groups
 from text2token.comparison import PEERS
 from text2token.encoder import TextEncoder
@@ -79,6 +81,29 @@ def test_the_same_seed_gives_the_same_embedder_and_another_another(name: str, wo
     first = vectors(0)
     assert torch.equal(first, vectors(0))
     assert not torch.equal(first, vectors(1))
+
+
+def test_a_stage_that_another_variant_trained_is_taken_from_it(workshop: Workshop, tmp_path: Path) -> None:
+    first = {"stage1.targets": "data_driven", "stage1.contrast": 0.0, "lora.rank": 4}
+    second: dict[str, object] = {"stage2.targets": "likelihood_ratio", "stage2.contrast": 0.0, STAGE2_BESIDE: 0.2}
+    second["targets.likelihood_ratio.tau"] = "auto"
+    kept = tmp_path / "kept"
+
+    def vectors(settings: Settings, folder: str, kept: Path | None) -> tuple[torch.Tensor, int]:
+        built = build(replace(workshop, folder=tmp_path / folder), settings, "ours", kept)
+        assert isinstance(built.result, TextEncoder)
+        return built.result(TEXTS), built.tokens
+
+    alone, tokens = vectors({**first, **second}, "alone", None)
+    vectors(first, "first", kept)
+    (stage1,) = kept.iterdir()
+    again, tokens_again = vectors({**first, **second}, "second", kept)
+    assert torch.equal(again, alone)
+    assert tokens_again == tokens > 1.1 * workshop.max_tokens
+    assert len(list(kept.iterdir())) == 2
+    weights = load_file(stage1 / "weights.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, stage1 / "weights.safetensors")
+    assert not torch.equal(vectors(first, "third", kept)[0], vectors(first, "fourth", None)[0])  # so it is taken from there
 
 
 def test_neighbours_are_of_one_document_and_no_passage_is_used_twice() -> None:

@@ -80,7 +80,8 @@ def place(make_backbone: BackboneMaker, launcher: Launcher, tmp_path_factory: py
     backbone = BackboneSettings(str(at.backbone), dtype="float32", max_length=64)
     settings = [
         *("stage1.targets=data_driven", "stage1.tokens_per_batch=512", "stage1.steps_per_checkpoint=3"),
-        *("stage2.targets=model_derived", "stage2.tokens_per_batch=512", "stage2.steps_per_checkpoint=3", "lora.rank=4"),
+        *("stage2.targets=likelihood_ratio", "stage2.tokens_per_batch=512", "stage2.steps_per_checkpoint=3"),
+        *("targets.likelihood_ratio.tau=auto", "lora.rank=4", "lora.dropout=0.05"),  # taught by what the first stage made
     ]
     at.recipe.write_text(Recipe(backbone, corpus=CorpusSettings(held_out=10)).with_settings(settings).to_toml())
     assert started(launcher, "train", at, folder).code == 0

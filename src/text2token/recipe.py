@@ -167,7 +167,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 def _stages_listed(text: str) -> str:
-    """Return a recipe of text2token 0.3 or earlier, which had sections [stage1] and [stage2], as it is written now."""
+    """Return a recipe that has the sections [stage1] and [stage2], as recipes were first written, as it is written now."""
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError:

@@ -1,7 +1,7 @@
 """How an embedder changes while it is trained: what its embeddings say, and how well they compare, at a few moments.
 
 The paper's figure, on one's own run: alignment in the vocabulary space and quality in the representation space improve
-together (confirmed as a claim of the paper). Held-out documents are embedded after the last layer,
+together (a claim of the abstract). Held-out documents are embedded after the last layer,
 less their own mean: decoded through the head they should say the documents' words, and compared they should find each other.
 """
 

@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction: its `share` of the squared change in percent, the mean coordinate of the texts `before` (never negative)
+    """One direction: its `share` of the squared change in percent, the mean coordinate of the texts `before` (not negative)
     and `after`, and the words towards either end, the most said first.
     """
 
