@@ -3,11 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import TEXTS, BackboneMaker
+import transformers
+from conftest import TEXTS, BackboneMaker, family_configs
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerFast
 
 from text2token.adapters import LoraSettings, add_lora
 from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
@@ -111,3 +114,49 @@ def test_vectors_can_be_cut_by_sentence_transformers(tiny: BackboneSettings, tmp
     found = cut.encode(MORE_TEXTS, convert_to_tensor=True, normalize_embeddings=True)
     assert torch.allclose(found, torch.nn.functional.normalize(whole[:, :4]), atol=1e-5)
     assert whole[:, :4].square().sum() > whole[:, 4:8].square().sum()  # what says most comes first
+
+
+ROPE: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "rope_theta": 500_000.0,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1_000_000.0},
+    "default": {"rope_type": "default", "rope_theta": 300_000.0},
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gpt_neox", "phi"])
+@pytest.mark.parametrize("rope", sorted(ROPE))
+def test_rotary_positions_are_there_for_older_readers_too(
+    byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, family: str, rope: str
+) -> None:
+    config = family_configs(len(byte_level_tokenizer))[family]
+    if family == "gemma3":
+        sliding = {"rope_type": "default", "rope_theta": 20_000.0}
+        config.rope_parameters = {"full_attention": ROPE[rope], "sliding_attention": sliding}
+    else:
+        config.rope_parameters = {**config.rope_parameters, **ROPE[rope]}
+        if family == "gpt_neox":  # of so few dimensions a quarter is a single frequency
+            config.rope_parameters["partial_rotary_factor"] = 1.0
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "backbone")
+    byte_level_tokenizer.save_pretrained(tmp_path / "backbone")
+    settings = BackboneSettings(str(tmp_path / "backbone"), dtype="float32", max_length=64)
+    model, _ = exported(settings, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    del written["rope_parameters"]  # which is all that transformers 4 does not know; 5 still reads the older names
+    path.write_text(json.dumps(written), encoding="utf-8")
+    older = SentenceTransformer(str(tmp_path / "model"))
+    assert abs(older.encode(MORE_TEXTS) - model.encode(MORE_TEXTS)).max() < 1e-6
+    for name in ("rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_emb_base"):
+        written.pop(name, None)
+    path.write_text(json.dumps(written), encoding="utf-8")
+    without = SentenceTransformer(str(tmp_path / "model"))
+    assert abs(without.encode(MORE_TEXTS) - model.encode(MORE_TEXTS)).max() > 1e-4  # they do matter here

@@ -105,10 +105,7 @@ def _write_legacy_layout(folder: Path, embedder: SentenceTransformer, pooling: P
     tokenizer = tokenizer_of(embedder)
     _write(folder / MODULE_CONFIG, {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False})
     config = _read(folder / "config.json")
-    # transformers 4 looks here and would otherwise take its default without a word
-    if theta := (config.get("rope_parameters") or {}).get("rope_theta"):
-        config["rope_theta"] = theta
-        _write(folder / "config.json", config)
+    _write(folder / "config.json", with_older_rope(config))
     tokenizer_config = _read(folder / TOKENIZER_CONFIG)
     tokenizer_config["tokenizer_class"] = LOADS_EVERYWHERE  # other classes may rebuild the post-processor, prompt and all
     tokenizer_config = {
@@ -116,6 +113,33 @@ def _write_legacy_layout(folder: Path, embedder: SentenceTransformer, pooling: P
     }
     _write(folder / TOKENIZER_CONFIG, tokenizer_config)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def with_older_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's configuration in which transformers 4 finds the rotary positions too.
+
+    It does not know `rope_parameters`, and would take its defaults without a word. Where they differ by the kind of layer,
+    `rope_theta` and `rope_scaling` are those of full attention, and `rope_local_base_freq` the theta of sliding attention.
+    """
+    config = {key: with_older_rope(value) if key.endswith("_config") and value else value for key, value in config.items()}
+    given = config.get("rope_parameters") or {}
+    full, sliding = given.get("full_attention") or given, given.get("sliding_attention") or {}
+    older: dict[str, Any] = {}
+    if theta := full.get("rope_theta"):
+        older |= (
+            {"rope_theta": theta, "rotary_emb_base": theta}
+            if config.get("model_type") == "gpt_neox"
+            else {"rope_theta": theta}
+        )
+    if (share := full.get("partial_rotary_factor")) is not None:
+        older["rotary_pct" if config.get("model_type") == "gpt_neox" else "partial_rotary_factor"] = share
+    if full.get("rope_type", "default") != "default":
+        older["rope_scaling"] = {
+            key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor")
+        }
+    if theta := sliding.get("rope_theta"):
+        older["rope_local_base_freq"] = theta
+    return older | config
 
 
 def _write_legacy_modules(folder: Path) -> None:
