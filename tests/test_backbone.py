@@ -19,6 +19,7 @@ from text2token.backbone import (
     BackboneSettings,
     cut_last_layers,
     embed,
+    embed_at_two_depths,
     load_embedder,
     prompt_tokens,
     set_prompt,
@@ -155,6 +156,25 @@ def test_the_last_layers_can_be_left_out_for_a_while_or_for_good(make_backbone: 
     assert torch.allclose(embed(embedder, TEXTS), expected, atol=1e-6)
     with pytest.raises(BackboneError, match="cut_layers is 1, and the model has 1 layers"):
         cut_last_layers(embedder, 1)
+
+
+@pytest.mark.parametrize("family", family_configs(600))
+@pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean"])
+def test_both_depths_in_one_pass_are_those_of_two(make_backbone: BackboneMaker, family: str, pooling: str) -> None:
+    prompt = "{text}" if pooling == "mean" else 'This: "{text}" means: "'
+    settings = {"prompt": prompt, "pooling": pooling, "dtype": "float32", "max_length": 48}
+    embedder = load_embedder(BackboneSettings(str(make_backbone(family)), **settings))
+    add_lora(embedder, LoraSettings(rank=4), seed=0)
+    texts = [*TEXTS, "long " * 100, *([""] if pooling != "mean" else [])]
+    for count in (0, 1):
+        whole, cut = embed_at_two_depths(embedder, texts, count)
+        assert torch.allclose(whole, embed(embedder, texts), atol=1e-6)
+        with without_last_layers(embedder, count):
+            assert torch.allclose(cut, embed(embedder, texts), atol=1e-6)
+        assert torch.equal(whole, cut) == (count == 0)
+    assert [len(part) for part in embed_at_two_depths(embedder, [], 1)] == [0, 0]
+    with pytest.raises(BackboneError, match="cut_layers is 2, and the model has 2 layers"):
+        embed_at_two_depths(embedder, texts, 2)
 
 
 def test_merging_adapters_changes_nothing_but_their_absence(tiny: BackboneSettings) -> None:

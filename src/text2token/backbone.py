@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import batch_to_device
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -292,6 +293,11 @@ def without_last_layers(embedder: SentenceTransformer, count: int) -> Iterator[N
             model.config.layer_types = types
 
 
+def _layers_of(embedder: SentenceTransformer) -> nn.ModuleList:
+    parent, name = _place_of_layers(transformer_of(embedder).model)
+    return cast(nn.ModuleList, getattr(parent, name))
+
+
 def _place_of_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
     """Return the module that holds the list of decoder blocks, and the list's name there."""
     present = model.config.num_hidden_layers
@@ -320,7 +326,63 @@ def embed(
     if role:  # sentence-transformers by itself finds no prompt "passage", because it knows an empty "document"
         of_role: Callable[..., Any] = embedder.encode_query if role == "query" else embedder.encode_document
         encode = partial(of_role, prompt=role_prompt(embedder, role))
-    embeddings = torch.empty(len(texts), embedder.get_embedding_dimension() or 0)
+
+    def vectors_of(batch: list[str]) -> Tensor:
+        return encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
+
+    return _in_batches(embedder, texts, vectors_of, embedder.get_embedding_dimension() or 0, progress)
+
+
+def embed_at_two_depths(
+    embedder: SentenceTransformer, texts: Sequence[str], count: int, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what `embed` gives with all layers, and what it gives without the last `count`, at the price of the first.
+
+    What enters the layers that may be left out goes on beside what leaves them, as further rows of the batch.
+    """
+    layers = _layers_of(embedder)
+    if count not in range(len(layers)):
+        cut_last_layers(embedder, count)  # says what is wrong
+    entered: list[Tensor] = []
+
+    def enters(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        entered.append(given[0] if given else named["hidden_states"])
+
+    def leaves(_: nn.Module, __: Any, output: Any) -> Any:
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        both = torch.cat([first, entered.pop()])
+        return (both, *rest) if isinstance(output, tuple) else both
+
+    def vectors_of(batch: list[str]) -> Tensor:
+        features = batch_to_device(embedder.preprocess(batch), embedder.device)
+        with torch.inference_mode():
+            features = transformer_of(embedder)(features)
+            features["attention_mask"] = features["attention_mask"].repeat(2 if count else 1, 1)
+            pooled: Tensor = embedder[1](features)["sentence_embedding"]
+        return torch.cat(pooled.chunk(2), dim=1) if count else pooled.repeat(1, 2)
+
+    dimension = embedder.get_embedding_dimension() or 0
+    hooks = []
+    if count:
+        hooks.append(layers[-count].register_forward_pre_hook(enters, with_kwargs=True))
+        hooks.append(layers[-1].register_forward_hook(leaves))
+    try:
+        whole, cut = _in_batches(embedder, texts, vectors_of, 2 * dimension, progress).chunk(2, dim=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return whole.contiguous(), cut.contiguous()
+
+
+def _in_batches(
+    embedder: SentenceTransformer,
+    texts: Sequence[str],
+    vectors_of: Callable[[list[str]], Tensor],
+    width: int,
+    progress: Progress | None,
+) -> Tensor:
+    """Return what `vectors_of` gives for groups of texts of equal length, shape (texts, width), in the order of `texts`."""
+    embeddings = torch.empty(len(texts), width)
     if not texts:
         return embeddings
     if torch.cuda.is_available() and embedder.device.type == "cpu":  # a cluster's worker has it from a machine without
@@ -335,8 +397,7 @@ def embed(
         batch = [texts[row] for row in rows]
         if not lengths[rows].any():  # without a prompt an empty text has no token, and a decoder needs some to run at all
             batch.append(".")
-        vectors = encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
-        embeddings[torch.from_numpy(rows)] = vectors[: len(rows)].float().cpu()
+        embeddings[torch.from_numpy(rows)] = vectors_of(batch)[: len(rows)].float().cpu()
         if progress:
             progress(len(rows))
     return embeddings

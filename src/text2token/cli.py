@@ -49,6 +49,7 @@ from text2token.options import (
 )
 
 INTERRUPTED = 130
+QUICKSTART_MINUTES = 10.0
 # On CPUs torch compiles kernels for every shape of a batch and keeps the last 1,024 of them, twice: half a gigabyte of a
 # server's memory. A pass needs two dozen, and compiling more often cost no time that could be seen (LOG.md 2026-11-26).
 KERNELS_KEPT = "64"
@@ -212,15 +213,24 @@ def quickstart(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Train an embedder for your Python's standard library, in minutes; goes on where it was interrupted."""
+    """Train an embedder for your Python's standard library, in minutes; goes on where it was interrupted.
+
+    How much it trains and evaluates depends on how fast this machine is, unless --set stage1.max_tokens says it.
+    """
     from text2token.corpus.readers import read_documents
     from text2token.recipe import read_recipe, run
+    from text2token.speed import in_minutes
 
     recipe = replace(read_recipe("quickstart"), seed=seed).with_settings(set_ or [])
     overwrite = overwrite or (folder / "results.json").exists()  # a finished one is simply done again
     model = folder / "model"
+    reporter = reporter_for(quiet)
+    if not any(assignment.partition("=")[0].strip() == "stage1.max_tokens" for assignment in set_ or []):
+        unfinished = None if overwrite else folder
+        recipe = in_minutes(recipe, QUICKSTART_MINUTES, unfinished, read_documents(recipe.sources), reporter)
+        recipe = recipe.with_settings(set_ or [])
     documents = read_documents(recipe.sources)
-    result = run(recipe, documents, folder, model, resume=not overwrite, overwrite=overwrite, reporter=reporter_for(quiet))
+    result = run(recipe, documents, folder, model, resume=not overwrite, overwrite=overwrite, reporter=reporter)
     show_result(result, json_, quiet, None)
     if not quiet and not json_ and result.evaluation:
         gain = result.evaluation.trained.mrr_at_10 - result.evaluation.untrained.mrr_at_10

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from text2token.backbone import embed, token_lengths, tokenizer_of, without_last_layers
+from text2token.backbone import embed, embed_at_two_depths, token_lengths, tokenizer_of, without_last_layers
 from text2token.encoder import model_fingerprint
 from text2token.evaluation.along_the_way import DOCUMENTS
 from text2token.evaluation.change import Change, change_of
@@ -90,11 +91,12 @@ class EvaluationTexts:
     ) -> "EvaluationTexts":
         """Return these texts with only so many of the held-out that all evaluation together embeds at most `tokens`.
 
-        The first few are kept in any case (`FEWEST_DOCUMENTS`). The sample stays: the finished embedder is made with it.
+        The first few are kept in any case (`FEWEST_DOCUMENTS`). Of the sample only what is embedded for the untrained map
+        alone counts: the first of it give the head's centre too, and the finished embedder is made with all.
         """
         queries, passages, sample = (
             token_lengths(tokenizer, [texts])
-            for texts in (self.queries, self.passages, self.sample[: texts_enough(isotropy)])
+            for texts in (self.queries, self.passages, self.sample[CENTRE_TEXTS : texts_enough(isotropy)])
         )
         asked, watched = affordable(queries + passages, tokens - float(sample.sum()), looks)
         return replace(self, queries=self.queries[:asked], passages=self.passages[:asked], watched=watched)
@@ -116,26 +118,26 @@ class EvaluationTexts:
         embedded is kept in `file` and taken from there as long as embedder and texts are the same.
         """
         sample = self.sample if finished else self.sample[: texts_enough(isotropy)]
-        parts = {
-            "head_sample": (0, self.sample[:CENTRE_TEXTS]),
-            "shown": (0, self.passages[:SHOWN_TEXTS]),
-            "sample": (cut_layers, sample),
-            "queries": (cut_layers, self.queries),
-            "passages": (cut_layers, self.passages),
-        }
+        centre, shown = min(CENTRE_TEXTS, len(sample)), min(SHOWN_TEXTS, len(self.passages))
 
         def embed_all() -> dict[str, Tensor]:
-            vectors = {}
-            with reporter.progress(description, sum(len(texts) for _, texts in parts.values()), "texts") as progress:
-                for name, (cut, texts) in parts.items():
-                    with without_last_layers(embedder, cut):
-                        vectors[name] = embed(embedder, texts, progress)
-            return vectors
+            with reporter.progress(description, len(sample) + len(self.queries) + len(self.passages), "texts") as progress:
+                head_sample, begun = embed_at_two_depths(embedder, sample[:centre], cut_layers, progress)
+                said, first = embed_at_two_depths(embedder, self.passages[:shown], cut_layers, progress)
+                with without_last_layers(embedder, cut_layers):
+                    return {
+                        "head_sample": head_sample,
+                        "shown": said,
+                        "sample": torch.cat([begun, embed(embedder, sample[centre:], progress)]),
+                        "queries": embed(embedder, self.queries, progress),
+                        "passages": torch.cat([first, embed(embedder, self.passages[shown:], progress)]),
+                    }
 
         own = tokenizer_of(embedder).backend_tokenizer
         own.no_padding()  # as it is before its first use, of which it keeps a trace
         own.no_truncation()
-        vectors = kept_in(file, model_fingerprint(embedder), parts, make=embed_all) if file else embed_all()
+        made_from = model_fingerprint(embedder), cut_layers, sample, self.queries, self.passages
+        vectors = kept_in(file, *made_from, make=embed_all) if file else embed_all()
         return Embedded(whitening=fit_isotropy(vectors["sample"], isotropy), **vectors)
 
 
