@@ -32,7 +32,7 @@ from text2token.corpus.readers import BrokenLines, read_documents, source_state
 from text2token.errors import CorpusError
 
 Damage = Callable[[bytes, random.Random], bytes]
-FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
+FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 
 
@@ -178,6 +178,7 @@ def read(sources: list[Path], **options: Any) -> int:
             for document in read_documents(names, broken=BrokenLines(on_error), **options):  # type: ignore[arg-type]
                 document.body.encode()
                 document.place.encode()
+                json.dumps(document.fields, ensure_ascii=False, allow_nan=False).encode()
                 texts += 1
     return texts
 
@@ -420,6 +421,9 @@ BOMBS: dict[str, tuple[str, bytes, bytes]] = {
     "an open quotation mark": ("csv", b"x" * 99_999 + b"\n", b'id,text\n1,"'),
     "a row that never ends": ("csv", b"x" * 99_995 + b'\n","', b'id,text\n1,"'),
     "lists in lists": ("jsonl", b"[", b""),
+    "a string in a list": ("json", b"x", b'[{"text": "'),
+    "a number without an end": ("json", b"7", b"[1"),
+    "nothing but space": ("json", b" ", b"["),
 }
 
 

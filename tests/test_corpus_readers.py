@@ -36,6 +36,8 @@ def contents(format: str) -> bytes:
         return "\n".join(EXPECTED).encode()
     if format == "jsonl":
         return "\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(EXPECTED)).encode()
+    if format == "json":
+        return json.dumps([{"id": i, "text": text} for i, text in enumerate(EXPECTED)], indent=1).encode()
     if format in ("csv", "tsv"):
         quoted = ['"' + text.replace('"', '""') + '"' for text in EXPECTED]
         return (
@@ -50,7 +52,7 @@ def contents(format: str) -> bytes:
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("format", ["txt", "jsonl", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize("format", ["txt", "jsonl", "json", "csv", "tsv", "parquet"])
 def test_every_format_and_compression_gives_the_same_texts(tmp_path: Path, format: str, compression: str) -> None:
     path = tmp_path / f"docs.{format}{compression}"
     compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
@@ -89,7 +91,7 @@ def test_a_title_that_is_no_text_is_a_field_like_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("format", ["txt", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("format", ["txt", "jsonl", "json", "csv", "parquet"])
 def test_a_url_reads_like_a_file(tmp_path: Path, format: str, compression: str) -> None:
     compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[compression]
     url = f"memory://corpus/{tmp_path.name}/docs.{format}{compression}"

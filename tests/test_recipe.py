@@ -326,8 +326,9 @@ def test_layers_that_are_cut_are_trained_with_and_not_in_the_model(recipe: Recip
 
 
 def test_a_recipe_is_read_from_toml_and_comes_back(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
-    assert read_recipe(str(tmp_path / "recipe.toml")) == recipe
+    for encoding in ("utf-8", "utf-8-sig"):  # editors put a byte order mark before it
+        (tmp_path / "recipe.toml").write_text(recipe.to_toml(), encoding=encoding)
+        assert read_recipe(str(tmp_path / "recipe.toml")) == recipe
     for name in recipe_names():
         known = read_recipe(name)
         assert known.backbone.name

@@ -161,7 +161,7 @@ def read_recipe(name: str) -> Recipe:
     if name in recipe_names():
         return from_toml(Recipe, (RECIPES / f"{name}.toml").read_text(), name)
     try:
-        return from_toml(Recipe, _stages_listed(Path(name).read_text()), name)
+        return from_toml(Recipe, _stages_listed(Path(name).read_text(encoding="utf-8-sig")), name)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{name}: no such recipe file; those that come along are {', '.join(recipe_names())}") from error
 

@@ -21,6 +21,7 @@ from text2token.normalisation import whole_characters
 
 DEEPEST_LEVEL = 32  # lists and objects within each other; the engine of an index fails at some 130
 LONGEST_FIELDS = 1_000_000  # characters of all fields of a document
+BYTES = (bytes, bytearray, memoryview)
 INTEGERS = range(-(2**63), 2**63)
 PLACES_WRITTEN_OUT = 100  # of a decimal; one of more places keeps its exponent
 
@@ -46,7 +47,7 @@ def plain_fields(fields: Mapping[Any, Any]) -> dict[str, Any]:
             raise UnfitField(f"the document {problem}") from None
         if name in plain:
             raise UnfitField(f"two fields are named {name[:200]!r}")
-        if not _is_bytes(value):
+        if not isinstance(value, BYTES):
             try:
                 _spend(room, len(name))
                 plain[name] = _plain(value, 0, room)
@@ -71,26 +72,22 @@ def exact_number(digits: str) -> float | Decimal:
 
 def _plain(value: Any, depth: int, room: list[int]) -> Any:
     _spend(room, 1)
-    if value is None or isinstance(value, bool):
+    kind = type(value)  # nearly all are of the kinds that JSON itself reads, and asking for others costs more
+    if value is None or kind is bool:
         return value
-    if isinstance(value, enum.Enum):
-        return _plain(value.value, depth, room)
-    if isinstance(value, str):
-        return _text(whole_characters(str(value)), room)
-    if isinstance(value, int):
-        return (
-            int(value) if int(value) in INTEGERS else _text(str(Decimal(int(value))), room)
-        )  # Python's own str has a limit
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.ndarray):
-        return _plain(list(value) if value.ndim else value[()], depth, room)
-    if isinstance(value, Mapping | Sequence | Set) and depth == DEEPEST_LEVEL:
-        return _text(_as_json(value), room)
-    if isinstance(value, Mapping):
-        return _plain_object(value, depth + 1, room)
-    if isinstance(value, Sequence | Set):
-        items = [_plain(item, depth + 1, room) for item in value if not _is_bytes(item)]
+    if kind is str:
+        return _text(whole_characters(value), room)
+    if kind is int:
+        return value if value in INTEGERS else _text(str(Decimal(value)), room)  # Python's own str has a limit
+    if kind is float:
+        return value if math.isfinite(value) else None
+    is_object = kind is dict or (kind is not list and isinstance(value, Mapping))
+    if is_object or kind is list or (isinstance(value, Sequence | Set) and not isinstance(value, str)):
+        if depth == DEEPEST_LEVEL:
+            return _text(_as_json(value), room)
+        if is_object:
+            return _plain_object(value, depth + 1, room)
+        items = [_plain(item, depth + 1, room) for item in value if not isinstance(item, BYTES)]
         return sorted(items, key=json.dumps) if isinstance(value, Set) else items  # a set has another order in every run
     return _scalar(value, depth, room)
 
@@ -102,12 +99,19 @@ def _plain_object(value: Mapping[Any, Any], depth: int, room: list[int]) -> dict
         if name in plain:
             raise UnfitField(f"has two keys {name[:200]!r}")
         _spend(room, len(name))
-        if not _is_bytes(item):
+        if not isinstance(item, BYTES):
             plain[name] = _plain(item, depth, room)
     return plain
 
 
 def _scalar(value: Any, depth: int, room: list[int]) -> Any:
+    if isinstance(value, enum.Enum):
+        return _plain(value.value, depth, room)
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return _plain(kind(value), depth, room)
+    if isinstance(value, np.ndarray):
+        return _plain(list(value) if value.ndim else value[()], depth, room)
     if type(value).__name__ in ("NaTType", "NAType"):  # what pandas calls missing
         return None
     if isinstance(value, np.datetime64 | np.timedelta64) and np.isnat(value):
@@ -143,7 +147,7 @@ def _as_json(value: Any) -> str:
     """Return `value` as JSON text, which no reader takes apart."""
 
     def other(item: Any) -> Any:
-        return None if _is_bytes(item) else _plain(item, 0, [LONGEST_FIELDS])
+        return None if isinstance(item, BYTES) else _plain(item, 0, [LONGEST_FIELDS])
 
     try:
         return whole_characters(json.dumps(value, ensure_ascii=False, default=other))
@@ -154,14 +158,12 @@ def _as_json(value: Any) -> str:
 
 
 def _name(key: Any) -> str:
+    if type(key) is str:
+        return whole_characters(key)
     if isinstance(key, Mapping | Set | Sequence) and not isinstance(key, str):
         raise UnfitField(f"has a {type(key).__name__} for a key")
     plain = _plain(key, 0, [LONGEST_FIELDS])
     return plain if isinstance(plain, str) else json.dumps(plain)
-
-
-def _is_bytes(value: Any) -> bool:
-    return isinstance(value, bytes | bytearray | memoryview)
 
 
 def _decimal(value: Decimal) -> str:
