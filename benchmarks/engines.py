@@ -234,13 +234,13 @@ def prepare(model: str, source: str, folder: Path) -> None:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     words = DataDrivenTargets(tokenizer, TargetVocabulary.from_tokenizer(tokenizer)).fit(Dataset.from_dict({"text": texts}))
     save_npz(folder / "sparse.npz", csr_array(words.rows(texts)))
-    (folder / "texts.json").write_text(json.dumps(texts))
+    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
 
 
 def batches(folder: Path) -> Iterator[Batch]:
     """Yield what `prepare` wrote."""
     dense, sparse = np.load(folder / "dense.npy"), csr_array(load_npz(folder / "sparse.npz"))
-    texts = json.loads((folder / "texts.json").read_text())
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
     for start in range(0, len(texts), BATCH):
         rows = range(start, min(start + BATCH, len(texts)))
         yield Batch(list(rows), dense[rows], sparse[rows], texts[start : start + BATCH])
@@ -256,7 +256,7 @@ def fill(name: str, store: Path, data: Path) -> dict[str, float]:
     for batch in itertools.islice(batches(data), there // BATCH, None):
         engine.add(batch)
         taken += len(batch.ids)
-        (store / "taken").write_text(str(taken))
+        (store / "taken").write_text(str(taken), encoding="utf-8")
     filled = time.perf_counter() - started
     engine.finish()
     engine.close()
@@ -297,10 +297,10 @@ def killed(name: str, store: Path, data: Path, total: int) -> dict[str, float]:
     while taken < total // 2 and process.poll() is None:
         time.sleep(0.02)
         noted = store / "taken"
-        taken = int(noted.read_text() or 0) if noted.exists() else 0
+        taken = int(noted.read_text(encoding="utf-8") or 0) if noted.exists() else 0
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    taken = int((store / "taken").read_text() or 0)
+    taken = int((store / "taken").read_text(encoding="utf-8") or 0)
     again = run(name, store, data, "fill")
     return {"taken": taken, "there": again["there"], "count": run(name, store, data, "search")["count"]}
 
@@ -318,7 +318,9 @@ def _command(name: str, store: Path, data: Path) -> list[str]:
 
 def peak_memory_mb() -> float:
     """Return the most that this process has held so far."""
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     return int(peak.split()[1]) / 1024  # getrusage would count the parent's as well
 
 
@@ -340,7 +342,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="text2token-engines-") as temporary:
         data = Path(temporary)
         prepare(arguments.model, arguments.source, data)
-        total = len(json.loads((data / "texts.json").read_text()))
+        total = len(json.loads((data / "texts.json").read_text(encoding="utf-8")))
         print(f"{total:,} documents")
         columns = ["engine", "fill, s", "with index, s", "MB on disk", "MB of memory", "open, s"]
         columns += [f"{mode}, ms" for mode in ("dense", "sparse", "hybrid")] + ["taken → there → count after kill -9"]

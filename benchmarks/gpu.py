@@ -89,7 +89,7 @@ def main() -> None:
                 torch.cuda.empty_cache()
                 REPORT.parent.mkdir(exist_ok=True)
                 kept = {"machine": machine, "lines": [asdict(line) for line in lines]}
-                REPORT.write_text(json.dumps(kept, indent=2, ensure_ascii=False))
+                REPORT.write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
     figures = table(lines, f"{machine}.")
     print(f"\n{figures}\nAll figures: {REPORT}")
     if chosen.write:

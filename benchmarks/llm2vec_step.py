@@ -38,7 +38,7 @@ def batch_of(rows: list[list[int]]) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Time the passes."""
-    given = json.loads(Path(sys.argv[1]).read_text())
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(given["threads"])
     torch.manual_seed(0)
     dtype = getattr(torch, given["dtype"])

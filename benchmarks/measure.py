@@ -76,5 +76,5 @@ def table(lines: list[Line], machine: str) -> str:
 def put_into_page(table: str, command: str) -> None:
     """Write `table` into docs/performance.md, in place of what `command` had measured before."""
     begin, end = f"<!-- figures: {command} -->", f"<!-- end of figures: {command} -->"
-    before, _, rest = PAGE.read_text().partition(begin)
-    PAGE.write_text(f"{before}{begin}\n\n{table}\n{end}{rest.partition(end)[2]}")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    PAGE.write_text(f"{before}{begin}\n\n{table}\n{end}{rest.partition(end)[2]}", encoding="utf-8")

@@ -81,7 +81,7 @@ def main() -> None:
                 )
                 if chosen.output:
                     written = {name: [asdict(part) for part in pair] for name, pair in scores.items()}
-                    chosen.output.write_text(json.dumps(written, indent=1))
+                    chosen.output.write_text(json.dumps(written, indent=1), encoding="utf-8")
             encoder.memory.clear()
     show(scores)
 
@@ -92,7 +92,9 @@ def read_scores(path: Path) -> dict[str, tuple[LabelledScores, LabelledScores]]:
     def scores(part: dict[str, list[dict[str, Any]]]) -> LabelledScores:
         return LabelledScores([TaskScore(**task) for task in part["tasks"]])
 
-    return {name: (scores(quick), scores(whole)) for name, (quick, whole) in json.loads(path.read_text()).items()}
+    return {
+        name: (scores(quick), scores(whole)) for name, (quick, whole) in json.loads(path.read_text(encoding="utf-8")).items()
+    }
 
 
 def show(scores: dict[str, tuple[LabelledScores, LabelledScores]]) -> None:

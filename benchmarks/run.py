@@ -59,7 +59,7 @@ def main() -> None:
         measured[name] = sections[name]()
         REPORT.parent.mkdir(exist_ok=True)
         kept = {name: [asdict(line) for line in lines] for name, lines in measured.items()}
-        REPORT.write_text(json.dumps({"machine": machine, "sections": kept}, indent=2, ensure_ascii=False))
+        REPORT.write_text(json.dumps({"machine": machine, "sections": kept}, indent=2, ensure_ascii=False), encoding="utf-8")
     figures = table([line for name in sections for line in measured.get(name, [])], f"{machine}.")
     print(f"\n{figures}\nAll figures: {REPORT}")
     if chosen.write:
@@ -69,7 +69,7 @@ def main() -> None:
 def _measured_before(machine: str) -> dict[str, list[Line]]:
     """Return what earlier runs measured on this machine with these versions, by section."""
     try:
-        report = json.loads(REPORT.read_text())
+        report = json.loads(REPORT.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if report.get("machine") != machine:
@@ -79,7 +79,7 @@ def _measured_before(machine: str) -> dict[str, list[Line]]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or f"{os.cpu_count()} cores"

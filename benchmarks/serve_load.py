@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="write the rows to this file, JSON")
     given = parser.parse_args()
     seconds = min(20.0, given.seconds)
-    with given.corpus.open() as file:
+    with given.corpus.open(encoding="utf-8") as file:
         texts = [json.loads(line)["text"][:300] for line, _ in zip(file, range(2000), strict=False)]
     rows: list[dict[str, object]] = []
 
@@ -169,7 +169,7 @@ def main() -> None:
                 answers, elapsed = asyncio.run(open_loop(address, texts, part * best, seconds))
                 done(answers.row(setting, f"open loop, {part * best:.0f}/s", elapsed))
     if given.write:
-        given.write.write_text(json.dumps(rows, indent=2) + "\n")
+        given.write.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ def _llm2vec(python: str, stage: Stage) -> list[float]:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "given.json"
-        path.write_text(json.dumps(given))
+        path.write_text(json.dumps(given), encoding="utf-8")
         script = Path(__file__).with_name("llm2vec_step.py")
         output = subprocess.run([python, str(script), str(path)], capture_output=True, text=True, check=True).stdout
     return [float(value) for value in json.loads(output.splitlines()[-1])["seconds"]]
@@ -339,7 +339,7 @@ def students(ablations: Path | None) -> list[Line]:
 
 def _points(ablations: Path) -> dict[str, str]:
     """Return the best Mean(TaskType) of each peer of a comparison's folder."""
-    with (ablations / "leaderboard.csv").open() as file:
+    with (ablations / "leaderboard.csv").open(encoding="utf-8") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: float(row["mean_task_type"]))
     return {row["peer"]: f"{float(row['mean_task_type']):.1f}" for row in rows}
 

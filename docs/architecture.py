@@ -26,7 +26,7 @@ def imported(path: Path) -> set[str]:
     """Return the modules of ours that a file imports, anywhere in it."""
     known = modules()
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("text2token."):
             module = node.module.removeprefix("text2token.")
             names |= {module} if module in known else {f"{module}.{alias.name}" for alias in node.names}
@@ -60,10 +60,10 @@ def _told_by(room: str) -> str:
     """Return the first paragraph of the docstring of a room."""
     folder = ROOT / room
     path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
-    told = ast.get_docstring(ast.parse(path.read_text())) or ""
+    told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     inside = f" ({', '.join(sorted(one.stem for one in folder.glob('[!_]*.py')))})" if folder.is_dir() else ""
     return " ".join(told.partition("\n\n")[0].split()) + inside
 
 
 if __name__ == "__main__":
-    PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + "\n" + drawn())
+    PAGE.write_text(PAGE.read_text(encoding="utf-8").partition(MARK)[0] + MARK + "\n" + drawn(), encoding="utf-8")

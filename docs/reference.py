@@ -114,7 +114,9 @@ def names_page() -> str:
         "`from text2token import …`: these names are the ones to build on. The rest may change with any release.",
     ]
     for name in text2token.__all__:
-        source = Path(str(importlib.import_module(f"text2token.{text2token._HOMES[name]}").__file__)).read_text()
+        source = Path(str(importlib.import_module(f"text2token.{text2token._HOMES[name]}").__file__)).read_text(
+            encoding="utf-8"
+        )
         lines += ["", f"## {name}", "", *_told(_definition(ast.parse(source), name))]
     return _formatted("\n".join(lines) + "\n")
 
@@ -153,4 +155,4 @@ PAGES: dict[str, Callable[[], str]] = {"cli.md": cli_page, "settings.md": settin
 
 if __name__ == "__main__":
     for page, write in PAGES.items():
-        (FOLDER / page).write_text(write())
+        (FOLDER / page).write_text(write(), encoding="utf-8")

@@ -194,7 +194,7 @@ def write_corpus(path: Path) -> Path:
     """Write the texts, two at a time with a number between, a line each."""
     pairs = list(zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True))
     lines = (f"{one} Number {number} comes before this: {two}" for number in range(12) for one, two in pairs)
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 

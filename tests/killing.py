@@ -144,7 +144,10 @@ def _serve_jobs() -> None:
                 told += 1
             time.sleep(0.002)
         code = os.waitstatus_to_exitcode(status)
-        print(json.dumps(asdict(Ended(code, passed, count.value, said.read_text(errors="replace")))), flush=True)
+        print(
+            json.dumps(asdict(Ended(code, passed, count.value, said.read_text(encoding="utf-8", errors="replace")))),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

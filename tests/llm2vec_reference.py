@@ -85,7 +85,7 @@ def main() -> None:
         "mntp_loss": float(loss),
         "simcse_loss": float(simcse),
     }
-    REFERENCE.write_text(json.dumps(reference, indent=1) + "\n")
+    REFERENCE.write_text(json.dumps(reference, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import transformers
 from conftest import TEXTS, family_configs, trained_byte_level
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TORCH = os.environ.get("TORCH", "torch==2.13.0")
 TRAINING = ["--set", "backbone.max_length=64", "--set", "backbone.dtype=float32", "--max-tokens", "2000"]
 # what to run once an extra is installed, in the order of this list; each leaves what the next ones use
@@ -72,7 +72,7 @@ def prepared(folder: Path) -> Path:
     """Write a small corpus and a tiny backbone into `folder` and return it."""
     folder.mkdir()
     texts = [f"{one} Number {number} comes before this: {two}" for number in range(12) for one in TEXTS for two in TEXTS[:3]]
-    (folder / "docs.txt").write_text("\n".join(texts))
+    (folder / "docs.txt").write_text("\n".join(texts), encoding="utf-8")
     tokenizer = trained_byte_level(TEXTS, size=600)
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(family_configs(len(tokenizer))["llama_tied"]).save_pretrained(

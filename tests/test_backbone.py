@@ -213,7 +213,7 @@ def test_a_blend_lies_between_the_untrained_and_the_trained_weights(tiny: Backbo
 
 
 def test_mistaken_backbones_are_told_apart(tmp_path: Path, tiny: BackboneSettings) -> None:
-    (tmp_path / "file.bin").write_text("x")
+    (tmp_path / "file.bin").write_text("x", encoding="utf-8")
     for name, message in (
         (str(tmp_path / "none"), "no such folder"),
         (str(tmp_path), "config.json is missing"),

@@ -32,7 +32,7 @@ from text2token.encoder import TextEncoder
 from text2token.errors import CorpusError
 from text2token.head import load_head
 
-REFERENCE = json.loads(llm2vec_reference.REFERENCE.read_text())
+REFERENCE = json.loads(llm2vec_reference.REFERENCE.read_text(encoding="utf-8"))
 NAMES = [peer.name for peer in PEERS]
 NO_VECTORS = "BM25"
 NEEDS_A_REAL_TOKENIZER = "Model2Vec"

@@ -116,11 +116,13 @@ def test_a_recipe_file_runs_and_runs_no_more_when_nothing_has_changed(
     make_backbone: BackboneMaker, text_file: Path, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "mine.toml"
-    recipe.write_text(f"[backbone]\nname = {str(make_backbone('llama_tied'))!r}\n[stage2]\ntargets = 'corpus_derived'\n")
+    recipe.write_text(
+        f"[backbone]\nname = {str(make_backbone('llama_tied'))!r}\n[stage2]\ntargets = 'corpus_derived'\n", encoding="utf-8"
+    )
     nameless = call("run", recipe, "--output", tmp_path / "model", *FAST)
     assert nameless.returncode == 2
     assert "names no text" in nameless.stderr
-    recipe.write_text(f"sources = [{str(text_file)!r}]\n{recipe.read_text()}")
+    recipe.write_text(f"sources = [{str(text_file)!r}]\n{recipe.read_text(encoding='utf-8')}", encoding="utf-8")
     first = call("run", recipe, "--output", tmp_path / "model", "--json", *FAST)
     assert first.returncode == 0, first.stderr
     assert list(json.loads(first.stdout)["stages"]) == ["stage1", "stage2"]
@@ -302,7 +304,7 @@ def test_evaluate_with_labels_and_without(model: Path, text_file: Path, tmp_path
     for words in ("Mean(Task)", "Mean(TaskType)", "Summaries (cosine_spearman)", "95 % interval", "anisotropy", "TF-IDF"):
         assert words in shown.stdout
     assert "Traceback" not in shown.stderr
-    assert (tmp_path / "scores.csv").read_text().count("Mean(TaskType)") == 2
+    assert (tmp_path / "scores.csv").read_text(encoding="utf-8").count("Mean(TaskType)") == 2
     again = call("evaluate", model, *common, "--json", "--quiet")
     assert again.stderr == ""
     first, tfidf = json.loads(again.stdout)
@@ -345,9 +347,9 @@ def test_compare_in_the_background(make_backbone: BackboneMaker, text_file: Path
     assert started.returncode == 0, started.stderr
     assert "compare.log" in started.stdout
     deadline = time.monotonic() + 120
-    while "leaderboard.csv" not in (output / "compare.log").read_text() and time.monotonic() < deadline:
+    while "leaderboard.csv" not in (output / "compare.log").read_text(encoding="utf-8") and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert "Open" in (output / "compare.log").read_text()
+    assert "Open" in (output / "compare.log").read_text(encoding="utf-8")
     assert (output / "leaderboard.html").stat().st_size > 5000
     mistaken = call("compare", *arguments, "--peers", "meen")
     assert mistaken.returncode == 2

@@ -57,16 +57,16 @@ def test_a_comparison_leaves_runs_and_a_leaderboard(comparison: Comparison, tmp_
     assert bm25.mean_task_type is None
     assert bm25.label_free is not None
     assert [trial.chosen for trial in board.trials].count(True) == 1
-    page = (tmp_path / "out" / "leaderboard.html").read_text()
+    page = (tmp_path / "out" / "leaderboard.html").read_text(encoding="utf-8")
     assert "SimCSE" in page
-    with (tmp_path / "out" / "leaderboard.csv").open() as file:
+    with (tmp_path / "out" / "leaderboard.csv").open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == len(board.rows)
     assert not (tmp_path / "out" / "work").exists()
 
 
 def test_the_best_candidate_goes_on_and_all_are_shown(comparison: Comparison, tmp_path: Path) -> None:
     board = run(comparison, tmp_path / "out", "simcse")
-    runs = [json.loads(path.read_text()) for path in (tmp_path / "out" / "runs" / "simcse").glob("*-0.json")]
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "out" / "runs" / "simcse").glob("*-0.json")]
     merits = {
         tuple(run["settings"].items()): bench._read_run(path).merit
         for path, run in zip((tmp_path / "out" / "runs" / "simcse").glob("*-0.json"), runs, strict=True)

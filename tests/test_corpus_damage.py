@@ -313,7 +313,7 @@ def test_parquet_with_any_bytes_anywhere(
 
 def folder_named_like_a_file(at: Path) -> Path:
     (at / "docs.jsonl").mkdir()
-    (at / "docs.jsonl" / "inner.jsonl").write_text('{"text": "a"}')
+    (at / "docs.jsonl" / "inner.jsonl").write_text('{"text": "a"}', encoding="utf-8")
     return at / "docs.jsonl"
 
 
@@ -389,12 +389,12 @@ def test_what_is_no_readable_file_is_a_corpus_error(tmp_path: Path, kind: str) -
 
 def test_a_file_whose_name_is_not_unicode_is_read_and_named(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/na\xefve.txt"
-    Path(os.fsdecode(path)).write_text("a text\n")
+    Path(os.fsdecode(path)).write_text("a text\n", encoding="utf-8")
     assert [document.place.encode()[-12:] for document in read_documents([os.fsdecode(path)])] == [rb"na\xefve.txt:1"[-12:]]
 
 
 def test_half_a_surrogate_pair_is_marked(tmp_path: Path) -> None:
-    (tmp_path / "docs.jsonl").write_text(r'{"text": "a \ud800 b \ud83d\ude00"}')
+    (tmp_path / "docs.jsonl").write_text(r'{"text": "a \ud800 b \ud83d\ude00"}', encoding="utf-8")
     assert [document.body for document in read_documents([str(tmp_path / "docs.jsonl")])] == ["a \ufffd b \U0001f600"]
 
 

@@ -195,7 +195,7 @@ def test_a_list_larger_than_memory_is_read_item_by_item(tmp_path: Path) -> None:
 
     stdin = sys.stdin
     try:
-        sys.stdin = io.TextIOWrapper(io.BufferedReader(Endless()))
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(Endless()), encoding="utf-8")
         documents = read_documents("-")
         assert next(documents).body == "first"
         assert all(next(documents).body == "one more" for _ in range(100_000))
@@ -232,7 +232,7 @@ def test_what_stands_where_the_text_should_is_said(tmp_path: Path, kind: str) ->
 
 def test_a_first_record_without_a_text_is_one_broken_line(tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl"
-    path.write_text('{"n": 1}\n{"text": "one"}\n')
+    path.write_text('{"n": 1}\n{"text": "one"}\n', encoding="utf-8")
     broken = BrokenLines("skip")
     assert [document.body for document in read_documents(path, broken=broken)] == ["one"]
     assert broken.count == 1
@@ -269,7 +269,7 @@ def test_lines_are_those_of_pythons_text_mode_however_the_bytes_arrive(pieces: l
             return super().read1(size)
 
     found = [line for _, line in lines_of(InPieces(content), "here", BrokenLines())]
-    assert found == list(io.TextIOWrapper(io.BytesIO(content)))
+    assert found == list(io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", ["docs.txt", "docs.jsonl", "docs.csv"])
@@ -312,14 +312,14 @@ def test_a_file_that_is_no_text_is_named_with_what_to_do(tmp_path: Path, kind: s
 @pytest.mark.parametrize("name", ["docs.txt", "docs.jsonl", "docs.csv", "docs.json"])
 def test_a_file_without_a_document_is_told(tmp_path: Path, name: str) -> None:
     assert read(tmp_path, name, "")[1].notes == [f"{tmp_path / name}: holds no document"]
-    (tmp_path / "more.txt").write_text("one\n")
+    (tmp_path / "more.txt").write_text("one\n", encoding="utf-8")
     broken = BrokenLines()
     assert len(list(read_documents([tmp_path / name, tmp_path / "more.txt"], broken=broken))) == 1
     assert broken.notes == [f"{tmp_path / name}: holds no document"]
 
 
 def test_a_file_that_is_named_twice_is_told(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "a.txt").write_text("one\n", encoding="utf-8")
     broken = BrokenLines()
     assert len(list(read_documents([tmp_path / "a.txt", tmp_path / ".." / tmp_path.name / "*.txt"], broken=broken))) == 2
     assert "is named twice" in broken.notes[0]
@@ -327,7 +327,7 @@ def test_a_file_that_is_named_twice_is_told(tmp_path: Path) -> None:
 
 def test_the_same_note_of_many_files_is_told_once_and_at_once(tmp_path: Path) -> None:
     for number in range(5):
-        (tmp_path / f"{number}.csv").write_text("Abstract\none\n")
+        (tmp_path / f"{number}.csv").write_text("Abstract\none\n", encoding="utf-8")
     told: list[str] = []
     documents = read_documents(tmp_path / "*.csv", broken=BrokenLines(tell=told.append))
     assert next(documents).body == "one"

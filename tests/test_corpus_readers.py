@@ -71,9 +71,14 @@ def test_a_title_beside_the_text_belongs_to_the_document(tmp_path: Path, ending:
     if ending == "parquet":
         pq.write_table(pa.table(rows), path)
     elif ending == "csv":
-        path.write_text("\n".join(",".join(map(str, row)) for row in [tuple(rows), *zip(*rows.values(), strict=True)]))
+        path.write_text(
+            "\n".join(",".join(map(str, row)) for row in [tuple(rows), *zip(*rows.values(), strict=True)]), encoding="utf-8"
+        )
     else:
-        path.write_text("\n".join(json.dumps(dict(zip(rows, row, strict=True))) for row in zip(*rows.values(), strict=True)))
+        path.write_text(
+            "\n".join(json.dumps(dict(zip(rows, row, strict=True))) for row in zip(*rows.values(), strict=True)),
+            encoding="utf-8",
+        )
     documents = list(read_documents([str(path)]))
     assert [document.title for document in documents] == ["Zinc", "", ""]  # the last text begins with its title
     assert [document.text for document in documents] == ["Zinc\n\nA metal.", "Another.", "Tin and lead melt early."]
@@ -82,7 +87,7 @@ def test_a_title_beside_the_text_belongs_to_the_document(tmp_path: Path, ending:
 
 def test_a_title_that_is_no_text_is_a_field_like_others(tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl"
-    path.write_text('{"title": 7, "text": "one"}\n{"title": "seven", "other": "two"}\n')
+    path.write_text('{"title": 7, "text": "one"}\n{"title": "seven", "other": "two"}\n', encoding="utf-8")
     (document,) = read_documents([str(path)], text_field="text", broken=BrokenLines("skip"))
     assert (document.text, document.fields) == ("one", {"title": 7})
     assert [document.title for document in read_documents([str(path)], text_field="title", broken=BrokenLines("skip"))] == [
@@ -139,13 +144,13 @@ def test_a_connection_that_breaks_is_said_with_its_url(monkeypatch: pytest.Monke
 
 def test_globs_and_several_files_are_read_in_order(tmp_path: Path) -> None:
     for name in "cab":
-        (tmp_path / f"{name}.txt").write_text(f"text {name}\n")
+        (tmp_path / f"{name}.txt").write_text(f"text {name}\n", encoding="utf-8")
     assert bodies(tmp_path / "*.txt", tmp_path / "a.txt") == ["text a", "text b", "text c", "text a"]
 
 
 @pytest.mark.parametrize("content", ["one\ntwo\n", '{"text": "one"}\n{"text": "two"}\n'])
 def test_standard_input_is_lines_or_json(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content.encode()))))  # type: ignore[type-var]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content.encode())), encoding="utf-8"))  # type: ignore[type-var]
     assert bodies("-") == ["one", "two"]
 
 
@@ -165,11 +170,11 @@ def test_standard_library_has_titles_and_bodies() -> None:
 
 def test_text_field_is_found_named_or_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl"
-    path.write_text('{"title": "a", "abstract": "b", "n": 1}\n')
+    path.write_text('{"title": "a", "abstract": "b", "n": 1}\n', encoding="utf-8")
     assert bodies(path, text_field="abstract") == ["b"]
     with pytest.raises(CorpusError, match=r"docs.jsonl:1: which field holds the text\? There are 'abstract', 'title'"):
         bodies(path)
-    path.write_text('{"n": 1, "anything": "b"}\n')
+    path.write_text('{"n": 1, "anything": "b"}\n', encoding="utf-8")
     assert bodies(path) == ["b"]
 
 
@@ -199,7 +204,7 @@ def test_damaged_line_stops_with_its_place_or_is_counted(tmp_path: Path, kind: s
 
 def test_table_with_a_short_row_or_an_open_quote(tmp_path: Path) -> None:
     path = tmp_path / "docs.csv"
-    path.write_text('id,text\n1,fine\n2\n3,"open\n4,x\n')
+    path.write_text('id,text\n1,fine\n2\n3,"open\n4,x\n', encoding="utf-8")
     with pytest.raises(CorpusError, match=r"docs.csv:3: the row has 1 fields, the header 2"):
         bodies(path)
     broken = BrokenLines("skip")
@@ -258,7 +263,7 @@ def test_any_bytes_give_texts_or_a_corpus_error(tmp_path_factory: pytest.TempPat
 
 def test_a_text_that_is_missing_in_the_first_record_is_still_the_text(tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl"
-    path.write_text('{"title": "Paris", "text": null}\n{"title": "Rome", "text": "A city."}\n')
+    path.write_text('{"title": "Paris", "text": null}\n{"title": "Rome", "text": "A city."}\n', encoding="utf-8")
     assert [document.text for document in read_documents([str(path)])] == ["Paris", "Rome\n\nA city."]
 
 
@@ -271,7 +276,7 @@ def test_a_line_of_text_ends_before_its_line_break(tmp_path: Path) -> None:
 def test_a_title_is_in_the_text_only_as_a_whole_word(tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl"
     rows = [{"title": "Go", "text": "Google was founded."}, {"title": "Go", "text": "Go: a game."}]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert [document.title for document in read_documents([str(path)])] == ["Go", ""]
 
 
@@ -357,7 +362,9 @@ def test_a_row_that_holds_a_date_beyond_any_calendar_is_told_with_its_place(tmp_
 def test_a_field_that_no_store_gives_back_is_kept_as_text_or_told(tmp_path: Path) -> None:
     deep = '{"text": "deep", "tree": ' + "[" * 40 + "]" * 40 + "}"
     twice = r'{"text": "twice", "\ud800": 1, "\udc00": 2}'
-    (tmp_path / "docs.jsonl").write_text(deep + "\n" + twice + '\n{"text": "two", "n": ' + "7" * 5000 + "}\n")
+    (tmp_path / "docs.jsonl").write_text(
+        deep + "\n" + twice + '\n{"text": "two", "n": ' + "7" * 5000 + "}\n", encoding="utf-8"
+    )
     with pytest.raises(CorpusError, match=r"docs.jsonl:2: two fields are named '\ufffd'"):
         bodies(tmp_path / "docs.jsonl")
     broken = BrokenLines("skip")

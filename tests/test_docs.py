@@ -50,7 +50,7 @@ class Loaded(HTMLParser):
     def __init__(self, page: Path) -> None:
         super().__init__()
         self.addresses: list[str] = []
-        self.feed(page.read_text())
+        self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         address = dict(attributes).get(LOADING.get(tag, ""))
@@ -64,23 +64,23 @@ def test_every_page_is_built_and_loads_nothing_from_elsewhere(site: Path) -> Non
     addresses = [address for page in pages for address in Loaded(page).addresses]
     assert any(address.startswith("_static/") for address in addresses)
     assert [address for address in addresses if ELSEWHERE.match(address)] == []
-    styles = "".join(style.read_text() for style in site.rglob("*.css"))
+    styles = "".join(style.read_text(encoding="utf-8") for style in site.rglob("*.css"))
     assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", styles) == []
 
 
 def test_pages_name_only_files_that_there_are() -> None:
     for page in FOLDER.glob("*.md"):
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (FOLDER / link).exists(), (page.name, link)
 
 
 @pytest.mark.parametrize(("page", "written"), [("settings.md", settings_page), ("python.md", names_page)])
 def test_the_reference_is_what_the_code_says(page: str, written) -> None:  # type: ignore[no-untyped-def]
-    assert (FOLDER / page).read_text() == written(), "run python docs/reference.py"
+    assert (FOLDER / page).read_text(encoding="utf-8") == written(), "run python docs/reference.py"
 
 
 def test_the_reference_has_every_command_option_and_help() -> None:
-    _, program, *sections = re.split(r"^## text2token", (FOLDER / "cli.md").read_text(), flags=re.MULTILINE)
+    _, program, *sections = re.split(r"^## text2token", (FOLDER / "cli.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     told = {section.split()[0]: section for section in sections}
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert list(told) == list(commands)
@@ -95,15 +95,15 @@ def test_the_reference_has_every_command_option_and_help() -> None:
 
 def python_on(page: str) -> list[str]:
     """Return the Python that a page shows, a text for each block."""
-    return re.findall(r"```python\n(.*?)```", (FOLDER / page).read_text(), re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", (FOLDER / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
 def workplace(make_backbone: BackboneMaker, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the current one, with what the pages speak of: docs.jsonl, my-embedder, my-embedder.run."""
     folder = text_file.parent
-    texts = text_file.read_text().splitlines()
-    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    texts = text_file.read_text(encoding="utf-8").splitlines()
+    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     backbone = BackboneSettings(str(make_backbone("llama_tied")), dtype="float32", max_length=64)
     # whole texts: an index is made in bfloat16, and what a net of random weights learns of halves moves too much in it
     recipe = Recipe(backbone).with_settings(["stage1.max_tokens=2000", "looks=0", "halves_from=0"])

@@ -94,7 +94,9 @@ def test_tokens_are_counted_not_guessed(long: Recipe, make_backbone: BackboneMak
 
 
 def test_held_out_documents_are_in_random_order_and_nested(tmp_path: Path) -> None:
-    (tmp_path / "docs.txt").write_text("\n".join(f"Line {i}. " + f"It says {i * i} and more. " * 9 for i in range(400)))
+    (tmp_path / "docs.txt").write_text(
+        "\n".join(f"Line {i}. " + f"It says {i * i} and more. " * 9 for i in range(400)), encoding="utf-8"
+    )
 
     def held_out(count: int) -> Dataset:
         documents = read_documents([str(tmp_path / "docs.txt")])

@@ -19,7 +19,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_example(**constants: object) -> None:
     """Run the example with some of its constants set to other values."""
-    code = EXAMPLE.read_text()
+    code = EXAMPLE.read_text(encoding="utf-8")
     for name, value in constants.items():
         (line,) = (line for line in code.splitlines() if line.startswith(f"{name} = "))
         code = code.replace(line, f"{name} = {value!r}")

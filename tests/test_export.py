@@ -75,7 +75,7 @@ def test_merged_export_reloads_in_plain_sentence_transformers(
 def test_pooling_survives_in_the_older_layout(tiny: BackboneSettings, tmp_path: Path, pooling: str) -> None:
     model, expected = exported(replace(tiny, pooling=pooling), tmp_path / "model")  # type: ignore[arg-type]
     assert (torch.from_numpy(model.encode(MORE_TEXTS)) - expected).abs().max() < 1e-5
-    config = json.loads((tmp_path / "model" / "1_Pooling" / "config.json").read_text())
+    config = json.loads((tmp_path / "model" / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     assert sum(value for key, value in config.items() if key.startswith("pooling_mode_")) == 1
 
 
@@ -83,11 +83,11 @@ def test_export_is_stock_modules_without_adapters_or_templates(tiny: BackboneSet
     exported(tiny, tmp_path / "model")
     names = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*")}
     assert not {name for name in names if "adapter" in name or "template" in name or name.endswith((".bin", ".pt", ".pkl"))}
-    modules = json.loads((tmp_path / "model" / "modules.json").read_text())
+    modules = json.loads((tmp_path / "model" / "modules.json").read_text(encoding="utf-8"))
     assert [module["type"] for module in modules] == [
         f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense", "Normalize")
     ]
-    assert (tmp_path / "model" / "README.md").read_text() == "# card"
+    assert (tmp_path / "model" / "README.md").read_text(encoding="utf-8") == "# card"
 
 
 def test_the_prompt_is_in_the_exported_tokenizer(tiny: BackboneSettings, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_existing_model_is_kept_unless_told_otherwise(tiny: BackboneSettings,
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
     with pytest.raises(OutputError, match="--overwrite"):
         exported(tiny, tmp_path / "model")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError, match="is a file"):
         exported(tiny, tmp_path / "file")
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before

@@ -21,7 +21,7 @@ from text2token.files import MADE, alone_in, atomic_file, atomic_folder, check_o
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     def fail_half_way() -> None:
         with atomic_folder(tmp_path / "made") as unfinished:
-            (unfinished / "half").write_text("x")
+            (unfinished / "half").write_text("x", encoding="utf-8")
             assert not (tmp_path / "made").exists()
             raise ValueError("in between")
 
@@ -30,28 +30,28 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     for content in ("first", "second"):
         with atomic_folder(tmp_path / "made") as unfinished:
-            (unfinished / "file").write_text(content)
-        assert (tmp_path / "made" / "file").read_text() == content
+            (unfinished / "file").write_text(content, encoding="utf-8")
+        assert (tmp_path / "made" / "file").read_text(encoding="utf-8") == content
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     assert os.stat(tmp_path / "made").st_mode & 0o777 == 0o755
 
 
 def test_a_file_is_replaced_whole_or_kept(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("old")
+    (tmp_path / "file").write_text("old", encoding="utf-8")
 
     def be_interrupted() -> None:
         with atomic_file(tmp_path / "file") as path:
-            path.write_text("half")
+            path.write_text("half", encoding="utf-8")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         be_interrupted()
-    assert (tmp_path / "file").read_text() == "old"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_file_in_the_way_is_an_output_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError, match="file/made: cannot be written"), atomic_folder(tmp_path / "file" / "made"):
         pass
 
@@ -86,8 +86,8 @@ def test_what_a_killed_process_left_is_tidied_up_and_an_old_folder_gets_its_name
     (tmp_path / ".made.abc.unfinished").mkdir()
     (tmp_path / ".other.abc.unfinished").mkdir()  # somebody else's
     (tmp_path / ".made.abc.replaced" / "made").mkdir(parents=True)
-    (tmp_path / ".made.abc.replaced" / "made" / ".card.json.unfinished").write_text("half")
-    (tmp_path / ".made.abc.replaced" / "made" / "card.json").write_text("whole")
+    (tmp_path / ".made.abc.replaced" / "made" / ".card.json.unfinished").write_text("half", encoding="utf-8")
+    (tmp_path / ".made.abc.replaced" / "made" / "card.json").write_text("whole", encoding="utf-8")
     with alone_in(folder, beside=True):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"made", ".other.abc.unfinished"}

@@ -263,7 +263,9 @@ def test_fields_of_a_filling_that_was_broken_off_can_be_filtered_by(
         fill_index(tmp_path / "index", table, breaks_off())
     card = read_card(tmp_path / "index")
     assert (card.documents, card.fields) == (4, ("early",))
-    (tmp_path / "index" / CARD).write_text(json.dumps(asdict(replace(card, documents=0, fields=()))))  # as after a kill
+    (tmp_path / "index" / CARD).write_text(
+        json.dumps(asdict(replace(card, documents=0, fields=()))), encoding="utf-8"
+    )  # as after a kill
     with Index.open(tmp_path / "index") as index:
         assert len(index.search("girl", 9, "dense", {"early": "1"})) == 4
         with pytest.raises(RecipeError, match="there are: early"):
@@ -304,7 +306,7 @@ def test_one_process_has_an_index_at_a_time(table: str, tmp_path: Path, monkeypa
 
 def test_what_is_no_index_is_told_what_to_do_with_it(table: str, tmp_path: Path) -> None:
     file = tmp_path / "my docs.txt"
-    file.write_text("a text\n")
+    file.write_text("a text\n", encoding="utf-8")
     for place, said in (
         (file, f"is a file.*text2token search MODEL '{file}' QUERY.*text2token index MODEL '{file}' --store"),
         (table, f"is an embedder.*text2token search {table} FILE QUERY"),
@@ -322,7 +324,7 @@ def test_what_is_no_index_is_told_what_to_do_with_it(table: str, tmp_path: Path)
 
 def test_a_proposed_command_can_be_copied(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "my docs.txt"
-    file.write_text("a garden\n")
+    file.write_text("a garden\n", encoding="utf-8")
     app(["index", table, str(file), "--store", str(tmp_path / "my index")], standalone_mode=False)
     words = shlex.split(capsys.readouterr().out.partition("Search: ")[2])
     app([*words[words.index("search") : -1], "garden", "--json"], standalone_mode=False)
@@ -385,9 +387,9 @@ def to_format_1(folder: Path, documents: list[Document]) -> None:
             vectors: Any = {DENSE: [1.0] * index.card.dimension, SPARSE: words.of_document(document.text)}
             point = engine.Point(id=str(number), vector=vectors, payload=payload)  # type: ignore[arg-type]
             index.shard.update(engine.UpdateOperation.upsert_points([point]))
-    card = json.loads((folder / CARD).read_text())
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     del card["word_rule"]
-    (folder / CARD).write_text(json.dumps({**card, "format": 1}))
+    (folder / CARD).write_text(json.dumps({**card, "format": 1}), encoding="utf-8")
 
 
 def test_an_index_of_format_1_is_searched_and_brought_up_to_date(table: str, vector: torch.Tensor, tmp_path: Path) -> None:
@@ -420,11 +422,11 @@ def test_an_index_of_a_later_format_is_refused(table: str, tmp_path: Path) -> No
     fill_index(tmp_path / "index", table, named("text"))
     card = tmp_path / "index" / CARD
     for other in ({"format": FORMAT + 1}, {"word_rule": LATEST_RULE + 1}):
-        kept = card.read_text()
-        card.write_text(json.dumps({**json.loads(kept), **other}))
+        kept = card.read_text(encoding="utf-8")
+        card.write_text(json.dumps({**json.loads(kept), **other}), encoding="utf-8")
         with pytest.raises(OutputError, match="Make it anew"):
             Index.open(tmp_path / "index")
-        card.write_text(kept)
+        card.write_text(kept, encoding="utf-8")
     assert set(RULES) == set(range(1, LATEST_RULE + 1))
 
 

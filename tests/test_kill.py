@@ -83,10 +83,12 @@ def place(make_backbone: BackboneMaker, launcher: Launcher, tmp_path_factory: py
         *("stage2.targets=likelihood_ratio", "stage2.tokens_per_batch=512", "stage2.steps_per_checkpoint=3"),
         *("targets.likelihood_ratio.tau=auto", "lora.rank=4", "lora.dropout=0.05"),  # taught by what the first stage made
     ]
-    at.recipe.write_text(Recipe(backbone, corpus=CorpusSettings(held_out=10)).with_settings(settings).to_toml())
+    at.recipe.write_text(
+        Recipe(backbone, corpus=CorpusSettings(held_out=10)).with_settings(settings).to_toml(), encoding="utf-8"
+    )
     assert started(launcher, "train", at, folder).code == 0
     encoder = open_encoder(str(at.model), str(resolve_dtype("auto")).removeprefix("torch."))
-    texts = at.corpus.read_text().splitlines()
+    texts = at.corpus.read_text(encoding="utf-8").splitlines()
     alone = torch.cat([encoder.embed([text], None) for text in texts])
     return replace(at, error=float((encoder.embed(texts, None) - alone).abs().max()))
 
@@ -235,11 +237,11 @@ def complete(folder: Path) -> int:
             with safe_globals():
                 torch.load(path, weights_only=True)
         elif path.suffix == ".json":
-            json.loads(path.read_text())
+            json.loads(path.read_text(encoding="utf-8"))
         elif path.suffix == ".toml":
-            tomllib.loads(path.read_text())
+            tomllib.loads(path.read_text(encoding="utf-8"))
         elif path.suffix == ".jsonl":
-            for line in path.read_text().splitlines()[:-1]:
+            for line in path.read_text(encoding="utf-8").splitlines()[:-1]:
                 json.loads(line)
         else:
             assert path.suffix == ".md" or path.name == "lock" or path.name.startswith("events.out"), path
@@ -251,7 +253,7 @@ def counts(path: Path) -> bool:
     if not path.parent.name.startswith("checkpoint-"):
         return True
     try:
-        json.loads((path.parent / "trainer_state.json").read_text())
+        json.loads((path.parent / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return True

@@ -145,7 +145,9 @@ def test_tau_can_follow_the_model_and_the_card_says_what_was_found(tiny: Backbon
     assert card.sizes.tokens == pytest.approx(np.quantile([len(target) for target in sizes[0]], (0.25, 0.5, 0.75)))
     assert card.sizes.half_of_mass[1] <= EFFECTIVE_TOKENS <= card.sizes.most
     assert [len(target) for target in sizes[1]] == [1] * len(TEXTS)
-    assert json.loads((tmp_path / "targets" / "card.json").read_text())["sizes"]["single"] == card.sizes.single
+    assert (
+        json.loads((tmp_path / "targets" / "card.json").read_text(encoding="utf-8"))["sizes"]["single"] == card.sizes.single
+    )
 
 
 def test_targets_that_were_cut_off_are_counted(tiny: BackboneSettings, tmp_path: Path) -> None:

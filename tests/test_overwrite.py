@@ -77,7 +77,7 @@ def test_what_is_put_into_a_run_or_a_model_stays_there(tmp_path: Path, train: An
     written(tmp_path, theirs)
     text_file.write_text(text_file.read_text(encoding="utf-8") + "A lighthouse.\n", encoding="utf-8")
     assert train("--output", tmp_path / "model", "--overwrite") is None
-    assert json.loads((tmp_path / "model.run" / "corpus" / "summary.json").read_text())["documents"] == 121
+    assert json.loads((tmp_path / "model.run" / "corpus" / "summary.json").read_text(encoding="utf-8"))["documents"] == 121
     assert theirs.items() <= contents(tmp_path).items()
 
 

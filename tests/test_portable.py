@@ -42,7 +42,7 @@ def test_its_vectors_are_the_model_s_alone_and_in_any_company(model: Path, porta
     assert (expected * together).sum(1).min() > 0.995
     alone = np.concatenate([embedder.encode([text]) for text in TEXTS])
     assert (alone * together).sum(1).min() > 0.9999
-    assert json.loads((portable / "card.json").read_text())["least_cosine"] > 0.99
+    assert json.loads((portable / "card.json").read_text(encoding="utf-8"))["least_cosine"] > 0.99
 
 
 def test_unquantised_it_is_the_model_to_rounding(model: Path, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_unquantised_it_is_the_model_to_rounding(model: Path, tmp_path: Path) ->
 
 
 def test_the_code_in_its_readme_runs_without_torch(model: Path, portable: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (portable / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (portable / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     probe = (
         "\nimport sys, json\nassert 'torch' not in sys.modules\nprint(json.dumps(encode(['Close the socket.'])[0].tolist()))"
     )

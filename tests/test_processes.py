@@ -48,7 +48,7 @@ def test_two_processes_end_at_the_weights_of_one_with_twice_the_batches(
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert torch.allclose(value, two[name], rtol=1e-4, atol=1e-6), name
-    expected = json.loads((tmp_path / "one.run" / "results.json").read_text())["stages"]["stage1"]
+    expected = json.loads((tmp_path / "one.run" / "results.json").read_text(encoding="utf-8"))["stages"]["stage1"]
     for name in ("steps", "tokens", "texts", "first_loss", "last_loss"):
         assert result["stages"]["stage1"][name] == pytest.approx(expected[name], abs=1e-4), name
     assert SentenceTransformer(str(tmp_path / "two")).encode("a girl").shape == (32,)

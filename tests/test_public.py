@@ -43,7 +43,7 @@ def test_public_names_are_these_and_say_what_they_are() -> None:
 
 
 def test_type_checkers_see_every_name_where_it_is() -> None:
-    tree = ast.parse(Path(str(text2token.__file__)).read_text())
+    tree = ast.parse(Path(str(text2token.__file__)).read_text(encoding="utf-8"))
     seen = {
         alias.name: str(node.module).removeprefix("text2token.")
         for node in ast.walk(tree)

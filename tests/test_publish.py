@@ -32,7 +32,7 @@ def table(make_backbone: BackboneMaker, tmp_path: Path) -> Path:
 
 def test_a_dry_run_shows_the_card_and_every_file_and_sends_nothing(table: Path) -> None:
     (table / ".cache").mkdir()
-    (table / ".cache" / "hidden").write_text("stays here")
+    (table / ".cache" / "hidden").write_text("stays here", encoding="utf-8")
     answer = CliRunner().invoke(app, ["push", str(table), "somebody/my-table", "--dry-run"])
     assert answer.exit_code == 0, answer.output
     assert 'SentenceTransformer("somebody/my-table")' in answer.stdout  # how to use it, from where it will be
@@ -44,18 +44,20 @@ def test_a_dry_run_shows_the_card_and_every_file_and_sends_nothing(table: Path) 
         ".cache/hidden",
         MADE,
     }
-    assert "path/to/this/folder" in (table / "README.md").read_text()  # the folder itself is as it was
+    assert "path/to/this/folder" in (table / "README.md").read_text(encoding="utf-8")  # the folder itself is as it was
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda folder: (folder / "modules.json").unlink(), "is no embedder"),
-        (lambda folder: (folder / "modules.json").write_text("["), "is no embedder"),
+        (lambda folder: (folder / "modules.json").write_text("[", encoding="utf-8"), "is no embedder"),
         (lambda folder: (folder / "README.md").unlink(), "has no model card"),
         (lambda folder: [path.unlink() for path in folder.rglob("*.safetensors")], "its weights are missing"),
         (
-            lambda folder: (folder / "modules.json").write_text(json.dumps([{"type": "mine.Layer", "path": ""}])),
+            lambda folder: (folder / "modules.json").write_text(
+                json.dumps([{"type": "mine.Layer", "path": ""}]), encoding="utf-8"
+            ),
             "mine.Layer",
         ),
     ],

@@ -18,7 +18,7 @@ from text2token.cli import app
 from text2token.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"^(?:    |\$ )(text2token (?:.*\\\n)*.*)$", re.MULTILINE)
 COMMANDS = COMMAND.findall(README)
 # the first trains every peer, which tests/test_comparison.py does on less; the second ends only when it is stopped
@@ -30,10 +30,10 @@ def folder(make_backbone: BackboneMaker, tmp_path_factory: pytest.TempPathFactor
     """A folder with `docs.jsonl`, `my-recipe.toml` and a `backbone`."""
     folder = tmp_path_factory.mktemp("readme")
     texts = [f"{one} Number {number}. {two}" for number in range(30) for one in TEXTS for two in TEXTS[:3]]
-    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     shutil.copytree(make_backbone("llama_tied"), folder / "backbone")
     recipe = Recipe(BackboneSettings("backbone", dtype="float32", max_length=64), sources=("docs.jsonl",))
-    (folder / "my-recipe.toml").write_text(recipe.to_toml())
+    (folder / "my-recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     return folder
 
 
@@ -58,7 +58,7 @@ def run(folder: Path, *command: str) -> str:
 @pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
 def test_commands_on_other_pages_are_ones_that_there_are(page: str) -> None:
     commands = typer.main.get_command(app)
-    for shown in COMMAND.findall((ROOT / "docs" / page).read_text()):
+    for shown in COMMAND.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
         _, name, *words = shlex.split(re.sub(r"\[(--.*?)\]", r"\1", shown.replace("\\\n", " ")), comments=True)
         command = commands.commands[name]  # type: ignore[attr-defined]
         command.make_context(name, words)  # refuses what it does not know
@@ -96,7 +96,7 @@ def test_the_commands_of_the_tutorial_run_in_their_order(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(beginning(folder, tmp_path))
-    commands = COMMAND.findall((ROOT / "docs" / "tutorial.md").read_text())
+    commands = COMMAND.findall((ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"))
     for command in commands:
         words = shlex.split(small(command), comments=True)[1:]
         if words[0] not in ELSEWHERE:

@@ -108,7 +108,7 @@ def test_untrained_similarity_agrees_with_people(settings: BackboneSettings) -> 
     path = EVALUATION_DATA / "STSBenchmark" / "dev.jsonl"
     if not path.exists():
         pytest.skip("the development data are not here")
-    rows = [json.loads(line) for line in path.read_text().splitlines()][::6]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][::6]
     embedder = load_embedder(replace(settings, dtype="auto"))
     embeddings = embed(embedder, [row["a"] for row in rows] + [row["b"] for row in rows])
 
@@ -130,7 +130,7 @@ def test_quickstart_leaves_what_it_promises_and_is_honest(real_backbone: str, tm
     assert re.search(r"MRR@10 rose by [\d.]+ points|There was no gain", result.stderr)
     assert re.search(r"text2token search \S+ python:stdlib", result.stderr)
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"model", "targets", "recipe.toml", "results.json"}
-    (tmp_path / "few.txt").write_text("Bake the bread for an hour.\nBlock until the thread terminates.\n")
+    (tmp_path / "few.txt").write_text("Bake the bread for an hour.\nBlock until the thread terminates.\n", encoding="utf-8")
     found = call("search", tmp_path / "run" / "model", tmp_path / "few.txt", "wait for a thread to end", "-k", "1", "--json")
     assert json.loads(found.stdout)[0]["place"].endswith("few.txt:2")
 

@@ -57,12 +57,14 @@ def run_here(recipe: Recipe, folder: Path, **options: Any) -> dict[str, Any]:
 def test_a_run_leaves_model_targets_settings_and_results(recipe: Recipe, tmp_path: Path) -> None:
     result = run_here(recipe, tmp_path)
     assert SentenceTransformer(str(tmp_path / "model")).encode(["hello"]).shape == (1, 32)
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(json.dumps(result))
-    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["stages"][0]["learning_rate"] == 0.01
+    assert json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result))
+    assert (
+        tomllib.loads((tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8"))["stages"][0]["learning_rate"] == 0.01
+    )
     assert read_card(tmp_path / "run" / "targets" / "stage1").texts == result["corpus"]["passages"]
     assert result["evaluation"]["trained"]["queries"] == 10
     assert result["stages"]["stage1"]["last_loss"] < result["stages"]["stage1"]["first_loss"]
-    card = (tmp_path / "model" / "README.md").read_text()
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "MRR@10" in card
     assert 'pooling = "last"' in card
     assert {path.name for path in tmp_path.iterdir()} >= {"model", "run"}
@@ -150,7 +152,7 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(recipe: Recipe, tmp_path: 
     with pytest.raises(OutputError, match="model: exists"):
         run_here(recipe, tmp_path)
     run_here(recipe.with_settings(["seed=1"]), tmp_path, overwrite=True)
-    assert "seed = 1" in (tmp_path / "run" / "recipe.toml").read_text()
+    assert "seed = 1" in (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8")
 
 
 def test_contrast_and_smoothing_are_settings_of_a_run(recipe: Recipe, tmp_path: Path) -> None:
@@ -166,9 +168,9 @@ def test_contrast_and_smoothing_are_settings_of_a_run(recipe: Recipe, tmp_path: 
 
 
 def test_neighbouring_passages_meet_in_a_run_at_no_further_tokens(recipe: Recipe, tmp_path: Path) -> None:
-    lines = Path(recipe.sources[0]).read_text().splitlines()
+    lines = Path(recipe.sources[0]).read_text(encoding="utf-8").splitlines()
     long = tmp_path / "long.txt"
-    long.write_text("\n".join(" ".join(lines[start : start + 3]) for start in range(0, len(lines) - 3, 3)))
+    long.write_text("\n".join(" ".join(lines[start : start + 3]) for start in range(0, len(lines) - 3, 3)), encoding="utf-8")
     short = replace(recipe, sources=(str(long),)).with_settings(["corpus.passage_characters=100", "stage1.contrast=0"])
     without = run_here(short, tmp_path / "without")
     beside = run_here(short.with_settings(["stage1.contrast=0.5"]), tmp_path / "beside")
@@ -196,11 +198,11 @@ def test_a_second_stage_goes_on_from_the_first(recipe: Recipe, tmp_path: Path) -
 def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, text_file: Path) -> None:
     recipe = recipe.with_settings(TWO_STAGES)
     first = run_here(recipe, tmp_path)
-    done = json.loads((tmp_path / "run" / "steps.json").read_text())
+    done = json.loads((tmp_path / "run" / "steps.json").read_text(encoding="utf-8"))
 
     def changed_by(recipe: Recipe) -> set[str]:
         run_here(recipe, tmp_path, resume=True)
-        now = json.loads((tmp_path / "run" / "steps.json").read_text())
+        now = json.loads((tmp_path / "run" / "steps.json").read_text(encoding="utf-8"))
         changed = {step for step, made_from in now.items() if done.get(step) != made_from}
         done.update(now)
         return changed
@@ -219,7 +221,9 @@ def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, tex
         "stage2",
         "result",
     }
-    text_file.write_text(text_file.read_text() + "One more line about a harbour and its lighthouse.\n")
+    text_file.write_text(
+        text_file.read_text(encoding="utf-8") + "One more line about a harbour and its lighthouse.\n", encoding="utf-8"
+    )
     assert changed_by(recipe) == set(done)
 
 
@@ -230,7 +234,14 @@ def test_the_second_stage_asks_the_model_that_the_first_one_made(recipe: Recipe,
     recipe = recipe.with_settings(TAUGHT)
     run_here(recipe, tmp_path)
     done = tmp_path / "run" / "steps.json"
-    assert list(json.loads(done.read_text())) == ["corpus", "targets/stage1", "stage1", "targets/stage2", "stage2", "result"]
+    assert list(json.loads(done.read_text(encoding="utf-8"))) == [
+        "corpus",
+        "targets/stage1",
+        "stage1",
+        "targets/stage2",
+        "stage2",
+        "result",
+    ]
 
     def prior(settings: Sequence[str]) -> str:
         run_here(recipe.with_settings(settings), tmp_path, resume=True)
@@ -245,9 +256,9 @@ def test_the_second_stage_asks_the_model_that_the_first_one_made(recipe: Recipe,
     load_trainable(embedder, load_file(tmp_path / "run" / "stages" / "stage1" / "weights.safetensors"))
     first = by_hand.fit(passages).describe()["prior"]
     assert prior([]) == first != untrained
-    before = json.loads(done.read_text())
+    before = json.loads(done.read_text(encoding="utf-8"))
     assert prior(["stage1.learning_rate=0.005"]) not in (first, untrained)  # another first stage, other targets
-    assert {name for name, digest in json.loads(done.read_text()).items() if before[name] == digest} == {
+    assert {name for name, digest in json.loads(done.read_text(encoding="utf-8")).items() if before[name] == digest} == {
         "corpus",
         "targets/stage1",
     }
@@ -318,7 +329,10 @@ def test_layers_that_are_cut_are_trained_with_and_not_in_the_model(recipe: Recip
         assert cut["evaluation"][same] == whole["evaluation"][same]
     assert cut["evaluation"]["trained"] != whole["evaluation"]["trained"]
     for layers, folder in ((2, "0"), (1, "1")):
-        assert json.loads((tmp_path / folder / "model" / "config.json").read_text())["num_hidden_layers"] == layers
+        assert (
+            json.loads((tmp_path / folder / "model" / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+            == layers
+        )
     held_out = Corpus.open(tmp_path / "1" / "run" / "corpus").held_out
     model = SentenceTransformer(str(tmp_path / "1" / "model"))
     queries, passages = (model.encode(list(held_out[name]), convert_to_tensor=True) for name in ("query", "passage"))
@@ -332,7 +346,7 @@ def test_a_recipe_is_read_from_toml_and_comes_back(recipe: Recipe, tmp_path: Pat
     for name in recipe_names():
         known = read_recipe(name)
         assert known.backbone.name
-        (tmp_path / "copy.toml").write_text(known.to_toml())
+        (tmp_path / "copy.toml").write_text(known.to_toml(), encoding="utf-8")
         assert read_recipe(str(tmp_path / "copy.toml")) == known
 
 
@@ -356,7 +370,7 @@ def test_a_recipe_is_read_from_toml_and_comes_back(recipe: Recipe, tmp_path: Pat
     ],
 )
 def test_mistaken_recipe_files_are_explained_in_one_line(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "r.toml").write_text(content)
+    (tmp_path / "r.toml").write_text(content, encoding="utf-8")
     with pytest.raises(RecipeError, match=f"r.toml: {message}") as caught:
         read_recipe(str(tmp_path / "r.toml"))
     assert "\n" not in str(caught.value)
@@ -439,7 +453,7 @@ def test_a_recipe_of_two_named_stages_is_read_still(tmp_path: Path) -> None:
     old = "[backbone]\nname = 'x'\n[stage1]\nepochs = 2\nrecentre = false\n[stage2]\ntargets = '{}'\nrecentre = true\n"
     found = []
     for targets in ("model_derived", "none"):
-        (tmp_path / "old.toml").write_text(old.format(targets))
+        (tmp_path / "old.toml").write_text(old.format(targets), encoding="utf-8")
         found.append(read_recipe(str(tmp_path / "old.toml")).stages)
     two, one = found
     assert one == (StageSettings(epochs=2),)
@@ -471,24 +485,27 @@ def test_killed_at_random_moments_a_run_ends_at_the_same_model(recipe: Recipe, t
 def test_how_text_is_read_belongs_to_the_run(tiny: BackboneSettings, recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl"
     rows = [{"one": f"A girl plays a guitar, take {i}.", "two": f"Close the socket, number {i}."} for i in range(30)]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     for name, begins in (("one", "A girl"), ("two", "Close the socket")):
         changed = replace(recipe, sources=(str(path),), reading=ReadingSettings(text_field=name))
         documents = read_documents(changed.sources, text_field=name)
         run(changed, documents, tmp_path / "run", tmp_path / "model", resume=True)
         texts = list(Corpus.open(tmp_path / "run" / "corpus").passages["text"])
         assert all(text.startswith(begins) for text in texts)
-    assert from_toml(Recipe, (tmp_path / "run" / "recipe.toml").read_text(), "recipe").reading.text_field == "two"
+    assert (
+        from_toml(Recipe, (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8"), "recipe").reading.text_field
+        == "two"
+    )
 
 
 def test_a_resumed_run_replaces_no_folder_that_is_no_model(recipe: Recipe, tmp_path: Path) -> None:
     run_here(recipe, tmp_path)
     other = tmp_path / "thesis"
     other.mkdir()
-    (other / "thesis.txt").write_text("years of work")
+    (other / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(OutputError, match="exists and is not empty"):
         run(recipe, read_documents(recipe.sources), tmp_path / "run", other, resume=True)
-    assert (other / "thesis.txt").read_text() == "years of work"
+    assert (other / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
 @pytest.mark.parametrize("lost", ["corpus", "targets/stage1", "stages/stage1"])
@@ -521,7 +538,7 @@ def test_texts_that_are_trained_on_know_their_own_document(
         return train_stage(embedder, loss, rows, *others, **options)
 
     monkeypatch.setattr("text2token.recipe.train_stage", watched)
-    lines = text_file.read_text().splitlines()[:12]
+    lines = text_file.read_text(encoding="utf-8").splitlines()[:12]
     documents = [Document(body=f"{first} {second}", place="") for first in lines for second in lines if first != second]
     settings = ["stage1.targets=corpus_derived", "stage1.max_tokens=400"]
     settings += ["corpus.passage_characters=60", "corpus.held_out=0"]

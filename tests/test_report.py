@@ -22,7 +22,8 @@ HOSTILE = "<script>girl</script> & $hair$"
 def finished(make_backbone: BackboneMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     (folder / "docs.txt").write_text(
-        "\n".join(f"{number}. {' '.join(random.Random(number).sample(TEXTS, 3))} {HOSTILE}" for number in range(60))
+        "\n".join(f"{number}. {' '.join(random.Random(number).sample(TEXTS, 3))} {HOSTILE}" for number in range(60)),
+        encoding="utf-8",
     )
     tiny = BackboneSettings(str(make_backbone("llama_tied")), dtype="float32", max_length=96)
     recipe = Recipe(tiny, sources=(str(folder / "docs.txt"),), corpus=CorpusSettings(held_out=10)).with_settings(
@@ -33,8 +34,8 @@ def finished(make_backbone: BackboneMaker, tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_page_shows_scores_course_words_map_and_settings_and_loads_nothing(finished: Path) -> None:
-    page = write_report(finished).read_text()
-    results = json.loads((finished / "results.json").read_text())
+    page = write_report(finished).read_text(encoding="utf-8")
+    results = json.loads((finished / "results.json").read_text(encoding="utf-8"))
     assert f"{results['evaluation']['trained']['mrr_at_10']:.1f}" in page
     assert page.count("<svg") == 4
     assert "optimiser step" in page
@@ -49,17 +50,17 @@ def test_a_page_shows_scores_course_words_map_and_settings_and_loads_nothing(fin
 
 
 def test_the_same_run_gives_the_same_page(finished: Path, tmp_path: Path) -> None:
-    pages = [write_report(finished, tmp_path / name).read_text() for name in ("one.html", "two.html")]
+    pages = [write_report(finished, tmp_path / name).read_text(encoding="utf-8") for name in ("one.html", "two.html")]
     assert pages[0] == pages[1]
 
 
 def test_a_run_under_way_is_shown_as_far_as_it_is(finished: Path, tmp_path: Path) -> None:
     going = tmp_path / "going.run"
     (going / "stages" / "stage1").mkdir(parents=True)
-    (going / "recipe.toml").write_text((finished / "recipe.toml").read_text())
-    diary = (finished / "stages" / "stage1" / DIARY).read_text()
-    (going / "stages" / "stage1" / DIARY).write_text(diary[:-9])  # torn by a kill
-    page = write_report(going).read_text()
+    (going / "recipe.toml").write_text((finished / "recipe.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    diary = (finished / "stages" / "stage1" / DIARY).read_text(encoding="utf-8")
+    (going / "stages" / "stage1" / DIARY).write_text(diary[:-9], encoding="utf-8")  # torn by a kill
+    page = write_report(going).read_text(encoding="utf-8")
     assert "not finished" in page
     assert page.count("<svg") == 3
     assert len(read_run(going).diaries["stage1"]) == len(diary.splitlines()) - 1
@@ -68,7 +69,7 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(finished: Path, tmp_path: Path
 def test_a_model_that_has_moved_costs_only_the_map(finished: Path, tmp_path: Path) -> None:
     (finished.parent / "model").rename(tmp_path / "elsewhere")
     try:
-        assert write_report(finished, tmp_path / "page.html").read_text().count("<svg") == 3
+        assert write_report(finished, tmp_path / "page.html").read_text(encoding="utf-8").count("<svg") == 3
     finally:
         (tmp_path / "elsewhere").rename(finished.parent / "model")
 

@@ -263,7 +263,7 @@ def test_the_command_line_fills_searches_and_explains(
 
     source, store = tmp_path / "docs.jsonl", tmp_path / "index"
     rows = [{"text": text, "kind": "odd" if number % 2 else "even"} for number, text in enumerate(TEXTS)]
-    source.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    source.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     assert json.loads(said("index", table, source, "--store", store, "--json"))["added"] == len(TEXTS)
     hit = json.loads(said("search", store, "the girl's guitar", "-k", "2", "--json", "--filter", "kind=odd"))[0]
     assert {reason["word"] for reason in hit["reasons"]} == {"girl", "guitar"}
@@ -298,7 +298,7 @@ def test_a_sparse_export_loads_in_plain_sentence_transformers_and_decodes(
         app(["export", str(embedder), *map(str, words)], standalone_mode=False)
 
     export("--sparse", tmp_path / "sparse", "--corpus", text_file, "--active", "12")
-    modules = json.loads((tmp_path / "sparse" / "modules.json").read_text())
+    modules = json.loads((tmp_path / "sparse" / "modules.json").read_text(encoding="utf-8"))
     assert all(module["type"].startswith("sentence_transformers.") for module in modules)
     encoder = SparseEncoder(str(tmp_path / "sparse"))
     vectors = encoder.encode(TEXTS)
@@ -343,8 +343,10 @@ def test_a_sparse_export_wants_layers_and_texts(table: str, embedder: Path) -> N
 def test_the_real_backbone_is_indexed_killed_and_searched(real_backbone: str, tmp_path: Path) -> None:
     model, source, store = tmp_path / "model", tmp_path / "docs.txt", tmp_path / "index"
     documents = list(itertools.islice(read_documents(["python:stdlib"]), 300))
-    source.write_text("\n".join(dict.fromkeys(" ".join(document.text.split())[:300] for document in documents)))
-    total = len(source.read_text().splitlines())
+    source.write_text(
+        "\n".join(dict.fromkeys(" ".join(document.text.split())[:300] for document in documents)), encoding="utf-8"
+    )
+    total = len(source.read_text(encoding="utf-8").splitlines())
     embedder = load_embedder(BackboneSettings(real_backbone))
     cut_last_layers(embedder, 20)  # the first ten are enough to be slow
     export_embedder(embedder, fit_isotropy(embed(embedder, TEXTS), "half_whiten"), model, "card")
@@ -362,4 +364,4 @@ def test_the_real_backbone_is_indexed_killed_and_searched(real_backbone: str, tm
     with Index.open(store) as index:
         assert index.count == total == read_card(store).documents
         assert len({hit.text for hit in index.search("return", total, "dense")}) == total
-        assert index.search(source.read_text().splitlines()[7], 1)[0].place == f"{source}:8"
+        assert index.search(source.read_text(encoding="utf-8").splitlines()[7], 1)[0].place == f"{source}:8"

@@ -558,7 +558,7 @@ def test_the_page_stands_on_its_own_files_alone(server: httpx2.Client) -> None:
     for name in named:
         assert server.get(name).status_code == 200
     assert not re.search(r"<style|style=|\son\w+=|<script(?![^>]*src=)", html)
-    sources = "".join((PAGE / Path(name).name).read_text() for name in named if not name.endswith("svg"))
+    sources = "".join((PAGE / Path(name).name).read_text(encoding="utf-8") for name in named if not name.endswith("svg"))
     assert "://" not in html + sources
     assert "innerHTML" not in sources
     for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page/"):
@@ -607,7 +607,7 @@ def test_a_connection_that_sends_no_whole_headers_is_closed_in_the_time_of_a_req
 
 def test_the_key_is_read_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "key"
-    file.write_text("from-file\n")
+    file.write_text("from-file\n", encoding="utf-8")
     assert read_api_key(None) is None
     monkeypatch.setenv("TEXT2TOKEN_API_KEY", "from-environment")
     assert read_api_key(None) == "from-environment"

@@ -14,7 +14,7 @@ from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 SUBJECTS = ["cats", "dogs", "trains", "stars"]
@@ -49,8 +49,8 @@ def write_suite(folder: Path, size: int = 24) -> Path:
     write(folder / "Found" / "corpus.jsonl", [{"_id": str(n), "title": f"T{n}", "text": sentence(n)} for n in numbers])
     write(folder / "Found" / "queries.jsonl", [{"id": f"q{n}", "text": SUBJECTS[n]} for n in range(4)])
     lines = ["query-id\tcorpus-id\tscore", *(f"q{n % 4}\t{n}\t1" for n in range(12))]
-    (folder / "Found" / "qrels.tsv").write_text("\n".join(lines) + "\n")
-    (folder / "README.md").write_text("Files beside the folders are left alone.")
+    (folder / "Found" / "qrels.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text("Files beside the folders are left alone.", encoding="utf-8")
     return folder
 
 
@@ -84,7 +84,7 @@ def test_types_follow_from_files_and_keys(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, file: str, content: str, message: str) -> None:
     write_suite(tmp_path)
     (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text(content)
+    (tmp_path / file).write_text(content, encoding="utf-8")
     with pytest.raises(CorpusError, match=message):
         read_suite(tmp_path)
 

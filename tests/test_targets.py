@@ -238,14 +238,14 @@ def test_altered_cut_or_missing_shards_are_refused(stored: Path, vocabulary: Tar
 def test_a_card_that_is_missing_broken_or_points_elsewhere_is_refused(
     stored: Path, vocabulary: TargetVocabulary, tmp_path: Path
 ) -> None:
-    card = json.loads((stored / "card.json").read_text())
+    card = json.loads((stored / "card.json").read_text(encoding="utf-8"))
     outside = tmp_path / "outside.parquet"
     pq.write_table(pq.read_table(stored / "targets-00000.parquet"), outside)
     card["shards"][0]["file"] = "../outside.parquet"
-    (stored / "card.json").write_text(json.dumps(card))
+    (stored / "card.json").write_text(json.dumps(card), encoding="utf-8")
     with pytest.raises(TargetMismatch, match="is missing"):
         open_targets(stored, vocabulary)
-    (stored / "card.json").write_text("{")
+    (stored / "card.json").write_text("{", encoding="utf-8")
     with pytest.raises(TargetMismatch, match="not readable"):
         open_targets(stored, vocabulary)
     (stored / "card.json").unlink()

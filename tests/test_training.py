@@ -313,7 +313,7 @@ def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if state:
-            (folder / "trainer_state.json").write_text(state)
+            (folder / "trainer_state.json").write_text(state, encoding="utf-8")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-20").exists()
 

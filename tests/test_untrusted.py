@@ -25,7 +25,7 @@ def test_nothing_is_unpickled_run_or_trusted() -> None:
     Checkpoints hold the optimiser in torch's format; the stock trainer loads it with weights_only=True.
     """
     for path in modules().values():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 if ast.unparse(node) == "from pickle import UnpicklingError":  # what torch raises where it refuses
                     continue
@@ -59,16 +59,16 @@ def test_code_beside_a_model_is_not_run(make_backbone: BackboneMaker, tmp_path: 
     folder.mkdir()
     for file in make_backbone("llama_tied").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w')\nclass Own: pass\n")
-    config = json.loads((folder / "config.json").read_text())
+    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w')\nclass Own: pass\n", encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {
         "model_type": "own",
         "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own", "AutoModelForCausalLM": "own.Own"},
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(Text2TokenError):
         load_embedder(BackboneSettings(str(folder)))
-    (folder / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "own.Own"}]')
+    (folder / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "own.Own"}]', encoding="utf-8")
     with pytest.raises(Text2TokenError):
         open_embedder(str(folder))
     assert not trace.exists()
@@ -88,13 +88,15 @@ def test_weights_in_a_pickle_are_not_run(make_backbone: BackboneMaker, tmp_path:
 
 @pytest.mark.parametrize("name", ["../outside.parquet", "/etc/passwd", "a/../../outside.parquet"])
 def test_a_card_cannot_name_files_outside_its_folder(tmp_path: Path, name: str) -> None:
-    (tmp_path / "outside.parquet").write_text("not ours")
+    (tmp_path / "outside.parquet").write_text("not ours", encoding="utf-8")
     (tmp_path / "targets").mkdir()
     shards = [{"file": name, "rows": 1, "sha256": "0"}]
-    (tmp_path / "targets" / "card.json").write_text(json.dumps({"shards": shards}))
+    (tmp_path / "targets" / "card.json").write_text(json.dumps({"shards": shards}), encoding="utf-8")
     with pytest.raises(TargetMismatch):
         read_card(tmp_path / "targets")
     (tmp_path / "lens").mkdir()
-    (tmp_path / "lens" / "reader.json").write_text(json.dumps({"words": [name], "vocabulary": {}, "source": name}))
+    (tmp_path / "lens" / "reader.json").write_text(
+        json.dumps({"words": [name], "vocabulary": {}, "source": name}), encoding="utf-8"
+    )
     with pytest.raises(Text2TokenError):
         open_reader(tmp_path / "lens")

@@ -80,7 +80,7 @@ def test_vectors_of_another_model_are_never_mixed_in(tmp_path: Path) -> None:
         embed_corpus(encoder(), documents(), tmp_path / "out")
     with pytest.raises(OutputError, match="vectors of another model"):
         embed_corpus(encoder(Other(), fingerprint="b"), documents(), tmp_path / "out", resume=True)
-    (tmp_path / "out" / "card.json").write_text("{")
+    (tmp_path / "out" / "card.json").write_text("{", encoding="utf-8")
     with pytest.raises(OutputError, match="holds no vectors that can be read"):
         embed_corpus(encoder(), documents(), tmp_path / "out", resume=True)
 

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from text2token.errors import BackboneError, RecipeError
+from text2token.errors import BackboneError, RecipeError, reason
 from text2token.files import alone_in, atomic_folder
 from text2token.normalisation import read_as_text, without_ours
 from text2token.settings import Place, Prompt, checked
@@ -152,8 +152,7 @@ def hub_id(name: str) -> str:
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_ANSWER)
     except Exception as error:  # the hub's library has changed what it asks with, and whose errors those are
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BackboneError(f"{name}: no such folder, and the model hub cannot be reached ({reason})") from None
+        raise BackboneError(f"{name}: no such folder, and the model hub cannot be reached ({reason(error)})") from None
     return name
 
 
@@ -454,7 +453,7 @@ def open_embedder(name: str) -> SentenceTransformer:
     try:
         return SentenceTransformer(place)
     except (OSError, ValueError, UnpicklingError, SafetensorError) as error:
-        raise BackboneError(f"{name}: cannot be loaded as an embedder ({str(error).splitlines()[0]})") from error
+        raise BackboneError(f"{name}: cannot be loaded as an embedder ({reason(error)})") from error
 
 
 def package_file(package: str, ending: str) -> Path:
@@ -509,8 +508,7 @@ def _explained(name: str) -> Iterator[None]:
     except BackboneError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BackboneError(
-            f"{name}: cannot be loaded as a model ({first_line}). "
+            f"{name}: cannot be loaded as a model ({reason(error)}). "
             "Give a hub id that can be reached, a model folder or a .gguf file"
         ) from error

@@ -22,7 +22,7 @@ import re
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -50,6 +50,7 @@ from text2token.baselines import (
 from text2token.baselines.peer import Built, Peer, SearchOnly, Settings, Workshop
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+from text2token.corpus.published import without_secrets
 from text2token.corpus.readers import BrokenLines, ReadingSettings, source_state
 from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import OutputError, RecipeError, reason
@@ -179,7 +180,8 @@ def compare_peers(
     record = folder / "comparison.toml"
     check_begun(folder, record.name, known=("compare.log",))
     check_ours(folder / "corpus")
-    described = to_toml(comparison) + "\n" + tomli_w.dumps({MADE_FROM: _made_from(comparison, tasks)})
+    shown = replace(comparison, sources=tuple(map(without_secrets, comparison.sources)))
+    described = to_toml(shown) + "\n" + tomli_w.dumps({MADE_FROM: _made_from(comparison, tasks)})
     with _lock(folder, "corpus"):
         if record.exists() and not overwrite:
             if changed := _changed(record, described):
@@ -189,7 +191,7 @@ def compare_peers(
                 path.unlink()
             prepare_corpus(documents, folder / "corpus", comparison.corpus, broken)
             with atomic_file(record) as path:
-                path.write_text(described)
+                path.write_text(described, encoding="utf-8")
     corpus = Corpus.open(folder / "corpus")
     reporter.note(f"Corpus: {corpus.summary.sentence()}.")
     if tasks:
@@ -277,7 +279,7 @@ class _Bench:
                     self.reporter.note(f"{peer.name}, settings {candidate + 1} of {len(peer.candidates)}, seed {seed}")
                     run = self._do(peer, candidate, seed, self.folder / "work" / name)
                     with atomic_file(self._path(peer, candidate, seed)) as path:
-                        path.write_text(json.dumps(asdict(run), indent=2))
+                        path.write_text(json.dumps(asdict(run), indent=2), encoding="utf-8")
                     self.publish()
                     _give_memory_back()
                 return True
@@ -302,7 +304,7 @@ class _Bench:
         with _lock(self.folder, "leaderboard"):
             for ending, content in written.items():
                 with atomic_file(self.folder / f"leaderboard.{ending}") as path:
-                    path.write_text(content)
+                    path.write_text(content, encoding="utf-8")
         return board
 
     def _do(self, peer: Peer, candidate: int, seed: int, work: Path) -> Run:
@@ -456,7 +458,7 @@ def _reference_peer(name: str) -> Peer:
 
 
 def _read_run(path: Path) -> Run:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["scores"] = {
         kind: Scores(
             tuple(TaskScore(**task) for task in scores["tasks"]),

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from text2token.errors import EngineError, RecipeError, Text2TokenError
+from text2token.errors import EngineError, RecipeError, Text2TokenError, reason
 
 if TYPE_CHECKING:  # a worker starts in a second without torch
     from text2token.backbone import Progress
@@ -121,7 +121,7 @@ class RayEngine:
             raise
         except ray.exceptions.RayActorError as error:
             raise EngineError(
-                f"a Ray worker died, {TRIES_OF_A_PART} times with one part ({str(error).splitlines()[0]}). "
+                f"a Ray worker died, {TRIES_OF_A_PART} times with one part ({reason(error)}). "
                 "Out of memory? Each worker holds the model: start Ray with fewer --num-cpus"
             ) from error
         finally:
@@ -206,7 +206,7 @@ def open_engine(name: str = "local", ray_address: str | None = None, workers: in
             socket.create_connection((host.rpartition("/")[2], int(port)), timeout=10).close()
         ray.init(address, logging_level="ERROR", log_to_driver=False, **own)
     except (OSError, RuntimeError, ValueError) as error:
-        raise EngineError(f"no Ray at {address or 'this machine'} ({str(error).splitlines()[0]})") from error
+        raise EngineError(f"no Ray at {address or 'this machine'} ({reason(error)})") from error
     try:
         yield RayEngine(workers)
     finally:

@@ -80,7 +80,7 @@ def export_sparse(model: SparseEncoder, folder: Path, card: str, overwrite: bool
     check_output(folder, overwrite)
     with atomic_folder(folder) as unfinished:
         model.save(str(unfinished), create_model_card=False)
-        (unfinished / "README.md").write_text(card)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
         _write_tokenizer(unfinished, model)
 
 
@@ -180,8 +180,8 @@ def _write_tokenizer(folder: Path, embedder: SentenceTransformer | SparseEncoder
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,10 +3,12 @@
 import importlib.metadata
 import json
 import platform
-import re
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Any
+
+from text2token.corpus.published import HUB_ID, published_model, published_recipe, published_settings
 
 LIBRARIES = ("text2token", "sentence-transformers", "transformers", "torch", "peft")
 
@@ -33,9 +35,10 @@ def static_card(backbone: str, documents: int) -> str:
 # A static text embedder made without labels
 
 {USAGE}
-One vector per token, from the language-model head of {backbone}, weighted by inverse document frequency in {documents:,}
-documents and whitened; the vector of a text is their mean. It knows words, not their order. The first dimensions say
-most, so vectors can be cut (`truncate_dim`).
+One vector per token, from the language-model head of {published_model(backbone)},
+weighted by inverse document frequency in {documents:,} documents and whitened; the vector of a text is their mean. It
+knows words, not their order. The first dimensions say most, so vectors can be cut (`truncate_dim`) and are then to be
+scaled to unit length again.
 
 - Versions: {_versions()}.
 """
@@ -69,7 +72,8 @@ strongest are kept.
 def model_card(recipe: str, result: dict[str, Any]) -> str:
     """Return the card as Markdown with the hub's metadata block; `recipe` is TOML, `result` a `RunResult` as dict."""
     kept = ("constructor", "settings", "texts", "dropped", "sizes", "vocabulary_fingerprint")
-    targets = json.dumps([{key: card[key] for key in kept} for card in result["targets"].values()], indent=2)
+    cards = [published_settings({key: card[key] for key in kept}) for card in result["targets"].values()]
+    targets = json.dumps(cards, indent=2)
     corpus, evaluation = result["corpus"], result["evaluation"]
     training = "\n".join(
         f"- Training, {name}: {stage['steps']:,} steps, {stage['texts']:,} texts, {stage['tokens']:,} tokens, "
@@ -81,7 +85,7 @@ def model_card(recipe: str, result: dict[str, Any]) -> str:
         rows = "\n".join(
             f"| {name} | {score['mrr_at_10']:.1f} | {score['ndcg_at_10']:.1f} | {score['recall_at_10']:.1f} |"
             for name, score in (
-                ("untrained, same prompt, pooling and centring", evaluation["untrained"]),
+                ("untrained, the same in all else", evaluation["untrained"]),
                 ("**this model**", evaluation["trained"]),
                 ("TF-IDF", evaluation["tfidf"]),
             )
@@ -96,7 +100,8 @@ second half among all of them. This measures matching parts of a document on thi
 |---|---|---|---|
 {rows}
 """
-    return f"""{_front(tomllib.loads(recipe)["backbone"]["name"])}
+    settings = tomllib.loads(recipe)
+    return f"""{_front(settings["backbone"]["name"])}
 # A text embedder trained without labels
 
 {USAGE}
@@ -104,11 +109,7 @@ The prompt is part of the tokenizer: give plain text. Plain sentence-transformer
 
 ## How it was made
 
-text2token: the embedding of a text, decoded through the backbone's own language-model head, was trained to predict the
-text's key tokens (KL divergence). Where the settings below say `contrast` above zero, passages of the same document also had
-to find each other among those of their batch. No labels. Afterwards the mean embedding of the corpus was subtracted (the
-`Dense` module) and vectors are scaled to unit length. Unless the settings say `isotropy = "none"`, the first dimensions say
-most, so vectors can be cut (`truncate_dim`).
+{_told(settings)}
 
 - Corpus: {corpus["documents"]:,} documents; {corpus["empty"]:,} empty and {corpus["duplicates"]:,} duplicate ones were left
   out and {corpus["held_out"]:,} held out; {corpus["broken"]:,} lines beside them were broken;
@@ -118,8 +119,10 @@ most, so vectors can be cut (`truncate_dim`).
 {scores}
 ## Settings
 
+Files of text are named by their kind only, and models on the disk by the last part of their path.
+
 ```toml
-{recipe.strip()}
+{published_recipe(recipe).strip()}
 ```
 
 ## Targets
@@ -130,9 +133,47 @@ most, so vectors can be cut (`truncate_dim`).
 """
 
 
+def _told(settings: dict[str, Any]) -> str:
+    """Return in words what a run with these settings did, step by step."""
+    stages = settings["stages"]
+    contrasted = {stage["contrast_with"] for stage in stages if stage["contrast"]}
+    said = ["text2token trained it without labels."]
+    if any(stage["contrast"] < 1 for stage in stages):
+        whose = "another text's key tokens (a control)" if settings["shuffled_targets"] else "the text's key tokens"
+        said.append(
+            f"The embedding of a text, decoded through the backbone's own language-model head, learnt to predict {whose} "
+            "(KL divergence)."
+        )
+    if "next_passage" in contrasted:
+        said.append("Passages of the same document learnt to find each other among those of their batch (InfoNCE).")
+    if "itself" in contrasted:
+        said.append("Every text, read twice, learnt to find itself among those of its batch (InfoNCE).")
+    if settings["lora"]["rank"] and settings["lora"]["blend"] < 1:
+        said.append(f"Of what the adapters learnt the share {settings['lora']['blend']} was kept.")
+    if cut := settings["cut_layers"]:
+        said.append(f"The last {'layer' if cut == 1 else f'{cut} layers'} took part in the training, not in the embedder.")
+    said.append(POSTPROCESSING[settings["isotropy"]])
+    return "\n".join(textwrap.wrap(" ".join(said), 120))
+
+
+POSTPROCESSING: dict[str, str] = {
+    "none": "Embeddings are scaled to unit length and nothing else (the `Dense` module is the identity).",
+    "centre": "The mean embedding of a sample of the corpus is subtracted and the rest turned to its principal axes",
+    "gently_whiten": "Embeddings are gently whitened by a sample of the corpus (variances evened out a little)",
+    "half_whiten": "Embeddings are half whitened by a sample of the corpus (variances evened out half-way)",
+    "whiten": "Embeddings are whitened by a sample of the corpus (all variances made the same)",
+}
+POSTPROCESSING |= {
+    kind: f"{words}, in the `Dense` module, and scaled to unit length. The first dimensions say most, so vectors can be cut "
+    "(`truncate_dim`) and are then to be scaled to unit length again."
+    for kind, words in POSTPROCESSING.items()
+    if kind != "none"
+}
+
+
 def _front(backbone: str) -> str:
     """Return the hub's metadata; the backbone is named there when it is the hub's itself."""
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", backbone, re.ASCII) and not Path(backbone).exists()
+    is_hub_id = HUB_ID.fullmatch(backbone) and not Path(backbone).exists()
     return FRONT.replace("tags:", f"base_model: {backbone}\ntags:") if is_hub_id else FRONT
 
 

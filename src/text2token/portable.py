@@ -77,8 +77,8 @@ def export_portable(name: str, folder: Path, *, bits: int = 8, overwrite: bool =
         if agreement < LEAST_COSINE:
             raise BackboneError(f"{name}: does not survive {bits} bits (cosine {agreement:.3f} to its own vectors)")
         card = PortableCard(found.shape[1], _longest(model), bits, round(agreement, 4))
-        (unfinished / CARD).write_text(json.dumps(asdict(card), indent=2))
-        (unfinished / "README.md").write_text(USE)
+        (unfinished / CARD).write_text(json.dumps(asdict(card), indent=2), encoding="utf-8")
+        (unfinished / "README.md").write_text(USE, encoding="utf-8")
     return card
 
 

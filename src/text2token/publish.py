@@ -1,14 +1,14 @@
 """An embedder to a model hub: what would go there, said beforehand, and one commit that has all of it or nothing."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from text2token.errors import BackboneError, OutputError
+from text2token.corpus.published import HUB_ID, secrets_in
+from text2token.errors import BackboneError, OutputError, reason
 from text2token.model_card import PLACE
 
 CARD = "README.md"
@@ -33,13 +33,22 @@ def prepare_publication(folder: Path, repository: str) -> Publication:
     """Return what `publish` would send; nothing is asked of the network.
 
     Raises `BackboneError` unless `folder` is an embedder that plain sentence-transformers loads, with a model card;
-    `OutputError` where `repository` is no name that a hub can have.
+    `OutputError` where `repository` is no name that a hub can have, a link in the folder leads out of it, or an address in
+    the card or in what reads the embedding has a user, a password or a query.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository, re.ASCII):
+    if not HUB_ID.fullmatch(repository):
         raise OutputError(f"{repository!r} is no repository of a hub; give OWNER/NAME")
     _check_embedder(folder)
     visible = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_hidden(path.relative_to(folder))]
-    card = (folder / CARD).read_text().replace(PLACE, repository)
+    if elsewhere := [path for path in visible if not _belongs(path, folder)]:
+        raise OutputError(f"{elsewhere[0]}: leads out of the folder, to {elsewhere[0].resolve()}; nothing is sent")
+    card = (folder / CARD).read_text(encoding="utf-8").replace(PLACE, repository)
+    for name in (CARD, *(file for file in ("lens/reader.json",) if (folder / file).is_file())):
+        if secrets := secrets_in((folder / name).read_text(encoding="utf-8")):
+            raise OutputError(
+                f"{folder / name}: an address in it has a password or a query ({secrets[0]}), which may let in "
+                "whoever reads it. Take it out; nothing is sent"
+            )
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in visible}
     return Publication(repository, folder, files | {CARD: len(card.encode())}, card)
 
@@ -60,14 +69,13 @@ def publish(publication: Publication, private: bool = False) -> str:
     except OfflineModeIsEnabled:
         raise OutputError("HF_HUB_OFFLINE is set: nothing can be sent. Unset it, or look with --dry-run") from None
     except Exception as error:  # besides its own errors those of its HTTP library, which changes with its version
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OutputError(f"{publication.repository}: not sent ({reason})") from error
+        raise OutputError(f"{publication.repository}: not sent ({reason(error)})") from error
     return str(address)
 
 
 def _check_embedder(folder: Path) -> None:
     try:
-        modules = json.loads((folder / "modules.json").read_text())
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         foreign = [module["type"] for module in modules if not module["type"].startswith("sentence_transformers.")]
         absent = [module["path"] for module in modules if not (folder / module["path"]).is_dir()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -78,6 +86,14 @@ def _check_embedder(folder: Path) -> None:
         raise BackboneError(f"{folder}: is no whole embedder: {f'{absent[0]} is' if absent else 'its weights are'} missing")
     if not (folder / CARD).is_file():
         raise BackboneError(f"{folder}: has no model card; write {folder / CARD}, so that others know what it is")
+
+
+def _belongs(path: Path, folder: Path) -> bool:
+    """Say whether a file lies in the folder, or, in a cache of the hub, among the files of the same repository."""
+    home = folder.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    return path.resolve().is_relative_to(home)
 
 
 def _is_hidden(path: Path) -> bool:

@@ -47,6 +47,7 @@ from text2token.backbone import (
 )
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+from text2token.corpus.published import published_model, published_source, without_secrets
 from text2token.corpus.readers import STDIN, BrokenLines, ReadingSettings, source_state
 from text2token.engine import Engine
 from text2token.errors import CorpusError, OutputError, RecipeError
@@ -159,7 +160,7 @@ def read_recipe(name: str) -> Recipe:
     What the file leaves out has its default. Raises `RecipeError` with the file and the key where something is wrong.
     """
     if name in recipe_names():
-        return from_toml(Recipe, (RECIPES / f"{name}.toml").read_text(), name)
+        return from_toml(Recipe, (RECIPES / f"{name}.toml").read_text(encoding="utf-8"), name)
     try:
         return from_toml(Recipe, _stages_listed(Path(name).read_text(encoding="utf-8-sig")), name)
     except (OSError, UnicodeDecodeError) as error:
@@ -237,7 +238,7 @@ class RunFolder:
         if not step.startswith("targets/"):
             steps = dict(itertools.takewhile(lambda done: done[0] != step, steps.items()))
         with atomic_file(self.record) as path:
-            path.write_text(json.dumps(steps | {step: made_from}, indent=2))
+            path.write_text(json.dumps(steps | {step: made_from}, indent=2), encoding="utf-8")
 
     def started(self) -> bool:
         """Say whether a run was begun here.
@@ -345,7 +346,8 @@ def _run_alone(
             work.finished("corpus", steps["corpus"])
         if processes.first:
             with atomic_file(work.recipe) as path:  # from here on there is something to resume
-                path.write_text(recipe.to_toml())
+                kept = dataclasses.replace(recipe, sources=tuple(map(without_secrets, recipe.sources)))
+                path.write_text(kept.to_toml(), encoding="utf-8", errors="replace")  # a name may be any bytes
         corpus = Corpus.open(work.corpus)
         reporter.note(f"Corpus: {corpus.summary.sentence()}.")
         phases.ended("reading the corpus")
@@ -388,7 +390,7 @@ def _run_alone(
         phases.ended("export")
         result = dataclasses.replace(result, seconds=phases.seconds)
         with atomic_file(work.results) as path:
-            path.write_text(json.dumps(asdict(result), indent=2))
+            path.write_text(json.dumps(asdict(result), indent=2), encoding="utf-8")
         work.tidy()
         work.finished("result", steps["result"])
         reporter.note(f"Took {phases.sentence()}.")
@@ -396,7 +398,7 @@ def _run_alone(
 
 
 def _result_in(work: RunFolder) -> RunResult:
-    return pydantic.TypeAdapter(RunResult).validate_json(work.results.read_text())
+    return pydantic.TypeAdapter(RunResult).validate_json(work.results.read_text(encoding="utf-8"))
 
 
 def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]:
@@ -535,7 +537,7 @@ class Stages:
         stage, made = recipe.named_stages[name], self.work.stages / name
         if work.done(name, made_from):
             load_trainable(embedder, load_file(made / WEIGHTS))
-            return StageResult(**json.loads((made / "result.json").read_text()))
+            return StageResult(**json.loads((made / "result.json").read_text(encoding="utf-8")))
         with processes.first_alone():
             if processes.first:
                 claim(made)
@@ -572,7 +574,7 @@ class Stages:
             )
         if processes.first:
             with atomic_file(made / "result.json") as path:
-                path.write_text(json.dumps(asdict(result)))
+                path.write_text(json.dumps(asdict(result)), encoding="utf-8")
             with atomic_file(made / WEIGHTS) as path:
                 save_file(trainable_weights(embedder), path)
             work.finished(name, made_from)
@@ -611,7 +613,7 @@ def reader_of(
         tokenizer,
         vocabulary=recipe.vocabulary,
         max_tokens=room,
-        source=", ".join(recipe.sources),
+        source=", ".join(map(published_source, recipe.sources)),
     )
     by_head = learn_from_head(
         trained.head_sample,
@@ -621,7 +623,7 @@ def reader_of(
         tokenizer,
         vocabulary=recipe.vocabulary,
         max_tokens=room,
-        source=recipe.backbone.name,
+        source=published_model(recipe.backbone.name),
     )
     return joined(words, by_head, embeddings)
 

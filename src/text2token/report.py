@@ -26,6 +26,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from text2token.corpus.prepare import Corpus
+from text2token.corpus.published import published_recipe
 from text2token.encoder import open_encoder
 from text2token.errors import OutputError, Text2TokenError
 from text2token.evaluation.along_the_way import read_diary
@@ -97,9 +98,10 @@ def read_run(run: Path) -> RunReport:
     """Read what a run folder says of itself; of an unfinished run that is less. `OutputError` where there is no run."""
     work = RunFolder(run)
     try:
-        recipe = work.recipe.read_text()
+        recipe = work.recipe.read_text(encoding="utf-8")
+        recipe = published_recipe(recipe)
         settings = tomllib.loads(recipe)
-        results = json.loads(work.results.read_text()) if work.results.exists() else None
+        results = json.loads(work.results.read_text(encoding="utf-8")) if work.results.exists() else None
     except (OSError, ValueError) as error:
         raise OutputError(
             f"{run}: is not the folder of a run ({error}). It stands beside the model, as MODEL.run"

@@ -325,7 +325,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     complete: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         try:  # the trainer writes its state last
-            complete.append((json.loads((path / TRAINER_STATE).read_text())["global_step"], path))
+            complete.append((json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))["global_step"], path))
         except (OSError, ValueError, KeyError):
             shutil.rmtree(path, ignore_errors=True)
     return max(complete)[1] if complete else None

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from text2token.backbone import Progress
 from text2token.corpus.documents import Document
+from text2token.corpus.published import published_model, published_source
 from text2token.encoder import TextEncoder
 from text2token.engine import Engine, LocalEngine, check_written
 from text2token.errors import CorpusError, OutputError
@@ -74,7 +75,8 @@ def embed_corpus(
     if first is None:
         raise CorpusError("no documents: the input holds no text")
     dimension = encoder([first.text], role="document").shape[1]
-    card = VectorCard(encoder.name, encoder.fingerprint, dimension, sources, rows_per_shard)
+    read = tuple(map(published_source, sources))
+    card = VectorCard(published_model(encoder.name), encoder.fingerprint, dimension, read, rows_per_shard)
     _check(folder, card, encoder, resume)
     _write_card(folder, card)
     shards = _shards(itertools.chain([first], texts), rows_per_shard)
@@ -93,7 +95,7 @@ def embed_corpus(
 def read_card(folder: Path) -> VectorCard:
     """Return the card of a folder of vectors, or raise `OutputError` where there is none."""
     try:
-        content = json.loads((folder / CARD).read_text())
+        content = json.loads((folder / CARD).read_text(encoding="utf-8"))
         return VectorCard(**{**content, "sources": tuple(content["sources"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OutputError(f"{folder}: holds no vectors that can be read ({error})") from error
@@ -111,7 +113,8 @@ def _check(folder: Path, card: VectorCard, encoder: TextEncoder, resume: bool) -
     if not resume:
         raise OutputError(f"{folder}: exists and is not empty. Go on with --resume, or choose another --output")
     found = read_card(folder)
-    same = replace(found, rows=0, model=card.model, fingerprint=card.fingerprint) == card
+    # the texts themselves are compared with those of each shard
+    same = replace(found, rows=0, model=card.model, sources=card.sources, fingerprint=card.fingerprint) == card
     if not same or not encoder.made(found.fingerprint, partial(_some, folder)):
         raise OutputError(f"{folder}: holds vectors of another model or corpus ({found.model}, {found.fingerprint})")
 
@@ -127,7 +130,7 @@ def _some(folder: Path) -> tuple[list[str], Tensor]:
 
 def _write_card(folder: Path, card: VectorCard) -> None:
     with atomic_file(folder / CARD) as path:
-        path.write_text(json.dumps(asdict(card), indent=2))
+        path.write_text(json.dumps(asdict(card), indent=2), encoding="utf-8")
 
 
 class _Shard(NamedTuple):

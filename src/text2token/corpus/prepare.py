@@ -95,7 +95,7 @@ class Corpus:
     def open(cls, folder: Path) -> "Corpus":
         """Open a folder written by `prepare_corpus`; what reads the texts may be sent to workers, which stand elsewhere."""
         folder = folder.resolve()
-        summary = CorpusSummary(**json.loads((folder / "summary.json").read_text()))
+        summary = CorpusSummary(**json.loads((folder / "summary.json").read_text(encoding="utf-8")))
         return cls(
             passages=Dataset.from_file(str(folder / "passages.arrow")),
             held_out=Dataset.from_file(str(folder / "held_out.arrow")),
@@ -160,7 +160,7 @@ def prepare_corpus(
                 query, passage = halves(Document(**row if by_title else {**row, "title": ""}))
                 pairs.write([(query, passage, row["place"])])
         (unfinished / "documents.arrow").unlink()
-        (unfinished / "summary.json").write_text(json.dumps(asdict(summary), indent=2))
+        (unfinished / "summary.json").write_text(json.dumps(asdict(summary), indent=2), encoding="utf-8")
     return Corpus.open(folder)
 
 

@@ -18,8 +18,9 @@ from text2token.corpus.broken import BrokenLines as BrokenLines
 from text2token.corpus.broken import OnError
 from text2token.corpus.docstrings import standard_library_documents
 from text2token.corpus.documents import Document
+from text2token.corpus.published import without_secrets
 from text2token.corpus.records import Records, kind_of
-from text2token.corpus.remote import is_remote, open_remote, remote_files, remote_state
+from text2token.corpus.remote import is_remote, open_remote, remote_files, remote_state, told
 from text2token.corpus.streams import (
     COMPRESSIONS,
     NO_JSON_LINES,
@@ -166,16 +167,17 @@ def _read_file(path: Path, format: Format, text_field: str | None, broken: Broke
 
 
 def _read_remote(source: str, format: Format, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:
-    path = urlsplit(source).path if source.startswith(("http://", "https://")) else source  # there ? begins a query
+    shown = without_secrets(source)
+    path = urlsplit(source).path if source.startswith(("http://", "https://")) else shown  # there ? begins a query
     format, compression = _kind_of_file(path, format)
-    records = Records(source, text_field, broken, partitions_of(path))
+    records = Records(shown, text_field, broken, partitions_of(path))
     try:
         with io.BufferedReader(cast(io.RawIOBase, open_remote(source))) as raw:
-            yield from _read_stream(decompressed(raw, compression, source, broken), records, format)
+            yield from _read_stream(decompressed(raw, compression, shown, broken), records, format)
     except CorpusError:
         raise
     except Exception as error:  # what breaks off on the way here; every provider raises its own kinds
-        raise CorpusError(f"{source}: cannot be read to its end ({reason(error)})") from error
+        raise CorpusError(told(source, "cannot be read to its end", error)) from None
 
 
 def _kind_of_file(name: str, format: Format) -> tuple[Format, str]:

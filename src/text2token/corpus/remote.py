@@ -1,7 +1,7 @@
 """Text that lies elsewhere, by URL: `s3://`, `gs://`, `hf://`, `https://` and whatever else fsspec knows.
 
 Credentials are the provider's own affair (its environment variables and files). Only reading: what is made is written
-here, where "all or nothing" can be kept.
+here, where "all or nothing" can be kept. A URL itself may hold a password or a signature: it is shown without.
 """
 
 import glob
@@ -9,6 +9,7 @@ from typing import IO, Any, cast
 
 import fsspec
 
+from text2token.corpus.published import without_secrets
 from text2token.errors import CorpusError, reason
 
 
@@ -27,9 +28,9 @@ def remote_files(source: str) -> list[str]:
         else:
             found = [source] if files.isfile(path) else []
     except Exception as error:  # every provider raises its own kinds
-        raise CorpusError(f"{source}: cannot be reached ({reason(error)})") from error
+        raise CorpusError(told(source, "cannot be reached", error)) from None
     if not found:
-        raise CorpusError(f"{source}: no file matches this pattern" if with_pattern else f"{source}: no such file")
+        raise CorpusError(f"{without_secrets(source)}: no {'file matches this pattern' if with_pattern else 'such file'}")
     return found
 
 
@@ -39,7 +40,7 @@ def open_remote(source: str) -> IO[bytes]:
     try:
         return cast(IO[bytes], files.open(path, "rb"))
     except Exception as error:
-        raise CorpusError(f"{source}: cannot be opened ({reason(error)})") from error
+        raise CorpusError(told(source, "cannot be opened", error)) from None
 
 
 def remote_state(source: str) -> tuple[str, int, int]:
@@ -48,7 +49,13 @@ def remote_state(source: str) -> tuple[str, int, int]:
     try:
         return source, int(files.info(path).get("size") or 0), int(files.checksum(path))
     except Exception as error:
-        raise CorpusError(f"{source}: cannot be reached ({reason(error)})") from error
+        raise CorpusError(told(source, "cannot be reached", error)) from None
+
+
+def told(source: str, what: str, error: Exception) -> str:
+    """Return the line that says what happened to `source` and why, without what lets in whoever reads it."""
+    shown = without_secrets(source)
+    return f"{shown}: {what} ({reason(error).replace(source, shown)})"
 
 
 def _filesystem(source: str) -> tuple[Any, str]:
@@ -57,5 +64,5 @@ def _filesystem(source: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:  # the first names the package to install
         web = source.startswith(("http://", "https://")) and isinstance(error, ImportError)
         remedy = ". Install what reads from the web: pip install 'text2token[http]'" if web else ""
-        raise CorpusError(f"{source}: {reason(error)}{remedy}") from error
+        raise CorpusError(f"{without_secrets(source)}: {reason(error)}{remedy}") from error
     return files, str(path)

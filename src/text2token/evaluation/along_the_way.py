@@ -118,7 +118,7 @@ class Diary(TrainerCallback):
         self.steps = {round(state.max_steps * (look + 1) / looks) for look in range(looks)}
         kept = [line for line in read_diary(self.path) if line["step"] <= state.global_step] if state.global_step else []
         with atomic_file(self.path) as path:
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         if not state.global_step and self.watch:
             self._write(asdict(self.watch.look(self.embedder, 0)))
 
@@ -135,7 +135,7 @@ class Diary(TrainerCallback):
             self._write(asdict(self.watch.look(self.embedder, state.global_step)))
 
     def _write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -143,7 +143,7 @@ def read_diary(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a diary: those with a `loss` and those of a `Moment`; a torn last line or no file are none."""
     lines = []
     try:
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             lines.append(json.loads(line))
     except (OSError, ValueError):
         pass

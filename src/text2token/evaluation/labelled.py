@@ -29,7 +29,7 @@ from mteb.types import PromptType
 from sklearn.exceptions import UndefinedMetricWarning
 
 from text2token.encoder import TextEncoder
-from text2token.errors import CorpusError, RecipeError
+from text2token.errors import CorpusError, RecipeError, reason
 from text2token.evaluation.suite import Row, SuiteTask, TaskType
 from text2token.files import writing
 from text2token.reporter import Reporter, Silent
@@ -126,7 +126,7 @@ def _evaluate(model: Any, task: AbsTask, name: str, kind: str, cache: Path) -> T
             result = mteb.evaluate(model, task, cache=mteb.ResultCache(cache), show_progress_bar=False, co2_tracker=False)
         except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
             raise CorpusError(
-                f"{name}: its data cannot be loaded ({str(error).splitlines()[0]}). Is the hub reachable? "
+                f"{name}: its data cannot be loaded ({reason(error)}). Is the hub reachable? "
                 "A folder of tasks goes with --suite"
             ) from error
     (found,) = result.task_results

@@ -145,7 +145,7 @@ def write_reports(reports: Sequence[ModelReport], path: Path) -> None:
     """Write the scores to `path`, as CSV or JSON by its ending."""
     content = reports_csv(reports) if path.suffix == ".csv" else reports_json(reports) + "\n"
     with atomic_file(path) as unfinished:
-        unfinished.write_text(content)
+        unfinished.write_text(content, encoding="utf-8")
 
 
 def _plain(report: ModelReport) -> dict[str, Any]:

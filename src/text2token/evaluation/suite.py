@@ -217,7 +217,7 @@ def _read_retrieval(folder: Path) -> SuiteTask:
                 raise CorpusError(f"{folder / name}.jsonl:{number}: a row needs _id and text")
             tables[name].append({"_id": str(identifier), "title": row.get("title") or "", "text": row["text"]})
     judgements: list[Row] = []
-    for number, line in enumerate((folder / "qrels.tsv").read_text().splitlines(), start=1):
+    for number, line in enumerate((folder / "qrels.tsv").read_text(encoding="utf-8").splitlines(), start=1):
         cells = line.split("\t")
         if number == 1 and not cells[-1].strip().lstrip("-").isdigit():
             continue  # the header

@@ -34,8 +34,9 @@ from text2token.backbone import (
 )
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus
+from text2token.corpus.published import published_model
 from text2token.encoder import TextEncoder, encoder_of, finish_with, in_two_parts
-from text2token.errors import BackboneError, CorpusError, RecipeError
+from text2token.errors import BackboneError, CorpusError, RecipeError, reason
 from text2token.head import load_head
 from text2token.isotropy import sample_texts
 from text2token.lens.learning import joined, learn_from_head, learn_from_words
@@ -184,7 +185,9 @@ def _learn(
         states = _vectors(encoder_of(trunk, encoder.name), texts, folder, reporter)
         embeddings, probe = finish_with(rest, states), encoder(PROBE)
         words = learn_from_words(texts, embeddings, probe, tokenizer, max_tokens=limit)
-        by_head = learn_from_head(states, embeddings, probe, head, tokenizer, max_tokens=limit, source=cast(str, how.head))
+        by_head = learn_from_head(
+            states, embeddings, probe, head, tokenizer, max_tokens=limit, source=published_model(cast(str, how.head))
+        )
         reader = joined(words, by_head, embeddings)
     shutil.rmtree(folder, ignore_errors=True)
     return reader
@@ -209,7 +212,7 @@ def _tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = cast(PreTrainedTokenizerBase, transformers.AutoTokenizer.from_pretrained(resolve_backbone(backbone)))
     except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(f"{backbone}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from error
+        raise BackboneError(f"{backbone}: no tokenizer can be loaded ({reason(error)})") from error
     read_as_text(tokenizer)
     return tokenizer
 

@@ -27,7 +27,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text2token.encoder import TextEncoder
-from text2token.errors import BackboneError
+from text2token.errors import BackboneError, reason
 from text2token.files import atomic_folder
 from text2token.lens.key_tokens import KeyToken
 from text2token.lens.pair import Contributions, taken_apart
@@ -191,9 +191,9 @@ def save_reader(reader: TokenReader, folder: Path) -> None:
     with atomic_folder(folder, known=(TENSORS, TOKENIZER, CARD)) as unfinished:
         tensors = {"directions": reader.directions.half(), "mean": reader.mean, "probe": reader.probe}
         save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished / TENSORS)
-        (unfinished / TOKENIZER).write_text(bare_tokenizer(reader.tokenizer).to_str())
+        (unfinished / TOKENIZER).write_text(bare_tokenizer(reader.tokenizer).to_str(), encoding="utf-8")
         card = {**asdict(reader.card), "words": reader.lexicon}
-        (unfinished / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=0))
+        (unfinished / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=0), encoding="utf-8")
 
 
 def open_reader(folder: Path | str, encoder: TextEncoder | None = None) -> TokenReader:
@@ -206,7 +206,7 @@ def open_reader(folder: Path | str, encoder: TextEncoder | None = None) -> Token
     if not (place / CARD).is_file():
         raise BackboneError(f"{folder}: has no reader of its embeddings. {AGAIN}")
     try:
-        content = json.loads((place / CARD).read_text())
+        content = json.loads((place / CARD).read_text(encoding="utf-8"))
         lexicon = tuple(content.pop("words"))
         card = ReaderCard(**{**content, "vocabulary": VocabularySettings(**content["vocabulary"])})
         tensors = load_file(place / TENSORS)
@@ -215,7 +215,7 @@ def open_reader(folder: Path | str, encoder: TextEncoder | None = None) -> Token
         if len(reader.directions) != len(lexicon):
             raise ValueError(f"{len(lexicon)} words and {len(reader.directions)} directions")
     except Exception as error:  # tokenizers and safetensors raise what they like
-        raise BackboneError(f"{place}: is damaged ({str(error).splitlines()[0]}). {AGAIN}") from error
+        raise BackboneError(f"{place}: is damaged ({reason(error)}). {AGAIN}") from error
     if encoder is not None:
         reader.check(encoder)
     return reader

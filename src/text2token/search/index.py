@@ -41,7 +41,7 @@ from text2token.corpus.documents import Document
 from text2token.corpus.prepare import normalised_text
 from text2token.corpus.readers import BrokenLines
 from text2token.encoder import TextEncoder, open_encoder
-from text2token.errors import CorpusError, OutputError, RecipeError, Text2TokenError
+from text2token.errors import CorpusError, OutputError, RecipeError, Text2TokenError, reason
 from text2token.files import atomic_file, atomic_folder, free_bytes, tidy, writing
 from text2token.normalisation import normalise, whole_characters
 from text2token.reporter import Reporter, Silent
@@ -585,7 +585,7 @@ def _open_shard(path: Path, card: IndexCard) -> "engine.EdgeShard":
         raise
     except Exception as error:  # the engine raises nothing more special
         raise OutputError(
-            f"{path}: the engine cannot open it ({str(error).splitlines()[0]}). It was made with {card.engine}; here is "
+            f"{path}: the engine cannot open it ({reason(error)}). It was made with {card.engine}; here is "
             f"{importlib.metadata.version(PACKAGE)}. If that is not it, make the index anew"
         ) from error
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from text2token.backbone import BackboneSettings, Progress, load_embedder, open_embedder, room_for_text, tokenizer_of
+from text2token.corpus.published import published_model
 from text2token.engine import Engine
 from text2token.errors import TargetMismatch
 from text2token.files import scratch_folder
@@ -157,7 +158,7 @@ def write_constructed(
             vocabulary,
             constructor=constructor.name,
             settings=constructor.describe(),
-            tokenizer=tokenizer,
+            tokenizer=published_model(tokenizer),
             texts_read=len(read),
             texts_fingerprint=_fingerprint(read),
             engine=engine,

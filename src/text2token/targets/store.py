@@ -125,7 +125,7 @@ def write_targets(
 def read_card(folder: Path) -> TargetCard:
     """Return the card of a store; raise `TargetMismatch` where there is none or it is not readable."""
     try:
-        content = json.loads((folder / CARD).read_text())
+        content = json.loads((folder / CARD).read_text(encoding="utf-8"))
         content["shards"] = [Shard(**shard) for shard in content["shards"]]
         if sizes := content.get("sizes"):
             quartiles = {name: tuple(sizes[name]) for name in ("tokens", "half_of_mass")}
@@ -210,7 +210,7 @@ def _finish(folder: Path, card: TargetCard, texts_read: int) -> TargetCard:
     if not rows:
         raise TargetMismatch("no text has a single usable token, so there are no targets to train on")
     card = replace(card, texts=rows, dropped=texts_read - rows, shards=shards, sizes=_sizes(paths, rows))
-    (folder / CARD).write_text(json.dumps(asdict(card), indent=2))
+    (folder / CARD).write_text(json.dumps(asdict(card), indent=2), encoding="utf-8")
     return card
 
 
