@@ -1,14 +1,19 @@
 """The silent failures of embedding with a decoder: prompt, chat template, attention, padding, batch mates."""
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import TEXTS, BackboneMaker, family_configs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -244,3 +249,48 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}))).save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=r"is an encoder model \(bert\)"):
         load_embedder(BackboneSettings(str(tmp_path)))
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, np.float32), (torch.float16, np.float16)])
+def test_a_gguf_in_floating_point_keeps_its_precision(
+    byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, dtype: torch.dtype, kind: type
+) -> None:
+    tokens = byte_level_tokenizer.convert_ids_to_tokens(list(range(len(byte_level_tokenizer))))
+    state = json.loads(byte_level_tokenizer.backend_tokenizer.to_str())
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if number < 4 else 1 for number in range(len(tokens))])
+    writer.add_token_merges([" ".join(merge) for merge in state["model"]["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    random = np.random.default_rng(0)
+    weights = {"token_embd": (len(tokens), 32), "output_norm": (32,), "blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
+    weights |= {f"blk.0.attn_{part}": (32, 32) for part in ("q", "k", "v", "output")}
+    weights |= {"blk.0.ffn_gate": (48, 32), "blk.0.ffn_up": (48, 32), "blk.0.ffn_down": (32, 48)}
+    values = {
+        name: random.normal(size=shape).astype(kind if len(shape) > 1 else np.float32) for name, shape in weights.items()
+    }
+    for name, value in values.items():
+        writer.add_tensor(f"{name}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    embedder = load_embedder(BackboneSettings(str(tmp_path / "tiny.gguf"), dtype="float32"))
+    found = transformer_of(embedder).model.get_input_embeddings().weight
+    assert torch.equal(found, torch.from_numpy(values["token_embd"]).float())
+    assert not torch.equal(found, found.bfloat16().float())
+    (folder,) = (Path(os.environ["XDG_CACHE_HOME"]) / "text2token" / "backbones").iterdir()
+    assert load_file(folder / "model.safetensors")["model.embed_tokens.weight"].dtype == dtype

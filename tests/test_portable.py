@@ -52,6 +52,28 @@ def test_unquantised_it_is_the_model_to_rounding(model: Path, tmp_path: Path) ->
     assert (card.dimension, card.max_tokens, card.bits) == (32, 32, 32)
 
 
+@pytest.mark.parametrize("bits", ["8", "32"])
+def test_quiet_says_nothing_and_nobodys_logging_is_changed(model: Path, tmp_path: Path, bits: str) -> None:
+    probe = (
+        "import logging, sys; from text2token.cli import main; before = [*logging.root.handlers], logging.root.level\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "assert ([*logging.root.handlers], logging.root.level) == before and not logging.root.manager.disable"
+    )
+    command = [sys.executable, "-c", probe, "export", str(model), "--onnx", str(tmp_path / "out"), "--bits", bits, "--quiet"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", 0)
+    assert (tmp_path / "out" / "card.json").exists()
+
+
+def test_what_does_not_survive_eight_bits_is_told_of_more(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("text2token.portable.LEAST_COSINE", 2.0)
+    with pytest.raises(BackboneError, match=r"does not survive 8 bits .* --bits 32"):
+        export_portable(str(model), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_code_in_its_readme_runs_without_torch(model: Path, portable: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (portable / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     probe = (

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ import numpy as np
 import platformdirs
 import torch
 import transformers
+from gguf import GGUFReader
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
@@ -484,11 +486,19 @@ def _converted_gguf(path: Path) -> Path:
             options: dict[str, Any] = {"gguf_file": source.name}
             quantisation = transformers.GgufConfig(dequantize=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                source.parent, quantization_config=quantisation, dtype=torch.bfloat16, **options
+                source.parent, quantization_config=quantisation, dtype=_precision(path), **options
             )
             model.save_pretrained(unfinished)
             transformers.AutoTokenizer.from_pretrained(source.parent, **options).save_pretrained(unfinished)
     return folder
+
+
+def _precision(path: Path) -> torch.dtype:
+    """Return what most weights of a GGUF file are kept in: float32, float16, or bfloat16 for quantised ones too."""
+    elements: Counter[str] = Counter()
+    for tensor in GGUFReader(path).tensors:
+        elements[tensor.tensor_type.name] += int(tensor.n_elements)
+    return {"F32": torch.float32, "F16": torch.float16}.get(elements.most_common(1)[0][0], torch.bfloat16)
 
 
 @contextmanager

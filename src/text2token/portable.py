@@ -6,8 +6,12 @@ activations of a batch, is no choice here: decoders have a few activations a tho
 came out with a cosine of 0.68 to what they should be, those of four bits with 0.80, these with 0.997 (LOG.md).
 """
 
+import io
 import json
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -17,7 +21,6 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -75,7 +78,10 @@ def export_portable(name: str, folder: Path, *, bits: int = 8, overwrite: bool =
         found = found / np.linalg.norm(found, axis=1, keepdims=True)
         agreement = float((expected * found).sum(1).min())
         if agreement < LEAST_COSINE:
-            raise BackboneError(f"{name}: does not survive {bits} bits (cosine {agreement:.3f} to its own vectors)")
+            raise BackboneError(
+                f"{name}: does not survive {bits} bits (cosine {agreement:.3f} to its own vectors)"
+                + (". Keep its weights as they are: --bits 32" if bits == 8 else "")
+            )
         card = PortableCard(found.shape[1], _longest(model), bits, round(agreement, 4))
         (unfinished / CARD).write_text(json.dumps(asdict(card), indent=2), encoding="utf-8")
         (unfinished / "README.md").write_text(USE, encoding="utf-8")
@@ -130,8 +136,7 @@ def _trace(model: SentenceTransformer, tokenizer: Tokenizer, path: Path) -> None
     example = tuple(torch.tensor([getattr(encoding, part) for encoding in encodings]) for part in ("ids", "attention_mask"))
     transformer_of(model).model.set_attn_implementation("eager")
     sizes = {name: {0: "batch", 1: "length"} for name in INPUTS}
-    with warnings.catch_warnings():  # the exporter speaks of its own future
-        warnings.simplefilter("ignore")
+    with _silence():
         program = torch.onnx.export(
             _Pipeline(model).eval(),
             example,
@@ -147,10 +152,29 @@ def _trace(model: SentenceTransformer, tokenizer: Tokenizer, path: Path) -> None
 
 def _to_eight_bits(path: Path) -> None:
     """Replace the matrix products with constant weights in the file by those of eight bits."""
-    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=8)
-    quantizer = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
-    quantizer.process()
-    quantizer.model.save_model_to_file(str(path), False)
+    with _silence():
+        from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+        config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=4, bits=8)
+        quantizer = MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(path), False)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what the exporters say of themselves to themselves, and the root logger as it is: importing one sets it up."""
+    root = logging.getLogger()
+    handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
+    try:
+        logging.disable(max(disabled, logging.WARNING))
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 USE = f'''# An embedder for onnxruntime
