@@ -528,7 +528,8 @@ class Stages:
                 )
             work.finished(step, self.steps[step])
         card = read_card(folder)
-        reporter.note(f"{title}: {card.texts:,} texts over {len(self.vocabulary.target_ids):,} target tokens.")
+        halves = f", half of the weight on {card.sizes.half_of_mass[1]:.0f} tokens (median)" if card.sizes else ""
+        reporter.note(f"{title}: {card.texts:,} texts{halves}.")
         return card
 
     def _train_stage(self, name: str, reporter: Reporter, watch: Watch | None) -> StageResult:

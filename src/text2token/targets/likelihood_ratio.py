@@ -60,7 +60,7 @@ class LikelihoodRatioSettings:
     teacher: Literal["previous", "untrained"] = "previous"
     tau: PositiveFloat | Literal["auto"] = 1e-5
     floor: PositiveFloat = 1e-8
-    prior_texts: PositiveInt = 1000
+    prior_texts: PositiveInt = 256
 
 
 class LikelihoodRatioTargets:
