@@ -207,6 +207,9 @@ def own_cache(
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+PATIENCE = 900  # seconds until what does not end counts as hanging, however slow or busy the machine is
+
+
 def not_here(reason: str) -> NoReturn:
     """Skip the test, where somebody works without this part; where all is meant to be tested (`CI` is set), fail it."""
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):

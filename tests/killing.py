@@ -65,7 +65,7 @@ class Launcher:
         return Ended(**json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
-        self.process.communicate(timeout=30)
+        self.process.communicate()
 
 
 def _prepare() -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
-from conftest import TEXTS
+from conftest import PATIENCE, TEXTS
 from starlette.types import ASGIApp
 
 from text2token.backbone import BackboneSettings, open_embedder
@@ -58,5 +58,5 @@ def running(app: ASGIApp) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE)
         listening.close()

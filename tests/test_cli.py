@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS, BackboneMaker
+from conftest import PATIENCE, TEXTS, BackboneMaker
 from test_suite import write_suite
 
 from text2token.backbone import BackboneSettings, embed, load_embedder
@@ -25,7 +25,7 @@ FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "corpus.held_out=10", "
 
 
 def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE, **options)  # type: ignore[call-overload,no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ for name, arguments in json.load(sys.stdin).items():
         defaults = {"--backbone": backbone, "--output": str(tmp_path / "out" / "model")}
         calls[name] = arguments + [part for pair in defaults.items() if pair[0] not in arguments for part in pair]
     process = subprocess.run(
-        [sys.executable, "-c", script], input=json.dumps(calls), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", script], input=json.dumps(calls), capture_output=True, text=True, timeout=PATIENCE
     )
     assert process.returncode == 0, process.stderr
     told: dict[str, tuple[int, list[str]]] = {}
@@ -262,13 +262,13 @@ def test_interrupt_ends_in_one_line_and_can_be_resumed(
         [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
     )
     stage = tmp_path / "model.run" / "stages" / "stage1"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while not list(stage.glob("checkpoints-*/checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     for _ in range(times):
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "interrupted" in errors.splitlines()[-1]
@@ -347,7 +347,7 @@ def test_compare_in_the_background(make_backbone: BackboneMaker, text_file: Path
     started = call("compare", *arguments, "--background")
     assert started.returncode == 0, started.stderr
     assert "compare.log" in started.stdout
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while "leaderboard.csv" not in (output / "compare.log").read_text(encoding="utf-8") and time.monotonic() < deadline:
         time.sleep(0.5)
     assert "Open" in (output / "compare.log").read_text(encoding="utf-8")

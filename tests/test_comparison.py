@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 from test_suite import write_suite
 
 from text2token import comparison as bench
@@ -123,7 +124,7 @@ def test_processes_share_a_folder_and_no_run_is_done_twice(
                 time.sleep(0.01)
             assert not board.done()
             assert not (tmp_path / "out" / "runs" / "counting" / "0-0.json").exists()
-        rows = board.result(timeout=60).rows
+        rows = board.result(timeout=PATIENCE).rows
     assert counting.built == 3  # both settings, and the second seed of the better
     assert {row.peer for row in rows} == {"mean", "counting"}  # the board is of all that the folder holds
 

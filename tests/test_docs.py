@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from conftest import BackboneMaker
+from conftest import PATIENCE, BackboneMaker
 from reference import FOLDER, names_page, settings_page
 from sentence_transformers import SentenceTransformer
 
@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(FOLDER),
         str(out / "html"),
     ]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    built = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert built.returncode == 0, built.stderr
     return out / "html"
 

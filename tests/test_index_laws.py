@@ -22,7 +22,7 @@ import pytest
 import qdrant_edge as engine
 import safetensors.torch
 import torch
-from conftest import TEXTS, BackboneMaker
+from conftest import PATIENCE, TEXTS, BackboneMaker
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -360,7 +360,7 @@ def test_two_searches_at_once_find_what_they_would_find_alone(
     together = threading.Barrier(4)
 
     def save_file(tensors: Any, path: Path) -> None:
-        together.wait(timeout=60)
+        together.wait(timeout=PATIENCE)
         safetensors.torch.save_file(tensors, path)
 
     monkeypatch.setattr("text2token.search.one_off.save_file", save_file)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BackboneMaker
+from conftest import PATIENCE, BackboneMaker
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -30,7 +30,7 @@ def train(*launcher: str, text: Path, backbone: Path, output: Path, settings: tu
     """Train by the command line and return what it printed."""
     words = [word for setting in settings for word in ("--set", setting)]
     command = [*launcher, "text2token", "train", str(text), "--backbone", str(backbone), "--output", str(output), "--json"]
-    finished = subprocess.run([sys.executable, "-m", *command, *words], capture_output=True, text=True, timeout=300)
+    finished = subprocess.run([sys.executable, "-m", *command, *words], capture_output=True, text=True, timeout=PATIENCE)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -60,7 +60,7 @@ def test_weights_in_shards_learn_the_same_and_are_saved_and_loaded_whole(
     script, backbone = str(Path(__file__).with_name("sharded_step.py")), str(make_backbone("llama_tied"))
     for launcher, name in ((("-m", *LAUNCHERS["torchrun"]), "sharded"), ((), "alone")):
         command = [sys.executable, *launcher, script, backbone, str(tmp_path / name)]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert finished.returncode == 0, finished.stderr
     sharded, alone = (load_file(tmp_path / name) for name in ("sharded", "alone"))
     assert sharded.keys() == alone.keys()

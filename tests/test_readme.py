@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import TEXTS, BackboneMaker
+from conftest import PATIENCE, TEXTS, BackboneMaker
 from typer.testing import CliRunner
 
 from text2token.backbone import BackboneSettings
@@ -50,7 +50,7 @@ def small(shown: str) -> str:
 
 
 def run(folder: Path, *command: str) -> str:
-    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, (command, done.stderr)
     return done.stdout
 

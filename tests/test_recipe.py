@@ -1,9 +1,7 @@
 """The whole method on a tiny model: every step leaves its file, settings are checked, interruptions cost nothing."""
 
 import json
-import multiprocessing
 import shutil
-import time
 import tomllib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import BackboneMaker
@@ -458,28 +455,6 @@ def test_a_recipe_of_two_named_stages_is_read_still(tmp_path: Path) -> None:
     two, one = found
     assert one == (StageSettings(epochs=2),)
     assert two == (*one, StageSettings(targets="model_derived", centre="begins"))
-
-
-def test_killed_at_random_moments_a_run_ends_at_the_same_model(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = recipe.with_settings([*TWO_STAGES, "stage1.epochs=4"])
-    started = time.monotonic()
-    run_here(recipe, tmp_path / "whole")
-    longest = time.monotonic() - started
-    moments = np.random.default_rng(0).uniform(0.05, longest / 3, size=10)
-    fork = multiprocessing.get_context("fork")  # everything is imported already
-    killed = 0
-    for moment in moments:
-        process = fork.Process(target=run_here, args=(recipe, tmp_path / "killed"), kwargs={"resume": True})
-        process.start()
-        process.join(moment)
-        killed += process.is_alive()
-        process.kill()
-        process.join()
-    assert killed >= 5  # the first ones in any case
-    run_here(recipe, tmp_path / "killed", resume=True)
-    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    assert not list((tmp_path / "killed" / "run").rglob("*.unfinished"))
 
 
 def test_how_text_is_read_belongs_to_the_run(tiny: BackboneSettings, recipe: Recipe, tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def test_the_real_backbone_is_indexed_killed_and_searched(real_backbone: str, tm
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (store / "shard").exists() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(1)
+    time.sleep(1)  # any moment will do
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     resumed = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 import schemathesis
-from conftest import BackboneMaker
+from conftest import PATIENCE, BackboneMaker
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -27,7 +27,6 @@ FEW = settings(  # always the same, so that what is found depends on nothing els
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
-SECONDS = 120  # longer is a hang
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_what_is_asked_for_as_described_is_answered_as_described(api: schemathes
             case.body.pop("model", None)
             if case.body.get("filters"):
                 case.body["filters"] = {"year": list(case.body["filters"])}
-        response = case.call_and_validate(timeout=SECONDS, excluded_checks=[positive_data_acceptance])
+        response = case.call_and_validate(timeout=PATIENCE, excluded_checks=[positive_data_acceptance])
         found[response.status_code] += 1
 
     ask()
@@ -68,7 +67,7 @@ def test_what_is_asked_for_otherwise_is_refused_as_described(api: schemathesis.B
     @given(api[path]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE))
     @FEW
     def ask(case: schemathesis.Case) -> None:
-        response = case.call_and_validate(timeout=SECONDS)
+        response = case.call_and_validate(timeout=PATIENCE)
         assert 400 <= response.status_code < 500
 
     ask()
@@ -84,7 +83,7 @@ def test_what_is_asked_for_otherwise_is_refused_as_described(api: schemathesis.B
 def test_any_bytes_by_any_method_are_no_mistake_of_ours(
     address: str, path: str, method: str, kind: str, body: bytes
 ) -> None:
-    response = httpx2.request(method, address + path, content=body, headers={"Content-Type": kind}, timeout=SECONDS)
+    response = httpx2.request(method, address + path, content=body, headers={"Content-Type": kind}, timeout=PATIENCE)
     assert response.status_code < 500
     if response.status_code >= 400:
         assert response.json()["error"]["message"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BackboneMaker, not_here
+from conftest import PATIENCE, BackboneMaker, not_here
 from serving import HOSTILE, RIGHT_TO_LEFT, make_index, make_model, running
 
 from text2token.serve.app import create_app
@@ -17,7 +17,6 @@ from text2token.serve.service import open_service
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 300  # seconds until a page counts as hanging, however busy the machine is
 
 
 @pytest.fixture(scope="module")

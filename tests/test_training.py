@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import TEXTS
+from conftest import PATIENCE, TEXTS
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -295,7 +295,7 @@ def test_kill_nine_then_resume_gives_the_same_weights(tiny: BackboneSettings, tm
         out=str(tmp_path / "out.safetensors"),
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not list((tmp_path / "run").glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     assert process.poll() is None, "the run ended before it could be killed"
