@@ -361,3 +361,19 @@ def test_what_a_web_address_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(CorpusError, match=r"pip install 'text2token\[http\]'") as caught:
         list(read_documents("https://host/docs.jsonl?signature=secret"))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_command_that_counts_before_it_reads_tells_a_note_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from text2token import cli
+
+    def taken(folder: Path, model: str, documents: Any, *, total: int | None, **_: Any) -> Any:
+        assert total == len(list(documents)) == 1
+        raise CorpusError("far enough")
+
+    (tmp_path / "docs.csv").write_text("id;text\n1;one\n")
+    monkeypatch.setattr("text2token.search.index.fill_index", taken)
+    with pytest.raises(CorpusError, match="far enough"):
+        cli.index("model", [str(tmp_path / "docs.csv")], tmp_path / "store", quiet=True)
+    assert capsys.readouterr().err.count("columns are separated by a semicolon") == 1

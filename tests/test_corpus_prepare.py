@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import CorpusSettings, halves, normalise, pair_digest, prepare_corpus, split_text
-from text2token.errors import CorpusError
+from text2token.corpus.readers import read_documents
+from text2token.errors import CorpusError, OutputError
 
 
 def documents(count: int) -> list[Document]:
@@ -153,3 +154,17 @@ def test_a_title_of_many_is_trained_on_once(tmp_path: Path) -> None:
     corpus = prepare_corpus(given_documents, tmp_path / "corpus", CorpusSettings(held_out=0))
     assert list(corpus.passages["text"]) == ["Minutes", "Body 0.", "Body 1.", "Body 2."]
     assert list(corpus.passages["document"]) == [0, 0, 1, 2]
+
+
+def test_what_is_read_is_never_deleted_by_what_is_made_of_it(tmp_path: Path) -> None:
+    """A corpus goes into the folder that holds its source, which is not ours; then into one that is, and holds it beside."""
+    given_documents = [f"A document of its own, number {number}." for number in range(4)]
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "docs.txt").write_text("\n".join(given_documents))
+    with pytest.raises(OutputError, match="was not made by text2token"):
+        prepare_corpus(read_documents(tmp_path / "corpus" / "docs.txt"), tmp_path / "corpus")
+    prepare_corpus(read_documents(tmp_path / "corpus" / "docs.txt"), tmp_path / "ours")
+    (tmp_path / "corpus" / "docs.txt").rename(tmp_path / "ours" / "docs.txt")
+    corpus = prepare_corpus(read_documents(tmp_path / "ours" / "docs.txt"), tmp_path / "ours")
+    assert corpus.summary.passages == 4
+    assert (tmp_path / "ours" / "docs.txt").read_text() == "\n".join(given_documents)

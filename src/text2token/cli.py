@@ -382,7 +382,8 @@ def index(
     reporter = reporter_for(quiet)
     total = None
     if "-" not in sources:  # as in embed: reading takes seconds where embedding takes hours
-        total = sum(1 for _ in documents_of(sources, text_field, format, broken_lines(on_error)))
+        counting = replace(broken_lines(on_error), tell=None)  # the second reading tells
+        total = sum(1 for _ in documents_of(sources, text_field, format, counting))
     broken = broken_lines(on_error)
     documents = documents_of(sources, text_field, format, broken)
     fill = needing("search", "text2token.search.index").fill_index
@@ -578,7 +579,8 @@ def embed(
 
     total = None
     if "-" not in sources:  # reading takes seconds where embedding takes hours, and then the time left is known
-        once = documents_of(sources, text_field, format, broken_lines(on_error))
+        counting = replace(broken_lines(on_error), tell=None)  # the second reading tells
+        once = documents_of(sources, text_field, format, counting)
         total = sum(bool(document.text.strip()) for document in once)
     broken = broken_lines(on_error)
     documents = documents_of(sources, text_field, format, broken)

@@ -25,22 +25,25 @@ class BrokenLines:
     first: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tell: Callable[[str], None] | None = None
-    _said: set[str] = field(default_factory=set, repr=False)
+    said: set[str] = field(default_factory=set, repr=False)  # what the notes say, places apart
 
     def report(self, place: str, problem: str, *, rest_unknown: bool = False) -> None:
         """Raise `CorpusError` or count the problem, by `on_error`; `rest_unknown` where more than this line may be lost."""
         message = f"{place}: {problem}"
         self.incomplete |= rest_unknown
         if self.on_error == "stop":
-            raise CorpusError(f"{message}. Mend the line, or leave such lines out with --on-error skip")
+            what = (
+                "Get the file whole, or take what can be read of it" if rest_unknown else "Mend the line, or leave such out"
+            )
+            raise CorpusError(f"{message}. {what} with --on-error skip")
         self.count += 1
         if len(self.first) < EXAMPLES:
             self.first.append(message)
 
     def note(self, place: str, what: str) -> None:
         """Keep and tell what was taken for granted, the same of many files once."""
-        if what not in self._said:
-            self._said.add(what)
+        if what not in self.said:
+            self.said.add(what)
             self.notes.append(f"{place}: {what}")
             if self.tell:
                 self.tell(self.notes[-1])
