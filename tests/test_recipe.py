@@ -1,6 +1,7 @@
 """The whole method on a tiny model: every step leaves its file, settings are checked, interruptions cost nothing."""
 
 import json
+import os
 import shutil
 import tomllib
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import BackboneMaker
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from text2token.adapters import add_lora
@@ -24,7 +25,7 @@ from text2token.corpus.readers import ReadingSettings, read_documents
 from text2token.errors import OutputError, RecipeError
 from text2token.evaluation.label_free import dense_scores
 from text2token.head import load_head
-from text2token.recipe import Recipe, build_targets, read_recipe, recipe_names, run
+from text2token.recipe import Recipe, build_targets, made_from, read_recipe, recipe_names, run
 from text2token.reporter import Silent
 from text2token.settings import from_toml
 from text2token.targets.likelihood_ratio import LikelihoodRatioTargets
@@ -541,3 +542,47 @@ def test_documents_of_one_sentence_have_a_neighbour_where_neighbours_are_contras
         assert card.texts == len(passages[contrast])
     assert passages["0"] == [0, 1, 2, 3, 4, 5]
     assert passages["0.5"] == [number for number in range(6) for _ in range(2)]
+
+
+def test_other_weights_under_the_same_name_are_noticed(recipe: Recipe, tmp_path: Path) -> None:
+    """Of the backbone and of who is asked for targets: what hangs on them is made anew, and the corpus is not."""
+    for name in ("base", "other"):
+        shutil.copytree(recipe.backbone.name, tmp_path / name)
+    given = replace(recipe, backbone=replace(recipe.backbone, name=str(tmp_path / "base"))).with_settings(
+        ["stage1.targets=model_derived", f"targets.model_derived.language_model={tmp_path / 'other'}"]
+    )
+    before = made_from(given, None)
+    assert made_from(given, None) == before
+    for name in ("base", "other"):
+        weights = load_file(tmp_path / name / "model.safetensors")
+        save_file({key: value + 1 for key, value in weights.items()}, tmp_path / name / "model.safetensors")
+        now = made_from(given, None)
+        assert [step for step in now if now[step] != before[step]] == ["targets/stage1", "stage1", "result"]
+        before = now
+    os.utime(tmp_path / "base" / "config.json", (1, 1))
+    assert made_from(given, None) != before
+
+
+def test_documents_given_from_memory_are_compared(recipe: Recipe, tmp_path: Path, text_file: Path) -> None:
+    documents = list(read_documents(text_file))
+    given = replace(recipe, sources=())
+
+    def again(documents: list[Document]) -> list[str]:
+        told = Telling()
+        run(given, iter(documents), tmp_path / "run", tmp_path / "model", resume=True, reporter=told)
+        return told.notes
+
+    again(documents)
+    assert again(documents) == ["Nothing has changed since this run was finished."]
+    assert "Nothing has changed" not in str(again(documents[1:]))
+    assert json.loads((tmp_path / "run" / "corpus" / "summary.json").read_text(encoding="utf-8"))["documents"] == 119
+
+
+class Telling(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)

@@ -39,6 +39,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from text2token.errors import BackboneError, RecipeError, reason
 from text2token.files import alone_in, atomic_folder
@@ -119,6 +120,34 @@ def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
     prefer_plain_attention(transformer)
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=POOLING[settings.pooling])
     return SentenceTransformer(modules=[transformer, pooling]).eval()
+
+
+def model_state(name: str) -> list[Any]:
+    """Return what shows that the files of a model have changed though its name has not; nothing where it cannot be told.
+
+    Of a folder or file, sizes and times of change; of a package its version; of a hub id the commit that would be loaded.
+    """
+    if name.startswith(PYPI):
+        try:
+            return [importlib.metadata.version(name.removeprefix(PYPI))]
+        except importlib.metadata.PackageNotFoundError:  # who loads it says so
+            return []
+    path = Path(name).expanduser()
+    if path.exists():
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        kept = [
+            file for file in files if file.is_file() and not any(part[0] == "." for part in file.relative_to(path).parts)
+        ]
+        return [
+            (file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in kept
+            if file.suffix != ".md"
+        ]
+    try:
+        found = cached_file(resolve_backbone(name), "config.json", _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):
+        return []
+    return [extract_commit_hash(found, None)]
 
 
 def resolve_backbone(name: str) -> str:

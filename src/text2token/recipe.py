@@ -41,6 +41,7 @@ from text2token.backbone import (
     cut_last_layers,
     embed,
     load_embedder,
+    model_state,
     room_for_text,
     token_lengths,
     tokenizer_of,
@@ -67,7 +68,7 @@ from text2token.processes import Processes, together
 from text2token.reporter import Phases, Reporter, Silent
 from text2token.settings import ONE_OR_MORE, Place, Seed, checked, from_toml, item_name, to_toml, with_assignments
 from text2token.targets.constructors import Materials, TargetSettings, make_constructor, write_constructed
-from text2token.targets.model_derived import PREVIOUS
+from text2token.targets.model_derived import PREVIOUS, UNTRAINED
 from text2token.targets.rows import HERE
 from text2token.targets.store import TargetCard, documents_of, open_targets, read_card, shuffle_targets
 from text2token.training import (
@@ -300,8 +301,8 @@ def run(
 
     With `resume`, steps that are finished in `folder` are taken from there, unless their settings or the files that
     `recipe.sources` names have changed, and training goes on from its last checkpoint; the result is the same as without
-    the interruption. A recipe without sources takes `documents` for what they were. With `overwrite`, an earlier run and
-    model are replaced. `broken` is what the reader of `documents` counts in. `engine` makes the targets. Of several
+    the interruption. Of a recipe without sources the `documents` themselves are compared. With `overwrite`, an earlier run
+    and model are replaced. `broken` is what the reader of `documents` counts in. `engine` makes the targets. Of several
     processes (`processes.together`) the first does all but the training, which they share. Raises
     a `Text2TokenError` for anything a user can mend.
     """
@@ -329,7 +330,12 @@ def _run_alone(
 ) -> RunResult:
     with processes.first_alone():  # the others take from the folder what it has done
         goes_on = not processes.first or _check_folders(work, model_folder, resume, overwrite)
-        steps = made_from(recipe, source_state(recipe.sources) if recipe.sources else None, processes.count)
+        if recipe.sources:
+            texts_given: Any = source_state(recipe.sources)
+        else:
+            documents = list(documents)
+            texts_given = [(document.title, document.body, document.place) for document in documents]
+        steps = made_from(recipe, texts_given, processes.count)
         if goes_on and work.done("result", steps["result"]) and model_folder.exists():
             finished = _result_in(work)
             if finished.model == str(model_folder):
@@ -404,7 +410,8 @@ def _result_in(work: RunFolder) -> RunResult:
 def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]:
     """Return for each step of a run a digest of all that decides its outcome; `corpus` stands for the texts.
 
-    `processes` train together: a step of theirs takes so many times the batches.
+    Models are told by their files too (`model_state`): other weights may come to stand under a name. `processes` train
+    together: a step of theirs takes so many times the batches.
     """
     shared = [processes] if processes > 1 else []
     steps = {"corpus": _digest(recipe.corpus, recipe.halves_applied_from, recipe.reading, corpus)}
@@ -414,8 +421,11 @@ def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]
         of_targets = [kind, recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
         seen = [getattr(stage, key) for key in DECIDES_WHAT_IS_SEEN]
         teacher = before if name in recipe.taught else []
+        own = getattr(recipe.targets, kind)
+        asked = [getattr(own, key, None) for key in ("teacher", "language_model")]
+        models = [model_state(model) for model in (recipe.backbone.name, *asked) if model not in (None, UNTRAINED, PREVIOUS)]
         steps[f"targets/{name}"] = _digest(
-            steps["corpus"], recipe.backbone, recipe.vocabulary, *of_targets, seen, recipe.seed, *shared, *teacher
+            steps["corpus"], recipe.backbone, recipe.vocabulary, models, *of_targets, seen, recipe.seed, *shared, *teacher
         )
         steps[name] = _digest(steps[f"targets/{name}"], stage, *before)
         before = [steps[name]]

@@ -130,12 +130,12 @@ def expand_sources(sources: Sequence[str | os.PathLike[str]] | str | os.PathLike
 def source_state(sources: Sequence[str]) -> list[tuple[str, int, int]]:
     """Return what shows that a source has changed: path, size and time of change; of folders, those of their files.
 
-    Standard input and Python's own library have no state.
+    Python's own library changes with its version; standard input has no state.
     """
     state = []
     for source in expand_sources(sources):
         if source in (STDIN, STANDARD_LIBRARY):
-            state.append((source, 0, 0))
+            state.append((source, sys.hexversion if source == STANDARD_LIBRARY else 0, 0))
             continue
         if is_remote(source):
             state.append(remote_state(source))

@@ -27,6 +27,7 @@ from text2token.backbone import (
     BackboneSettings,
     Progress,
     load_embedder,
+    model_state,
     open_embedder,
     prompt_tokens,
     resolve_backbone,
@@ -135,7 +136,8 @@ def open_readable(
         made_from = _digest(fingerprint, how.head, how.backbone, texts)
         if place.exists() and (found := open_reader(place, encoder)).card.made_from == made_from:
             return ReadableModel(name, encoder, found)
-    made_from = _digest(encoder.fingerprint, how.head, how.backbone, texts)
+    asked = [model_state(name) for name in (how.head, how.backbone) if name not in (None, FIT)]
+    made_from = _digest(encoder.fingerprint, how.head, how.backbone, asked, texts)
     place = readers / f"{encoder.fingerprint}-{_digest(how.head, how.backbone)}"
     found = _learn(model, encoder, how, texts, place.with_name(f"{place.name}-{made_from}.vectors"), reporter or Silent())
     save_reader(replace(found, card=replace(found.card, made_from=made_from)), place)
