@@ -182,6 +182,42 @@ def test_both_depths_in_one_pass_are_those_of_two(make_backbone: BackboneMaker, 
         embed_at_two_depths(embedder, texts, 2)
 
 
+def test_a_family_that_does_not_run_without_its_last_layers_is_told_so(
+    byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    size = len(byte_level_tokenizer)
+    config = transformers.Gemma3nTextConfig(
+        vocab_size=size,
+        vocab_size_per_layer_input=size,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        num_kv_shared_layers=0,
+        laurel_rank=4,
+        altup_num_inputs=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * 4,
+        pad_token_id=3,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_level_tokenizer.save_pretrained(tmp_path)
+    settings = BackboneSettings(str(tmp_path), dtype="float32")
+    embedder = load_embedder(settings)
+    whole = embed(embedder, TEXTS[:2])
+    with pytest.raises(BackboneError, match=r"gemma3n_text models do not run without their last layers .* cut_layers=0"):
+        without_last_layers(embedder, 1).__enter__()
+    assert torch.equal(embed(embedder, TEXTS[:2]), whole)
+    with pytest.raises(BackboneError, match="do not run without their last layers"):
+        load_embedder(replace(settings, layers=2))
+
+
 def test_merging_adapters_changes_nothing_but_their_absence(tiny: BackboneSettings) -> None:
     embedder = load_embedder(tiny)
     untrained = embed(embedder, TEXTS)

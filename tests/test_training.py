@@ -26,11 +26,15 @@ from text2token.loss import TokenTargetLoss
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.store import shuffle_targets
 from text2token.training import (
+    PASS_COST_GPU,
     Schedule,
     StageResult,
     StageSettings,
     TargetCollator,
     last_checkpoint,
+    on_one_device,
+    one_worker,
+    pass_cost,
     passes_of,
     plan,
     steps_per_log,
@@ -364,3 +368,25 @@ def test_a_schedule_is_the_same_every_time() -> None:
         return [int(row) for number in schedule.order(1) for row in schedule.batches[number]]
 
     assert order(plan(lengths, STAGE, 0)) == order(plan(lengths, STAGE, 0)) != order(plan(lengths, STAGE, 1))
+
+
+def test_several_gpus_in_one_process_are_not_made_one_model_in_parallel(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert arguments.n_gpu == 0
+    arguments._n_gpu = 4  # what the trainer finds without torchrun on a machine with four
+    on_one_device(arguments)
+    assert arguments.n_gpu == 1
+
+
+@pytest.mark.parametrize(
+    ("gpu", "methods", "workers"), [(True, ["fork", "spawn"], 1), (True, ["spawn"], 0), (False, ["fork"], 0)]
+)
+def test_batches_are_made_beside_only_where_no_model_is_sent_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: bool, methods: list[str], workers: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: methods)
+    settings = one_worker()
+    assert settings["dataloader_num_workers"] == workers
+    assert settings.get("dataloader_multiprocessing_context") == ("fork" if workers else None)
+    assert (pass_cost() == PASS_COST_GPU) == gpu  # not what the model lies on before training: MPS trains on the CPU

@@ -287,7 +287,11 @@ def room_for_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
-    """Cut the decoder down to its first `layers` blocks; the final norm stays."""
+    """Cut the decoder down to its first `layers` blocks; the final norm stays.
+
+    Raises `BackboneError` where there are not so many, or the rest does not run without the others (Gemma 3n, which gives
+    each block inputs of its own).
+    """
     present = model.config.num_hidden_layers
     if layers > present:
         raise BackboneError(f"layers is {layers}, but the model has {present}")
@@ -296,6 +300,16 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
     model.config.num_hidden_layers = layers
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = model.config.layer_types[:layers]
+    if model.training:  # it has been cut before, and dropout's draws are the trainer's
+        return
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise BackboneError(
+            f"{model.config.model_type} models do not run without their last layers ({reason(error)}). "
+            "Keep all: backbone.layers=none, and cut_layers=0 for every stage"
+        ) from error
 
 
 def cut_last_layers(embedder: SentenceTransformer, count: int) -> None:

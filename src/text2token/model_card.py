@@ -38,7 +38,7 @@ def static_card(backbone: str, documents: int) -> str:
 One vector per token, from the language-model head of {published_model(backbone)},
 weighted by inverse document frequency in {documents:,} documents and whitened; the vector of a text is their mean. It
 knows words, not their order. The first dimensions say most, so vectors can be cut (`truncate_dim`) and are then to be
-scaled to unit length again.
+scaled to unit length again (`encode(…, normalize_embeddings=True)`).
 
 - Versions: {_versions()}.
 """
@@ -165,7 +165,7 @@ POSTPROCESSING: dict[str, str] = {
 }
 POSTPROCESSING |= {
     kind: f"{words}, in the `Dense` module, and scaled to unit length. The first dimensions say most, so vectors can be cut "
-    "(`truncate_dim`) and are then to be scaled to unit length again."
+    "(`truncate_dim`) and are then to be scaled to unit length again (`encode(…, normalize_embeddings=True)`)."
     for kind, words in POSTPROCESSING.items()
     if kind != "none"
 }

@@ -9,6 +9,7 @@ through the model in several passes of similar ones (`passes_of`), and its loss 
 """
 
 import json
+import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -207,9 +208,28 @@ def _second_of_pairs(documents: NDArray[np.int64]) -> NDArray[np.bool_]:
     return ends
 
 
-def pass_cost(embedder: SentenceTransformer) -> int:
-    """Return what a pass through `embedder` costs before its first token, in tokens that would cost as much."""
-    return PASS_COST_CPU if embedder.device.type == "cpu" else PASS_COST_GPU
+def pass_cost() -> int:
+    """Return what a pass costs in training before its first token, in tokens that would cost as much."""
+    return PASS_COST_GPU if torch.cuda.is_available() else PASS_COST_CPU
+
+
+def one_worker() -> dict[str, Any]:
+    """Return the trainer's settings for a process that makes the batches, where there is a GPU and processes can be forked.
+
+    Other ways to start one (that of Windows, and the default from Python 3.14 on) would send it the whole model.
+    """
+    if not torch.cuda.is_available() or "fork" not in multiprocessing.get_all_start_methods():
+        return {"dataloader_num_workers": 0}
+    return {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "fork"}
+
+
+def on_one_device(arguments: TrainingArguments) -> None:
+    """Keep the trainer from wrapping the model in `nn.DataParallel` where it sees several GPUs and there is one process.
+
+    The schedule counts a process as one device. Several are used with torchrun (docs/scale.md).
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # as the trainer itself does where a model is spread over GPUs
 
 
 def passes_of(lengths: NDArray[np.int64], cost: int) -> list[NDArray[np.int64]]:
@@ -282,17 +302,18 @@ def train_stage(
         disable_tqdm=True,
         dataloader_pin_memory=False,
         # making a batch takes a processor as long as a GPU takes to train a small model on it
-        dataloader_num_workers=1 if torch.cuda.is_available() else 0,
+        **one_worker(),
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         dataloader_drop_last=together().count > 1,  # the schedule's doing; else the library would say so
     )
+    on_one_device(arguments)
     trainer = StageTrainer(
         model=embedder,
         args=arguments,
         train_dataset=rows if collator else rows.add_column("row", np.arange(len(rows))),
         loss=loss,
-        data_collator=collator or TargetCollator(embedder.preprocess, pass_cost=pass_cost(embedder)),
+        data_collator=collator or TargetCollator(embedder.preprocess, pass_cost=pass_cost()),
         callbacks=[counter, *callbacks],
     )
     trainer.remove_callback(_callback_named(trainer, "PrinterCallback"))
