@@ -32,7 +32,7 @@ from text2token.backbone import (
     transformer_of,
     without_last_layers,
 )
-from text2token.errors import BackboneError
+from text2token.errors import BackboneError, RecipeError
 
 
 def hidden_states(embedder: SentenceTransformer, ids: list[int]) -> torch.Tensor:
@@ -273,7 +273,7 @@ def test_mistaken_backbones_are_told_apart(tmp_path: Path, tiny: BackboneSetting
 
 @pytest.mark.parametrize(("field", "value"), [("prompt", "no place"), ("max_length", 2), ("layers", 0)])
 def test_impossible_settings_are_refused(field: str, value: object) -> None:
-    with pytest.raises(BackboneError):
+    with pytest.raises(RecipeError):
         BackboneSettings("x", **{field: value})  # type: ignore[arg-type]
 
 
