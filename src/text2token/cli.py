@@ -1,24 +1,26 @@
 """The command line. Results go to stdout, everything else to stderr; heavy imports happen inside the commands.
 
 Exit codes: 0 done, 2 wrong usage or setting, 3 text cannot be read, 4 model cannot be used, 5 targets do not fit,
-6 result cannot be written, 7 training diverged, 8 engine cannot be reached, 130 interrupted; 1 is a mistake of ours,
-with its traceback.
+6 result cannot be written, 7 training diverged, 8 engine cannot be reached, 130 interrupted, 141 nobody reads the
+results any more; 1 is a mistake of ours, with its traceback.
 """
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from text2token.errors import RecipeError, Text2TokenError
+from text2token.errors import OutputError, RecipeError, Text2TokenError, reason
 from text2token.options import (
     Engine,
     Format,
@@ -48,7 +50,7 @@ from text2token.options import (
     workers_of,
 )
 
-INTERRUPTED = 130
+INTERRUPTED, NOBODY_READS = 130, 141  # 128 and the number of the signal that ends other programs then
 QUICKSTART_MINUTES = 10.0
 # On CPUs torch compiles kernels for every shape of a batch and keeps the last 1,024 of them, twice: half a gigabyte of a
 # server's memory. A pass needs two dozen, and compiling more often cost no time that could be seen (LOG.md 2026-11-26).
@@ -110,7 +112,8 @@ def train(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Length of training at most, in tokens. Default: 120000; without end: --set stage1.max_tokens=none"
+            help="Length of training in tokens; the step that reaches it is the last. Default: 120000; "
+            "without end: --set stage1.max_tokens=none"
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random but the choice of held-out documents.")] = 0,
@@ -796,8 +799,57 @@ def _stop_once(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+class _Results(io.TextIOWrapper):
+    """Standard output: what its encoding lacks becomes a mark, and a full disk behind it is a user's to mend."""
+
+    def write(self, text: str) -> int:
+        with _refusal():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _refusal():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _refusal() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: cannot be written ({reason(error)})") from error
+
+
+def _end(code: int, results: TextIO) -> NoReturn:
+    """End with this exit code; what standard output does not take is let go, or Python would try again and complain."""
+    try:
+        results.flush()
+    except (OSError, ValueError, OutputError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), results.fileno())
+    sys.exit(code)
+
+
+def _interrupted(command: str) -> str:
+    """Return what to say after an interrupt, by the words that were typed."""
+    if command in ("train", "embed"):
+        return "interrupted. The same command with --resume goes on where it stopped"
+    if command in ("run", "quickstart", "targets", "index", "compare"):
+        again = "without --overwrite " if "--overwrite" in sys.argv else ""
+        return f"interrupted. The same command {again}goes on where it stopped"
+    return "interrupted"
+
+
 def main() -> None:
-    """Run the command line: one line and an exit code for a user's mistakes, a traceback for ours."""
+    """Run the command line: one line and an exit code for a user's mistakes, a traceback for ours.
+
+    Whoever reads the results may stop before their end: that is no error, and exit code 141, as of other programs.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        kept = {name: getattr(sys.stdout, name) for name in ("encoding", "line_buffering", "write_through")}
+        sys.stdout = _Results(sys.stdout.buffer, errors="replace", **kept)
+    results = sys.stdout
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, _stop_once)
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars would break ours; read when they are imported
@@ -806,12 +858,19 @@ def main() -> None:
     try:
         if app(standalone_mode=False) == INTERRUPTED:  # typer's own way of saying so
             raise KeyboardInterrupt
+        results.flush()
+    except BrokenPipeError:
+        _end(NOBODY_READS, results)
+    except SystemExit as stop:  # typer's way with a broken pipe, which it takes for a mistake
+        if isinstance(stop.__context__, BrokenPipeError):
+            _end(NOBODY_READS, results)
+        raise
     except Text2TokenError as error:
         sys.stderr.write(f"text2token: {error}\n")
-        sys.exit(error.exit_code)
+        _end(error.exit_code, results)
     except typer.TyperException as error:
         sys.stderr.write(f"{_explained(error)}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("text2token: interrupted. The same command goes on where it stopped, `train` with --resume\n")
+        sys.stderr.write(f"text2token: {_interrupted(sys.argv[1] if len(sys.argv) > 1 else '')}\n")
         sys.exit(INTERRUPTED)

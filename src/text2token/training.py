@@ -49,7 +49,8 @@ CHECKPOINTS_KEPT = 2  # the newest, and the one before it while the newest is be
 
 @checked
 class StageSettings:
-    """How one stage trains. Its length is `max_tokens` (prompt included; None: no limit) or `epochs`, what comes first.
+    """How one stage trains. Its length is `max_tokens` (prompt included; None: no limit) or `epochs`, what comes first; the
+    step that reaches it is the last.
 
     The default is eight minutes for a 135M model on two CPU cores. Half of it has most of the gain, and twice as much gave
     nothing at home and lost a point elsewhere (LOG.md 2026-11-26).
