@@ -3,17 +3,19 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from mteb.types import PromptType
 from test_suite import write_suite
 from torch import Tensor
 
 from text2token.backbone import Progress
-from text2token.encoder import TextEncoder, open_encoder
+from text2token.encoder import Embed, TextEncoder, open_encoder
 from text2token.errors import CorpusError, RecipeError
-from text2token.evaluation.labelled import named_tasks, score_benchmark, score_suite
+from text2token.evaluation.labelled import _Encoder, named_tasks, score_benchmark, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite
 
 EVALUATION_DATA = Path(__file__).parents[2] / "shared" / "eval"
@@ -119,3 +121,28 @@ def test_minilm_scores_what_was_published(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     score, tolerance = PUBLISHED[name]
     assert found.score == pytest.approx(score, abs=tolerance)
+
+
+def test_queries_and_documents_are_told_apart_where_the_model_tells_them_apart() -> None:
+    def lengths(texts: Sequence[str], progress: Progress | None) -> Tensor:
+        return torch.tensor([[float(len(text)), 1.0] for text in texts])
+
+    def behind(prompt: str) -> Embed:
+        return lambda texts, progress: lengths([prompt + text for text in texts], progress)
+
+    encoder = TextEncoder("lengths", "a", lengths, embed_as={"query": behind("ask: "), "document": behind("read: ")})
+    model = _Encoder(encoder)
+    asked, read, plain = (model.encode([{"text": ["a"]}], prompt_type=kind) for kind in (*PromptType, None))
+    assert [float(vectors[0, 0]) for vectors in (asked, read, plain)] == [6.0, 7.0, 1.0]
+
+
+def test_scores_that_were_kept_under_the_fingerprint_of_an_earlier_version_are_found(
+    suite: list[SuiteTask], tmp_path: Path
+) -> None:
+    before = WordCounts()
+    expected = score_suite(TextEncoder("counts", "of before", before), suite[:2], tmp_path / "cache")
+    now = TextEncoder("counts", "of now", WordCounts(), earlier="of before")
+    assert score_suite(now, suite[:2], tmp_path / "cache") == expected
+    assert now.memory == {}
+    assert score_suite(replace(now, earlier="another"), suite[:1], tmp_path / "cache").tasks == expected.tasks[:1]
+    assert now.memory

@@ -119,6 +119,8 @@ def _name(model: Any) -> str:
 
 
 def _evaluate(model: Any, task: AbsTask, name: str, kind: str, cache: Path) -> TaskScore:
+    if isinstance(model, _Encoder):
+        model.go_by_what_is_known_in(cache)
     with writing(cache), warnings.catch_warnings():
         # of precision and recall, which mteb computes beside the main score, in samples where a label is rare
         warnings.simplefilter("ignore", UndefinedMetricWarning)
@@ -139,13 +141,22 @@ class _Encoder(AbsEncoder):
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
-        self.mteb_model_meta = ModelMeta.create_empty(
+        self.mteb_model_meta = self._meta(encoder.fingerprint)
+
+    def _meta(self, revision: str) -> ModelMeta:
+        return ModelMeta.create_empty(
             overwrites={
-                "name": f"text2token/{encoder.name.strip('/').replace('/', '_')}",
-                "revision": encoder.fingerprint,
+                "name": f"text2token/{self.encoder.name.strip('/').replace('/', '_')}",
+                "revision": revision,
                 "similarity_fn_name": ScoringFunction.COSINE,
             }
         )
+
+    def go_by_what_is_known_in(self, cache: Path) -> None:
+        """Take the fingerprint of version 0.1.0 where scores are kept under it."""
+        earlier = self.encoder.earlier
+        known = earlier and any((cache / "results").glob(f"*/{earlier}"))
+        self.mteb_model_meta = self._meta(earlier if known else self.encoder.fingerprint)
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> Any:
         texts = [text for batch in inputs for text in batch["text"]]
