@@ -20,7 +20,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from text2token.errors import OutputError, RecipeError, Text2TokenError, reason
+from text2token.errors import OutputError, RecipeError, Text2TokenError, printable, reason
 from text2token.options import (
     Engine,
     Format,
@@ -44,6 +44,7 @@ from text2token.options import (
     proposed,
     reading_with,
     reporter_for,
+    show_json,
     show_result,
     to_read,
     warn,
@@ -274,7 +275,7 @@ def targets(
         card = build_targets(recipe, documents, output, broken, reporter, workers)
     warn(broken)
     if json_:
-        print(json.dumps(asdict(card), indent=2))
+        show_json(asdict(card))
     elif not quiet:
         print(f"{card.texts:,} targets in {len(card.shards)} shards ({card.dropped:,} texts dropped): {output}")
 
@@ -393,7 +394,7 @@ def index(
     filled = fill(store, model, documents, language=language, prune=prune, broken=broken, total=total, reporter=reporter)
     warn(broken)
     if json_:
-        print(json.dumps(asdict(filled), indent=2))
+        show_json(asdict(filled))
     elif not quiet:
         print(f"{store}: {filled.sentence()}. Search: {proposed('search', store, '…')}")
 
@@ -427,7 +428,7 @@ def search(
         with search_index.Index.open(Path(place), model) as opened:
             hits = opened.search(words[0], k, mode, filters_of(filter_ or [], opened.has_field))
         if json_:
-            print(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
+            show_json([asdict(hit) for hit in hits])
         else:
             from text2token.terminal import show_hits
 
@@ -446,10 +447,10 @@ def search(
     found = find(place, [document for document in documents if document.text.strip()], query, k, reporter_for(quiet))
     warn(broken)
     if json_:
-        print(json.dumps([asdict(hit) for hit in found], indent=2, ensure_ascii=False))
+        show_json([asdict(hit) for hit in found])
         return
     for hit in found:
-        print(f"{hit.score:.3f}  {hit.place}\n       {' '.join(hit.text.split())[:160]}")
+        print(printable(f"{hit.score:.3f}  {hit.place}\n       {' '.join(hit.text.split())[:160]}"))
 
 
 @app.command()
@@ -594,7 +595,7 @@ def embed(
         )
     warn(broken)
     if json_:
-        print(json.dumps(asdict(card), indent=2))
+        show_json(asdict(card))
     elif not quiet:
         print(f"{card.rows:,} vectors of {card.dimension} dimensions: {output}")
 
@@ -635,7 +636,7 @@ def evaluate(
     if output:
         evaluation.write_reports(reports, output)
     if json_:
-        print(evaluation.reports_json(reports))
+        show_json(json.loads(evaluation.reports_json(reports)))
     else:
         from text2token.terminal import show_reports
 
@@ -746,7 +747,7 @@ def doctor(json_: Json = False) -> None:
 
     diagnosis = examine()
     if json_:
-        print(json.dumps(asdict(diagnosis), indent=2))
+        show_json(asdict(diagnosis))
     else:
         from text2token.terminal import show_diagnosis
 
@@ -789,7 +790,7 @@ def _print_lens(models: Any, texts: Any, said: Any, pair: Any, pairs: Any, align
         content["pair"] = {"texts": pair, **shares, "words": [word._asdict() for word in parts]}
     for content, alignment in zip(found, alignments, strict=False):
         content["metrics"] = asdict(alignment)
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+    show_json(found)
 
 
 def _stop_once(number: int, frame: FrameType | None) -> NoReturn:
@@ -866,10 +867,10 @@ def main() -> None:
             _end(NOBODY_READS, results)
         raise
     except Text2TokenError as error:
-        sys.stderr.write(f"text2token: {error}\n")
+        sys.stderr.write(f"text2token: {printable(str(error))}\n")
         _end(error.exit_code, results)
     except typer.TyperException as error:
-        sys.stderr.write(f"{_explained(error)}\n")
+        sys.stderr.write(f"{printable(_explained(error))}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write(f"text2token: {_interrupted(sys.argv[1] if len(sys.argv) > 1 else '')}\n")

@@ -53,6 +53,18 @@ class RecipeError(Text2TokenError):
     exit_code = 2
 
 
+VISIBLE = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
+def printable(text: str) -> str:
+    """Return `text` with a sign for each control character, which a terminal would obey: it may be a stranger's."""
+    return text.translate(VISIBLE)
+
+
 def reason(error: BaseException) -> str:
     """Return in one line why something outside of this package failed: what the system says, or the error's first line."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__

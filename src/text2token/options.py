@@ -1,9 +1,11 @@
 """What the commands share: their options, and what is made of those. Heavy imports happen inside, as in the commands."""
 
+import codecs
 import contextlib
 import importlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from text2token.errors import RecipeError
+from text2token.errors import RecipeError, printable
 
 if TYPE_CHECKING:
     from text2token.corpus.readers import BrokenLines, ReadingSettings
@@ -180,9 +182,16 @@ def show_result(result: "RunResult", as_json: bool, quiet: bool, broken: "Broken
         return
     warn(broken)
     if as_json:
-        print(json.dumps(asdict(result), indent=2))
+        show_json(asdict(result))
     elif not quiet and result.evaluation:
         show_evaluation(result.evaluation)
+
+
+def show_json(content: Any) -> None:
+    """Print `content` as JSON, letters as they are where stdout takes them, and control characters by their numbers."""
+    takes_all = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    text = json.dumps(content, indent=2, ensure_ascii=not takes_all)
+    print(re.sub(r"[\x7f-\x9f]", lambda sign: f"\\u{ord(sign[0]):04x}", text))
 
 
 def is_first() -> bool:
@@ -194,4 +203,4 @@ def warn(broken: "BrokenLines | None") -> None:
     """Say how many broken lines were left out."""
     if broken and broken.count:
         sys.stderr.write(f"Left out {broken.count:,} broken lines, the first of them:\n")
-        sys.stderr.writelines(f"  {message}\n" for message in broken.first)
+        sys.stderr.writelines(f"  {printable(message)}\n" for message in broken.first)

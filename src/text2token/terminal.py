@@ -6,9 +6,10 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from datetime import timedelta
 from functools import partialmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import datasets
 import transformers
@@ -20,8 +21,10 @@ from tqdm import tqdm
 
 from text2token.backbone import Progress as Advance
 from text2token.doctor import Diagnosis
+from text2token.errors import printable
 from text2token.evaluation.before_after import Evaluation
-from text2token.leaderboard import Leaderboard, best_rows
+from text2token.evaluation.label_free import TASK
+from text2token.leaderboard import Leaderboard, best_rows, score_columns
 from text2token.lens.key_tokens import KeyToken
 from text2token.lens.metrics import Alignment
 from text2token.lens.pair import Contributions
@@ -35,6 +38,9 @@ if TYPE_CHECKING:  # they stand on extras, and take seconds to import
 SECONDS_BETWEEN_LINES = 15.0
 RECENT = 60.0  # seconds that the pace looks back
 LONGEST_BAR = 24  # characters
+NARROWEST = 10  # characters of a column of figures, with what stands around it
+POSTPROCESSED = {"centre": "centred", "whiten": "whitened"}
+Model = TypeVar("Model")
 
 
 class Pace:
@@ -69,25 +75,44 @@ class Pace:
         return speed, str(timedelta(seconds=round(max(total - self.completed, 0) / self.speed)))
 
 
+class _Console(Console):
+    """Shows names and texts as they are: nothing in them is markup, and no control character reaches the terminal."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Let the command line say how it ended; rich would say 1."""
+        raise BrokenPipeError
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(printable(text), style)
+
+
 class TerminalReporter:
     """Bars on a terminal; in a log file, a line every quarter of a minute."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = _Console(stderr=True)
 
     def note(self, message: str) -> None:
         """Say one line."""
-        self.console.print(Text(message), soft_wrap=True)
+        self.console.print(_text(message), soft_wrap=True)
 
     @contextmanager
     def progress(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
         """Show how far the work is, how fast and how long it will still take."""
+        description = printable(description)
         if not self.console.is_terminal:
             with _logged_progress(description, total, unit) as advance:
                 yield advance
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.completed:,.0f}" + ("/{task.total:,.0f}" if total else "") + " {task.fields[unit]}"),
@@ -137,22 +162,24 @@ def _logged_progress(description: str, total: int | None, unit: str) -> Iterator
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:
     """Print the machine, then every part of the installation with the line that completes it, to stdout."""
-    console = Console(highlight=False)
+    console = _Console()
     width = max(map(len, diagnosis.machine))
     for name, finding in diagnosis.machine.items():
-        console.print(Text(f"{name:>{width}}  {finding}"), soft_wrap=True)
+        console.print(_text(f"{name:>{width}}  {finding}"), soft_wrap=True)
     console.print()
     for part in diagnosis.parts:
         name = f"[{part.extra}]" if part.extra else "the package"
-        console.print(Text(f"{name:>{width}}  {'complete' if part.able else part.remedy}  ({part.used_by})"), soft_wrap=True)
+        console.print(
+            _text(f"{name:>{width}}  {'complete' if part.able else part.remedy}  ({part.used_by})"), soft_wrap=True
+        )
         for requirement in part.missing:
-            console.print(Text(f"{'':>{width}}    missing: {requirement}"), soft_wrap=True)
+            console.print(_text(f"{'':>{width}}    missing: {requirement}"), soft_wrap=True)
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
     """Print the before/after table and the key tokens to stdout."""
-    console = Console(highlight=False)
-    table = Table(title=f"Title or first half → own rest, among {evaluation.trained.queries} held-out documents (percent)")
+    console = _Console()
+    table = Table(title=TASK.format(evaluation.trained.queries))
     table.add_column("")
     for name in ("MRR@10", "nDCG@10", "Recall@10"):
         table.add_column(name, justify="right")
@@ -171,59 +198,86 @@ def show_evaluation(evaluation: Evaluation) -> None:
     for text, before, after in zip(
         evaluation.texts, evaluation.key_tokens_untrained, evaluation.key_tokens_trained, strict=True
     ):
-        tokens.add_row(Text(" ".join(text.split())[:160]), _words(before), _words(after))
+        tokens.add_row(_text(" ".join(text.split())[:160]), _words(before), _words(after))
     console.print(tokens)
 
 
 def show_reports(reports: "Sequence[ModelReport]") -> None:
     """Print scores on labelled tasks, and those on one's own text, to stdout."""
-    console = Console(highlight=False)
+    console = _Console()
     labelled = [(report.model, report.labelled) for report in reports if report.labelled]
-    if labelled:
-        table = Table(title="Labelled tasks (percent)")
-        table.add_column("")
-        for name, _ in labelled:
-            table.add_column(_short(name), justify="right")
-        for index, task in enumerate(labelled[0][1].tasks):
-            table.add_row(f"{task.task} ({task.measure})", *(f"{scores.tasks[index].score:.2f}" for _, scores in labelled))
+    for some in _side_by_side(labelled, console.width):
+        tasks, types = some[0][1].tasks, list(some[0][1].types)
+        figures = [[task.score for task in scores.tasks] for _, scores in some]
+        names = [f"{task.task} ({task.measure})" for task in tasks]
+        table = _named_columns(
+            "Labelled tasks (percent)", [_short(name) for name, _ in some], [*names, *types], console.width
+        )
+        for name, row in zip(names, zip(*figures, strict=True), strict=True):
+            table.add_row(name, *(f"{score:.2f}" for score in row))
         table.add_section()
-        for name in labelled[0][1].types:
-            table.add_row(name, *(f"{scores.types[name]:.2f}" for _, scores in labelled))
+        for name in types:
+            table.add_row(name, *(f"{scores.types[name]:.2f}" for _, scores in some))
         table.add_section()
-        table.add_row("Mean(Task)", *(f"{scores.mean_task:.2f}" for _, scores in labelled), style="bold")
-        table.add_row("Mean(TaskType)", *(f"{scores.mean_task_type:.2f}" for _, scores in labelled), style="bold")
+        table.add_row("Mean(Task)", *(f"{scores.mean_task:.2f}" for _, scores in some), style="bold")
+        table.add_row("Mean(TaskType)", *(f"{scores.mean_task_type:.2f}" for _, scores in some), style="bold")
         console.print(table)
-    own = [(report.model, report.label_free, report.geometry) for report in reports if report.label_free]
+    own = [(report.model, report.label_free) for report in reports if report.label_free]
     if own:
-        table = Table(title=f"Title or first half → own rest, among {own[0][1].queries} held-out documents (percent)")
-        names = ("", "MRR@10", "95 % interval", "nDCG@10", "Recall@10", "alignment", "uniformity", "anisotropy")
-        for name in names:
-            table.add_column(name, justify="right" if name else "left")
-        for name, scores, shape in own:
-            low, high = scores.mrr_interval
-            figures = (
-                f"{scores.mrr_at_10:.1f}",
-                f"{low:.1f} … {high:.1f}",
-                f"{scores.ndcg_at_10:.1f}",
-                f"{scores.recall_at_10:.1f}",
-            )
-            shapes = (f"{shape.alignment:.2f}", f"{shape.uniformity:.2f}", f"{shape.anisotropy:.2f}") if shape else ()
-            table.add_row(_short(name), *figures, *shapes)
+        table = _named_rows(TASK.format(own[0][1].queries), ("MRR@10", "95 % interval", "nDCG@10", "Recall@10"))
+        for name, found in own:
+            low, high = found.mrr_interval
+            measures = (found.mrr_at_10, found.ndcg_at_10, found.recall_at_10)
+            mrr, *others = (f"{figure:.1f}" for figure in measures)
+            table.add_row(_short(name), mrr, f"{low:.1f} … {high:.1f}", *others)
+        console.print(table)
+    shapes = [(report.model, report.geometry) for report in reports if report.geometry]
+    if shapes:
+        table = _named_rows("How their vectors lie", ("alignment", "uniformity", "anisotropy"))
+        for name, shape in shapes:
+            table.add_row(_short(name), *(f"{figure:.2f}" for figure in astuple(shape)))
         console.print(table)
     for report in reports:
         for role, prompt in report.prompts.items():
-            console.print(Text(f"{_short(report.model)}: each {role} behind its own prompt {prompt!r}"), style="dim")
+            console.print(_text(f"{_short(report.model)}: each {role} behind its own prompt {prompt!r}"), style="dim")
+
+
+def _side_by_side(models: Sequence[Model], width: int) -> Iterator[Sequence[Model]]:
+    """Yield as many of `models` at a time as have room beside the names of tasks."""
+    columns = max(1, width // 2 // NARROWEST)
+    for start in range(0, len(models), columns):
+        yield models[start : start + columns]
+
+
+def _named_columns(title: str, names: Sequence[str], rows: Sequence[str], width: int) -> Table:
+    """Return an empty table of a column for each name, broken where it is too long, beside the names of `rows`."""
+    first = min(max(map(len, rows)), width - 4 - len(names) * NARROWEST)
+    each = (width - first - 4) // len(names) - 3
+    table = Table(title=title)
+    table.add_column("", width=first, overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right", width=max(NARROWEST - 3, min(each, len(name))), overflow="fold")
+    return table
+
+
+def _named_rows(title: str, figures: Sequence[str]) -> Table:
+    """Return an empty table of a row for each name, which is broken where it is too long, and of whole figures."""
+    table = Table(title=title)
+    table.add_column("", overflow="fold")
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
+    return table
 
 
 def show_hits(hits: "Sequence[Hit]", mode: str) -> None:
     """Print hits to stdout: score, place, the part of the text where words of the query stand, and why it was found."""
-    console = Console(highlight=False)
+    console = _Console()
     if not hits:
         console.print("Nothing found.")
     for hit in hits:
-        console.print(Text(f"{hit.score:.3f}  {hit.place}"), soft_wrap=True)
+        console.print(_text(f"{hit.score:.3f}  {hit.place}"), soft_wrap=True)
         shown, places = excerpt(hit.text, hit.highlights)
-        text = Text("       " + shown)
+        text = _text("       " + shown)
         for start, end in places:
             text.stylize("bold", start + 7, end + 7)
         console.print(text, soft_wrap=True)
@@ -231,29 +285,33 @@ def show_hits(hits: "Sequence[Hit]", mode: str) -> None:
         if said := _said(hit.reasons, "dense"):
             why.append(f"by meaning: {said}")
         scores = f"cosine {hit.dense:.3f}, BM25 {hit.sparse:.1f}"
-        console.print(Text(f"       {'; '.join([*why, scores])}"), style="dim", soft_wrap=True)
+        console.print(_text(f"       {'; '.join([*why, scores])}"), style="dim", soft_wrap=True)
 
 
 def show_leaderboard(board: Leaderboard) -> None:
     """Print the best row of each peer to stdout."""
+    best = best_rows(board.rows)
+    columns = [column for column in score_columns(best) if not column.name.startswith("type_")]
     table = Table(title=board.title)
-    for name in ("", "post-processing", "Mean(TaskType)", "Mean(Task)", "own text, MRR@10", "tokens", "seconds"):
-        table.add_column(name, justify="right" if name and name != "post-processing" else "left")
-    for row in best_rows(board.rows):
-        scores = ("" if score is None else str(score) for score in (row.mean_task_type, row.mean_task, row.label_free))
+    table.add_column("", overflow="fold")
+    for heading in (*(column.heading for column in columns), "tokens", "seconds"):
+        table.add_column(heading, justify="right")
+    for row in best:
+        name = row.peer if row.postprocessing == "none" else f"{row.peer}, {POSTPROCESSED[row.postprocessing]}"
+        scores = (str(column.of(row) or "") for column in columns)
         cost = (f"{row.tokens or 0:,}", f"{row.seconds or 0:,.0f}")
-        table.add_row(row.peer, row.postprocessing, *scores, *cost, style="bold" if row.family == "text2token" else "")
-    Console(highlight=False).print(table)
+        table.add_row(name, *scores, *cost, style="bold" if row.family == "text2token" else "")
+    _Console().print(table)
 
 
 def show_words(texts: Sequence[str], models: Sequence[ReadableModel], said: Sequence[Sequence[Sequence[SaidWord]]]) -> None:
     """Print the words that each model says of each text as bars, `said[model][text]`, to stdout."""
-    console = Console(highlight=False)
+    console = _Console()
     for row, text in enumerate(texts):
-        console.print(Text(" ".join(text.split())[:160]))
+        console.print(_text(" ".join(text.split())[:160]))
         table = Table(show_header=len(models) > 1)
         for model in models:
-            table.add_column(Text(_short(model.name)))
+            table.add_column(_short(model.name), overflow="fold")
         table.add_row(*(_bars([(word.word, word.weight, word.in_text) for word in words[row]]) for words in said))
         console.print(table)
     console.print("• in the text   + beyond it", style="dim")
@@ -261,12 +319,12 @@ def show_words(texts: Sequence[str], models: Sequence[ReadableModel], said: Sequ
 
 def show_pair(a: str, b: str, pairs: Sequence[tuple[str, Contributions]]) -> None:
     """Print for each model, by name, which words make two texts similar to it, to stdout."""
-    console = Console(highlight=False)
+    console = _Console()
     for mark, text in (("A", a), ("B", b)):
-        console.print(Text(f"{mark}  {' '.join(text.split())[:160]}"))
+        console.print(_text(f"{mark}  {' '.join(text.split())[:160]}"))
     for name, pair in pairs:
         parts = f"cosine {pair.cosine:.3f} = words {pair.explained:.3f} + common {pair.common:.3f} + rest {pair.rest:.3f}"
-        console.print(Text(f"{_short(name)}: {parts}"))
+        console.print(_text(f"{_short(name)}: {parts}"))
         table = Table(show_header=False)
         table.add_row(_bars([(word, share, None) for word, share in pair]))
         console.print(table)
@@ -282,11 +340,11 @@ def show_alignment(rows: Sequence[tuple[str, Alignment]]) -> None:
     """Print how well the embeddings of held-out texts say the words of the texts, a row for each model, to stdout."""
     table = Table(title=f"Words of {rows[0][1].texts} held-out texts, as their embeddings say them (percent)")
     for name in ("", "Hit@1", "Hit@5", "Hit@10", "of the first 10 in the text", "LAR", "GAR"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
     for name, found in rows:
         figures = (found.hit_at_1, found.hit_at_5, found.hit_at_10, found.precision_at_10, found.lar, found.gar)
         table.add_row(_short(name), *(f"{figure:.1f}" for figure in figures))
-    Console(highlight=False).print(table)
+    _Console().print(table)
 
 
 def _bars(words: Sequence[tuple[str, float, bool | None]]) -> Table:
@@ -295,8 +353,8 @@ def _bars(words: Sequence[tuple[str, float, bool | None]]) -> Table:
     longest = max((weight for _, weight, _ in words), default=0.0) or 1.0
     for word, weight, in_text in words:
         mark = "" if in_text is None else "•" if in_text else "+"
-        bar = Text("█" * max(1, round(LONGEST_BAR * weight / longest)), style="cyan" if in_text is not False else "magenta")
-        grid.add_row(mark, Text(word), bar, f"{weight:.3f}")
+        bar = _text("█" * max(1, round(LONGEST_BAR * weight / longest)), style="cyan" if in_text is not False else "magenta")
+        grid.add_row(mark, _text(word), bar, f"{weight:.3f}")
     return grid
 
 
@@ -306,7 +364,7 @@ def _short(model: str) -> str:
 
 
 def _words(tokens: Sequence[KeyToken]) -> Text:
-    return Text(", ".join(token.word for token in tokens))
+    return _text(", ".join(token.word for token in tokens))
 
 
 def _said(reasons: Sequence[Reason], half: str) -> str:
