@@ -91,7 +91,7 @@ def test_train_then_search(make_backbone: BackboneMaker, text_file: Path, tmp_pa
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["stages"]["stage1"]["steps"] > 1
     assert "Traceback" not in trained.stderr
-    assert re.search(r"Training: [\d,]+/[\d,]+ tokens, [\d,]+/s, 0 s left", trained.stderr)
+    assert re.search(r"Training: [\d,]+/[\d,]+ tokens, [\d.,]+/s, 0:00:00 left", trained.stderr)
     for _ in range(2):  # the second time from kept vectors
         found = call("search", model, text_file, "a girl with a guitar", "-k", "2", "--json", "--quiet")
         assert found.returncode == 0, found.stderr

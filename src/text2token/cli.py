@@ -610,7 +610,7 @@ def evaluate(
     ] = None,
     corpus: Annotated[str | None, typer.Option(help="Your own text, without labels: a file, a glob, python:stdlib.")] = None,
     held_out: Annotated[
-        int, typer.Option(help="With --corpus: documents that ask; the default is what train holds out.")
+        int, typer.Option(help="With --corpus: documents that ask, at most; the default is what train holds out.")
     ] = 200,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: what this machine is fastest in.")] = "float32",
     output: Annotated[Path | None, typer.Option(help="Write all scores to this file: .json or .csv.")] = None,
@@ -769,10 +769,10 @@ def push(
 
     publication = prepare_publication(model, repository)
     if dry_run:
-        print(publication.card)
+        print(printable(publication.card))
     if dry_run or not quiet:
         for name, size in publication.files.items():
-            print(f"{size:>15,}  {name}")
+            print(printable(f"{size:>15,}  {name}"))
         print(f"{publication.size:>15,}  bytes to {repository}" + (": nothing was sent" if dry_run else ""))
     if not dry_run:
         print(publish(publication, private))

@@ -42,7 +42,7 @@ class TrainingDiverged(Text2TokenError):
 
 
 class EngineError(Text2TokenError):
-    """The engine that the work was given to (`--engine`) cannot be reached, or its workers keep dying."""
+    """The engine of the work (`--engine`) cannot be reached, its workers keep dying, or they write where nobody sees it."""
 
     exit_code = 8
 
