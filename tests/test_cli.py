@@ -355,18 +355,3 @@ def test_compare_in_the_background(make_backbone: BackboneMaker, text_file: Path
     mistaken = call("compare", *arguments, "--peers", "meen")
     assert mistaken.returncode == 2
     assert "no peer 'meen'" in mistaken.stderr
-
-
-def test_a_reader_that_has_gone_and_a_full_disk_end_a_command_in_order() -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    for stdout, code, said in ((writing, 141, ""), ("/dev/full", 6, "standard output cannot be written (No space left")):
-        with open(stdout, "wb") as file:
-            for command, buffered in (("--version", ""), ("--version", "1"), ("doctor", "")):
-                given = {**os.environ, "PYTHONUNBUFFERED": buffered}
-                done = subprocess.run(
-                    [*COMMAND, command], stdout=file, stderr=subprocess.PIPE, text=True, check=False, env=given
-                )
-                assert done.returncode == code, done.stderr
-                assert said in done.stderr
-                assert done.stderr.count("\n") == bool(said)

@@ -80,3 +80,15 @@ def test_json_and_hits_survive_a_terminal_of_another_encoding(tmp_path: Path, ma
         assert (result.returncode, result.stderr) == (0, b"")
         assert b"dough ? rises" in result.stdout
         assert not more or len(json.loads(result.stdout.decode("latin-1"))) == 5
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_is_laid_out_in_tables_ends_in_the_same_way(unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    for stdout, code in ((writing, 141), (os.open("/dev/full", os.O_WRONLY), 6)):
+        with os.fdopen(stdout, "wb") as file:
+            given = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+            done = subprocess.run([*COMMAND, "doctor"], stdout=file, stderr=subprocess.PIPE, env=given, check=False)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.count(b"\n") == (code == 6)
