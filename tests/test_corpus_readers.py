@@ -6,6 +6,7 @@ import decimal
 import gzip
 import io
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import datasets
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -347,6 +349,46 @@ def test_columns_that_json_has_no_word_for_are_fields_as_text(tmp_path: Path) ->
         "image": {"path": "a.png"},
         "": "nameless",
     }
+
+
+@given(st.lists(st.floats(width=32) | st.none(), min_size=1))
+@settings(deadline=None)
+def test_numbers_of_32_bits_have_no_digits_that_nobody_gave(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[float | None]
+) -> None:
+    path = tmp_path_factory.mktemp("numbers") / "docs.parquet"
+    single = pa.array(numbers, pa.float32())
+    nested = pa.array([{"of": [number]} for number in numbers], pa.struct({"of": pa.list_(pa.float32())}))
+    pq.write_table(pa.table({"text": ["a"] * len(single), "x": single, "about": nested}), path)
+    for document, number in zip(read_documents([str(path)]), numbers, strict=True):
+        shortest = float(str(np.float32(number))) if number is not None and math.isfinite(number) else None
+        assert document.fields == {"x": shortest, "about": {"of": [shortest]}}
+
+
+def test_class_labels_are_read_by_their_names(tmp_path: Path) -> None:
+    label = datasets.ClassLabel(names=["bad", "good"])
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "y": label, "several": datasets.List(label), "about": {"y": label}}
+    )
+    rows = [
+        {"text": "a", "y": 1, "several": [0, 1], "about": {"y": 0}},
+        {"text": "b", "y": -1, "several": None, "about": None},
+    ]
+    made = datasets.Dataset.from_list(rows, features=features)
+    made.save_to_disk(str(tmp_path / "set"))
+    made.to_parquet(str(tmp_path / "set.parquet"))
+    for name in ("set", "set.parquet"):
+        first, second = read_documents([str(tmp_path / name)])
+        assert first.fields == {"y": "good", "several": ["bad", "good"], "about": {"y": "bad"}}
+        assert second.fields["y"] == -1  # as the library has it of what nobody labelled
+
+
+def test_a_map_whose_keys_are_objects_is_told_with_its_place(tmp_path: Path) -> None:
+    keyed = pa.array([[], [({"a": 1}, 1)]], pa.map_(pa.struct([("a", pa.int64())]), pa.int64()))
+    pq.write_table(pa.table({"text": ["one", "two"], "m": keyed}), tmp_path / "docs.parquet")
+    broken = BrokenLines("skip")
+    assert bodies(tmp_path / "docs.parquet", broken=broken) == ["one"]
+    assert broken.first[0].startswith(f"{tmp_path / 'docs.parquet'}:row 2: a value in it cannot be read")
 
 
 def test_a_row_that_holds_a_date_beyond_any_calendar_is_told_with_its_place(tmp_path: Path) -> None:

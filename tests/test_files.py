@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from test_cli import FAST, call
 
 from text2token.errors import OutputError
+from text2token.export import check_output
 from text2token.files import MADE, alone_in, atomic_file, atomic_folder, check_ours, claim, forget
+from text2token.search.index import Index
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -54,6 +56,31 @@ def test_a_file_in_the_way_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError, match="file/made: cannot be written"), atomic_folder(tmp_path / "file" / "made"):
         pass
+
+
+def test_a_place_that_cannot_be_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    impossible = (tmp_path / "circle", tmp_path / ("n" * 300))
+    for place in (*impossible, *(path / "made" for path in impossible)):
+
+        def alone(place: Path = place) -> None:
+            with alone_in(place, record="card.json"):
+                (place / "file").touch()
+
+        def whole(place: Path = place) -> None:
+            with atomic_folder(place):
+                pass
+
+        for write in (alone, whole):
+            with pytest.raises(OutputError, match="cannot be written"):
+                write()
+        with pytest.raises(OutputError, match="holds no index"):
+            Index.open(place)
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_output(impossible[1], overwrite=True)
+    with pytest.raises(OutputError, match="cannot be written"):
+        Index.create(impossible[1], "no model is asked", ["a text"])
+    assert [path.name for path in tmp_path.iterdir()] == ["circle"]
 
 
 HOLD = """

@@ -1,5 +1,6 @@
 """Whatever a document or a query holds, an index opens again, gives back what it took, and explains its scores exactly."""
 
+import datetime
 import hashlib
 import itertools
 import json
@@ -14,9 +15,11 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import platformdirs
 import pytest
 import qdrant_edge as engine
@@ -212,6 +215,38 @@ def test_a_filter_finds_a_value_however_it_is_spelt(
             assert {hit.place for hit in hits} == {document.place for document in documents}, value
 
 
+FIELD_VALUES = [
+    datetime.date(2024, 1, 31),
+    Decimal("1.50"),
+    np.int64(7),
+    np.float32(1.1),
+    None,
+    float("nan"),
+    2**70,
+    "a\ud800",
+]
+
+
+@pytest.mark.parametrize("value", FIELD_VALUES, ids=repr)
+def test_a_document_is_found_by_whatever_value_it_was_given(
+    table: str, vector: torch.Tensor, tmp_path: Path, value: Any
+) -> None:
+    documents = [Document("text a", "a", fields={"f": value}), Document("text b", "b", fields={"f": "other"})]
+    fill_index(tmp_path / "index", table, documents)
+    with Index.open(tmp_path / "index") as index:
+        for filters in ({"f": value}, {"f": [value]}, {"f": (value, "none such")}):
+            assert [hit.place for hit in index.search("text", 9, "dense", filters, vector=vector)] == ["a"], filters
+
+
+@pytest.mark.parametrize("filters", [{"f": b"1"}, {"f": {"at least": 1}}, {"f": object()}, [("f", 1)], "f=1"], ids=repr)
+def test_a_filter_that_no_field_could_meet_is_refused(
+    table: str, vector: torch.Tensor, tmp_path: Path, filters: Any
+) -> None:
+    fill_index(tmp_path / "index", table, [Document("text", "a", fields={"f": 1})])
+    with Index.open(tmp_path / "index") as index, pytest.raises(RecipeError, match=r"^filters: .*give"):
+        index.search("text", 9, "dense", filters, vector=vector)
+
+
 def test_values_and_fields_of_any_length_and_with_any_sign_can_be_filtered_by(
     table: str, vector: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -349,6 +384,8 @@ def test_a_search_once_needs_no_cache(table: str, tmp_path: Path, monkeypatch: p
     assert hits() == expected
     assert len(heard) == 1
     assert "cannot be written" in heard[0]
+    with pytest.raises(RecipeError, match="the query is empty"):
+        find_once(table, documents, " \u00a0\n")
 
 
 def test_two_searches_at_once_find_what_they_would_find_alone(

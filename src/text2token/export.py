@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from text2token.adapters import merge_lora
 from text2token.backbone import tokenizer_of, transformer_of
 from text2token.errors import BackboneError, OutputError
-from text2token.files import atomic_folder, check_ours
+from text2token.files import atomic_folder, check_ours, writing
 from text2token.isotropy import Whitening
 from text2token.normalisation import control_tokens_as_vocabulary
 from text2token.vocabulary import tokenise
@@ -89,7 +89,9 @@ def check_output(folder: Path, overwrite: bool) -> None:
 
     With `overwrite` one that was made by text2token is free as well, and nobody else's.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    with writing(folder):
+        taken = folder.is_dir() and any(folder.iterdir())
+    if taken and not overwrite:
         raise OutputError(f"{folder}: exists and is not empty. Choose another --output, or replace it with --overwrite")
     check_ours(folder)
     check_ours(folder / PARTS[0])

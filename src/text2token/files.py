@@ -39,8 +39,9 @@ def alone_in(folder: Path, *, beside: bool = False, wait: bool = False, record: 
     """
     if record:
         check_begun(folder, record)
-    lock = _lock_beside(folder.resolve()) if beside else folder / ".lock"
-    created = [parent for parent in lock.absolute().parents if not parent.exists()]
+    lock = _lock_beside(real(folder)) if beside else folder / ".lock"
+    with writing(folder):
+        created = [parent for parent in lock.absolute().parents if not parent.exists()]
     try:
         with writing(folder):
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,9 @@ def check_ours(folder: Path, known: Collection[str] = ()) -> None:
 
     `known` are names of files by which one of an earlier version is told, when it holds no others.
     """
-    place = folder.resolve()
+    with writing(folder):  # a name too long, a folder that may not be entered
+        folder.exists()
+    place = real(folder)
     if folder.is_dir() and (Path.cwd().resolve().is_relative_to(place) or os.path.ismount(place)):
         raise OutputError(f"{folder}: cannot be replaced while it is the current folder or a disk; name a folder inside it")
     if folder.exists() and not folder.is_dir():
@@ -114,8 +117,9 @@ def check_begun(folder: Path, record: str, known: Collection[str] = ()) -> None:
 
     Locks do not count, nor do folders made here, nor files of the names `known`.
     """
-    if not folder.is_dir() or (folder / record).is_file():
-        return
+    with writing(folder):
+        if not folder.is_dir() or (folder / record).is_file():
+            return
     foreign = [
         path.name
         for path in sorted(folder.iterdir())
@@ -296,8 +300,13 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 def free_bytes(path: Path) -> int:
     """Return how much room is left where `path` is, or will be."""
-    existing = next(parent for parent in (path, *path.resolve().parents) if parent.exists())
+    existing = next(parent for parent in (path, *real(path).parents) if parent.exists())
     return shutil.disk_usage(existing).free
+
+
+def real(path: Path) -> Path:
+    """Return `path` as it is from everywhere, links followed; links in a circle stay, where `Path.resolve` may fail."""
+    return Path(os.path.realpath(path))
 
 
 def _sync(folder: Path) -> None:

@@ -27,7 +27,7 @@ from text2token.corpus.published import published_model, published_source
 from text2token.encoder import TextEncoder
 from text2token.engine import Engine, LocalEngine, check_written
 from text2token.errors import CorpusError, OutputError
-from text2token.files import atomic_file
+from text2token.files import atomic_file, real
 from text2token.reporter import Reporter, Silent
 
 CARD = "card.json"
@@ -68,7 +68,7 @@ def embed_corpus(
     when there is no text.
     """
     reporter = reporter or Silent()
-    folder = folder.resolve()  # a worker stands elsewhere
+    folder = real(folder)  # a worker stands elsewhere
     encoder = replace(encoder, memory=None)
     texts = (document for document in documents if document.text.strip())
     first = next(texts, None)

@@ -30,7 +30,7 @@ from pydantic import Field, NonNegativeInt
 from text2token.corpus.documents import Document
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError
-from text2token.files import atomic_folder
+from text2token.files import atomic_folder, real
 from text2token.normalisation import normalise
 from text2token.settings import Seed, checked
 
@@ -94,7 +94,7 @@ class Corpus:
     @classmethod
     def open(cls, folder: Path) -> "Corpus":
         """Open a folder written by `prepare_corpus`; what reads the texts may be sent to workers, which stand elsewhere."""
-        folder = folder.resolve()
+        folder = real(folder)
         summary = CorpusSummary(**json.loads((folder / "summary.json").read_text(encoding="utf-8")))
         return cls(
             passages=Dataset.from_file(str(folder / "passages.arrow")),

@@ -9,10 +9,11 @@ import itertools
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,8 +26,9 @@ LONGEST_ROW = 4 * MAX_DOCUMENT_BYTES  # characters of a row of a table, over all
 ROWS_AT_ONCE = 64  # of Parquet: a small file may hold a dictionary of one long text that stands in every row
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 LONGEST_NAME, MOST_WORDS = 40, 3  # of a column's name; what is longer reads like a text
-# no UTF-8, no date of ours, a key twice in a map
-UNREADABLE = (ValueError, OverflowError, KeyError, pa.ArrowException)
+# no UTF-8, no date of ours, a key twice in a map, a key that is an object
+UNREADABLE = (ValueError, OverflowError, KeyError, TypeError, pa.ArrowException)
+FEATURES = b"huggingface"  # what `datasets` calls its part of a schema's metadata
 
 
 def read_table(lines: Iterator[tuple[int, str]], records: Records, separator: str) -> Iterator[Document]:
@@ -175,6 +177,9 @@ def _columns(schema: pa.Schema, name: str) -> list[str] | None:
 
 def _read_rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], records: Records) -> Iterator[Document]:
     records.settle({column.name: _like(column.type) for column in schema}, records.name)
+    features = _features(schema)
+    meant = {column.name: _meant(column.type, features.get(column.name)) for column in schema}
+    changed = {name: mean for name, mean in meant.items() if mean}
     row_number = 0
     for batch in batches:
         for record in _records(batch):
@@ -183,6 +188,8 @@ def _read_rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], records: Re
             if isinstance(record, Exception):
                 records.broken.report(place, f"a value in it cannot be read ({reason(record)})")
             else:
+                for name in changed.keys() & record.keys():
+                    record[name] = changed[name](record[name])
                 yield from records.document(record, place)
 
 
@@ -198,6 +205,40 @@ def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
                 yield error
             else:
                 yield record
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """Return what `datasets` has written down of the columns beyond their types, where it made them."""
+    if FEATURES not in (schema.metadata or {}):
+        return {}
+    import datasets
+
+    try:
+        return dict(datasets.Features.from_arrow_schema(schema))
+    except Exception:  # what another release wrote, of which the columns themselves tell enough
+        return {}
+
+
+def _meant(type: pa.DataType, feature: Any) -> Callable[[Any], Any] | None:
+    """Return what turns a value of `type` into what its writer meant, None where it is that already.
+
+    A class label is its name, as a reader of the table sees it; a number of 16 or 32 bits is no double of other digits.
+    """
+    if names := getattr(feature, "names", None):
+        return lambda value: names[value] if value in range(len(names)) else value
+    if pa.types.is_float16(type) or pa.types.is_float32(type):
+        number = np.float16 if pa.types.is_float16(type) else np.float32
+        return lambda value: None if value is None else number(value)
+    if pa.types.is_struct(type):
+        of = feature if isinstance(feature, dict) else {}
+        parts = {part.name: mean for part in type if (mean := _meant(part.type, of.get(part.name)))}
+        if not parts:
+            return None
+        return lambda value: value and {name: parts[name](one) if name in parts else one for name, one in value.items()}
+    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        inner = _meant(type.value_type, getattr(feature, "feature", None))
+        return (lambda value: value and [inner(one) for one in value]) if inner else None
+    return None
 
 
 def _like(type: pa.DataType) -> Any:

@@ -34,8 +34,9 @@ def plain_fields(fields: Mapping[Any, Any]) -> dict[str, Any]:
     """Return `fields` as plain JSON: equal after a way through a JSON text, and unchanged by a second call.
 
     Numbers that are none (NaN, infinities, NaT) become None, as null; integers beyond 64 bits and decimals their exact
-    text; dates, times and durations ISO 8601 text; halves of surrogate pairs U+FFFD. Bytes are left out, from objects and
-    lists too. Keys become text as JSON writes them. Raises `UnfitField` for anything longer than `LONGEST_FIELDS`, of a type
+    text; numbers of 16 or 32 bits the shortest that is read back as the same; dates, times and durations ISO 8601 text;
+    halves of surrogate pairs U+FFFD. Bytes are left out, from objects and lists too. Keys become text as JSON writes them.
+    Raises `UnfitField` for anything longer than `LONGEST_FIELDS`, of a type
     that JSON has no word for, with two keys of the same text, or too deep to be written at all.
     """
     room = [LONGEST_FIELDS]
@@ -110,6 +111,8 @@ def _scalar(value: Any, depth: int, room: list[int]) -> Any:
     for kind in (str, int, float):
         if isinstance(value, kind):
             return _plain(kind(value), depth, room)
+    if isinstance(value, np.float16 | np.float32):
+        return _plain(float(str(value)), depth, room)  # 1.1, where the same number as a double is 1.100000023841858
     if isinstance(value, np.ndarray):
         return _plain(list(value) if value.ndim else value[()], depth, room)
     if type(value).__name__ in ("NaTType", "NAType"):  # what pandas calls missing

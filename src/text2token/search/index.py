@@ -12,6 +12,7 @@ The engine writes values that it cannot read back, such as deeply nested lists, 
 compares numbers, truth values and strings each in its own way, so what filters ask for is kept as text too.
 """
 
+import datetime
 import errno
 import hashlib
 import importlib.metadata
@@ -40,6 +41,7 @@ from text2token.backbone import DType, resolve_dtype
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import normalised_text
 from text2token.corpus.readers import BrokenLines
+from text2token.corpus.values import UnfitField, plain_fields
 from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import CorpusError, OutputError, RecipeError, Text2TokenError, reason
 from text2token.files import atomic_file, atomic_folder, free_bytes, tidy, writing
@@ -66,7 +68,7 @@ LONGEST_FACET = 200  # characters; of a longer one the hash is kept
 NAMED = 12  # fields that a message lists
 NOT_TO_BE_WRITTEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 WHOLE_NUMBER = re.compile(r"([-+]?[0-9]{1,300})\.0+")
-FilterValue = str | int | float | bool
+FilterValue = str | int | float | bool | datetime.date | None  # or what else a field may hold
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,10 @@ class Index:
 
         Raises `OutputError` where the folder holds anything else, vectors of another model, or another language's words.
         """
-        if (folder / CARD).exists():
+        with writing(folder):
+            there = (folder / CARD).exists()
+            foreign = folder.is_dir() and any(path.name != LOCK and path.name[0] != "." for path in folder.iterdir())
+        if there:
             card = replace(read_card(folder), model=_lasting(model))
             if card.language != language:
                 raise OutputError(
@@ -192,9 +197,7 @@ class Index:
                 index.close()
                 raise
             return index
-        if folder.is_file() or (
-            folder.is_dir() and any(path.name != LOCK and path.name[0] != "." for path in folder.iterdir())
-        ):
+        if folder.is_file() or foreign:
             raise OutputError(f"{folder}: exists and is no index. Choose another --store")
         check_language(language)
         dtype: DType = "float32" if resolve_dtype("auto") == torch.float32 else "bfloat16"
@@ -486,12 +489,19 @@ class Index:
                 return
 
     def _condition(self, filters: Mapping[str, FilterValue | Sequence[FilterValue]]) -> "engine.Filter | None":
-        for name in filters:
+        try:
+            plain = plain_fields(filters)
+        except (UnfitField, AttributeError) as problem:
+            raise RecipeError(f"filters: {reason(problem)}; give each field with its value, or a list of values") from None
+        unfit = [name for name, value in filters.items() if isinstance(value, Mapping | bytes | bytearray | memoryview)]
+        if unfit:
+            raise RecipeError(f"filters: {unfit[0]!r} is asked for by {type(filters[unfit[0]]).__name__}; give values")
+        for name in plain:
             if not self.has_field(name):
                 raise RecipeError(f"no document has a field {name[:200]!r}; there are: {self._some_fields()}")
         must: list[Any] = []
-        for name, given in filters.items():
-            values = [given] if isinstance(given, FilterValue) else list(given)
+        for name, given in plain.items():
+            values = given if isinstance(given, list) else [given]
             spelt = [spelling for value in values for spelling in _spellings(value)]
             former = [f"{name}={spelling}" for spelling in spelt]  # of documents that were stored in format 1
             must.append(_having("facets", [*(_facet(name, spelling) for spelling in spelt), *former]))
@@ -522,14 +532,16 @@ class Index:
 def read_card(folder: Path) -> IndexCard:
     """Return the card of an index, or raise `OutputError` where there is none."""
     quoted = shlex.quote(str(folder))
-    if folder.is_file():
-        raise OutputError(
-            f"{folder}: is a file, not an index. Search it once: text2token search MODEL {quoted} QUERY. Or make an index: "
-            f"text2token index MODEL {quoted} --store INDEX"
-        )
-    if (folder / "modules.json").exists():
-        raise OutputError(f"{folder}: is an embedder, not an index. Search with it: text2token search {quoted} FILE QUERY")
     try:
+        if folder.is_file():
+            raise OutputError(
+                f"{folder}: is a file, not an index. Search it once: text2token search MODEL {quoted} QUERY. "
+                f"Or make an index: text2token index MODEL {quoted} --store INDEX"
+            )
+        if (folder / "modules.json").exists():
+            raise OutputError(
+                f"{folder}: is an embedder, not an index. Search with it: text2token search {quoted} FILE QUERY"
+            )
         content = json.loads((folder / CARD).read_text(encoding="utf-8"))
         if content["format"] not in FORMATS or content.get("word_rule", 1) not in RULES:
             raise OutputError(

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import normalised_text
 from text2token.encoder import TextEncoder, open_encoder
-from text2token.errors import CorpusError, OutputError
+from text2token.errors import CorpusError, OutputError, RecipeError
 from text2token.files import atomic_file
 from text2token.normalisation import normalise
 from text2token.reporter import Reporter, Silent
@@ -40,10 +40,14 @@ def search(
     """Return the `k` documents most similar to `query`, best first.
 
     `model` is the folder or hub id of an embedder. The first search embeds all documents, with progress; later ones
-    only the query. Raises `CorpusError` when there are no documents.
+    only the query. Raises `CorpusError` when there are no documents, `RecipeError` when the
+    query is empty.
     """
     if not documents:
         raise CorpusError("no documents: the input holds no text")
+    query = normalise(query)
+    if not query:
+        raise RecipeError("the query is empty; say what to look for")
     reporter = reporter or Silent()
     encoder = open_encoder(model, "auto")
     texts = [normalised_text(document) for document in documents]
@@ -57,7 +61,7 @@ def search(
                 save_file({"vectors": vectors}, path)
         except OutputError as error:  # what was found is not withheld for that
             reporter.note(f"The next search embeds them again: {error}")
-    asked = encoder([normalise(query)], role="query")
+    asked = encoder([query], role="query")
     similarities = normalize(vectors) @ normalize(asked)[0]  # a model may leave its vectors as long as they are
     best = torch.topk(similarities, min(k, len(documents)))
     return [

@@ -20,7 +20,7 @@ from text2token.backbone import BackboneSettings, Progress, load_embedder, open_
 from text2token.corpus.published import published_model
 from text2token.engine import Engine
 from text2token.errors import TargetMismatch
-from text2token.files import scratch_folder
+from text2token.files import real, scratch_folder
 from text2token.head import LanguageModelHead, load_head
 from text2token.settings import checked
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
@@ -140,7 +140,7 @@ def write_constructed(
     finished. `rows` is for constructors that transform; those that recall have found out about every passage anyway.
     """
     size = EXPENSIVE_TEXTS_PER_PART if constructor.expensive else TEXTS_PER_PART
-    folder = folder.resolve()  # a worker stands elsewhere
+    folder = real(folder)  # a worker stands elsewhere
     with ExitStack() as stack:
         batches: Callable[[int, Progress], Iterable[pa.RecordBatch]]
         if isinstance(constructor, RecallingConstructor):

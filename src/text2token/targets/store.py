@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from text2token.backbone import Progress
 from text2token.engine import Engine, check_written
 from text2token.errors import TargetMismatch
-from text2token.files import atomic_file, atomic_folder, claim, forget, writing
+from text2token.files import atomic_file, atomic_folder, claim, forget, real, writing
 from text2token.vocabulary import TargetVocabulary
 
 FORMAT_VERSION = 1
@@ -99,7 +99,7 @@ def write_targets(
     Finished shards wait in `folder`.unfinished, and the same call takes them from there: same texts (by
     `texts_fingerprint`), same settings, same vocabulary. What else is found there is deleted.
     """
-    folder = folder.resolve()  # a worker stands elsewhere
+    folder = real(folder)  # a worker stands elsewhere
     card = _empty_card(constructor, settings, tokenizer, vocabulary)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     identity = json.dumps([asdict(card), parts, texts_fingerprint], sort_keys=True)
