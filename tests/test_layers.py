@@ -1,9 +1,7 @@
 """The rooms import one way: each only from rooms above it in this list."""
 
-from pathlib import Path
-
 import networkx
-from architecture import MARK, PAGE, ROOT, drawn, imported, modules, rooms
+from architecture import MARK, PAGE, drawn, imported, modules, rooms
 
 LAYERS = [
     ["errors"],
@@ -64,7 +62,6 @@ LAYERS = [
     ["cli"],
     ["__main__"],
 ]
-README = Path(__file__).parents[1] / "README.md"
 
 
 def test_every_module_has_its_place() -> None:
@@ -81,11 +78,3 @@ def test_a_room_imports_only_from_rooms_above_it() -> None:
 def test_rooms_form_no_circle_and_are_drawn_as_they_are() -> None:
     assert networkx.is_directed_acyclic_graph(rooms())
     assert PAGE.read_text(encoding="utf-8").partition(MARK)[2].strip() == drawn().strip(), "run python docs/architecture.py"
-
-
-def test_the_file_map_in_the_readme_names_every_room() -> None:
-    file_map = README.read_text(encoding="utf-8").partition("## Files")[2]
-    for name, path in modules().items():
-        relative = path.relative_to(ROOT).as_posix()
-        folder = relative.rpartition("/")[0]
-        assert f"`{relative}`" in file_map or f"{relative}`" in file_map or (folder and f"{folder}/`" in file_map), name

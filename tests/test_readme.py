@@ -81,8 +81,8 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
         answer = run(folder, "-m", "text2token", *words)
         if words[0] in ("lens", "search") and "--save" not in words:
             assert answer.strip(), words
-    assert {path.name for path in folder.iterdir()} >= {"my-embedder", "my-embedder.run", "my-table", "my-index", "small"}
-    assert len(COMMANDS) > 12
+    assert {path.name for path in folder.iterdir()} >= {"my-embedder", "my-embedder.run", "my-index"}
+    assert {"train", "index", "search"} <= {command.split()[1] for command in COMMANDS}
 
 
 def beginning(folder: Path, place: Path) -> Path:
