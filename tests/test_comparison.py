@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -163,10 +164,16 @@ def test_a_changed_text_or_suite_is_another_comparison(comparison: Comparison, t
     with pytest.raises(OutputError, match="changed since: Another"):
         run(comparison, out, "mean")
     shutil.rmtree(suite / "Another")
+    weights = Path(comparison.backbone.name) / "model.safetensors"
+    before = weights.stat()
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    with pytest.raises(OutputError, match="backbone changed since"):
+        run(comparison, out, "mean")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert run(comparison, out, "mean").rows
     with Path(comparison.sources[0]).open("a", encoding="utf-8") as file:
         file.write("One more document that nobody has read before.\n")
-    with pytest.raises(OutputError, match="the texts have changed since"):
+    with pytest.raises(OutputError, match="texts changed since"):
         run(comparison, out, "mean")
     assert (out / "leaderboard.csv").read_text(encoding="utf-8") == table
     record = out / "comparison.toml"

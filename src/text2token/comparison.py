@@ -33,7 +33,7 @@ import tomli_w
 import torch
 from pydantic import PositiveInt
 
-from text2token.backbone import BackboneSettings
+from text2token.backbone import BackboneSettings, model_state
 from text2token.baselines import (
     cropping,
     echo,
@@ -206,10 +206,14 @@ def compare_peers(
 
 
 def _made_from(comparison: Comparison, tasks: Sequence[SuiteTask]) -> dict[str, Any]:
-    """Return what shows that the texts or the tasks of a comparison have changed, though its settings have not."""
-    texts = json.dumps(source_state(comparison.sources))
+    """Return what shows that backbone, texts or tasks of a comparison have changed, though its settings have not."""
+
+    def digest(state: Any) -> str:
+        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+
     return {
-        "texts": hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        "backbone": digest(model_state(comparison.backbone.name)),
+        "texts": digest(source_state(comparison.sources)),
         "tasks": {task.name: task.fingerprint for task in tasks},
     }
 
@@ -225,8 +229,8 @@ def _changed(record: Path, described: str) -> str:
         return difference(recorded, described)
     if was is None:
         return "an earlier version made it, which did not keep what its texts and tasks were"
-    if was["texts"] != now["texts"]:
-        return "the texts have changed since"
+    if changed := [name for name in ("backbone", "texts") if was.get(name) != now[name]]:
+        return f"{' and '.join(changed)} changed since"
     names = sorted(name for name in {*was["tasks"], *now["tasks"]} if was["tasks"].get(name) != now["tasks"].get(name))
     return f"tasks of the suite have changed since: {', '.join(names[:4])}" if names else ""
 
