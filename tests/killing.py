@@ -127,6 +127,7 @@ def _serve_jobs() -> None:
         job = json.loads(line)
         moment = Moment(**job["moment"])
         said = Path(job["folder"] + ".said")
+        said.write_bytes(b"")  # here, because a child may be stopped before it has opened it
         count.value = 0
         started = time.monotonic()
         child = os.fork()

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import call
 from conftest import BackboneMaker
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cli import FAST, call
+from test_cli import FAST
 
 from text2token.errors import OutputError
 from text2token.export import check_output

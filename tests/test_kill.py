@@ -1,7 +1,7 @@
 """Killed at any moment and started again, every command ends at the files of an uninterrupted run.
 
-KILLS says how many kills there are, over all commands (default 18): `KILLS=50 pytest -s tests/test_kill.py` prints a table
-(docs/reliability.md). Moments are drawn with a fixed seed: half of them times, uniform over that of an uninterrupted run;
+KILLS says how many kills there are, (default 12, in `make soak` 200): `KILLS=50 pytest -s tests/test_kill.py`
+prints a table (docs/reliability.md). Moments are drawn with a fixed seed: half are times, uniform over an uninterrupted run;
 half of them numbers of changes to the file system, uniform over those of an uninterrupted run, some of them with a short
 delay, so that writing has just begun. See killing.py.
 """
@@ -34,7 +34,7 @@ from text2token.encoder import open_encoder
 from text2token.recipe import Recipe
 from text2token.search.index import Index
 
-KILLS = int(os.environ.get("KILLS", "18"))
+KILLS = int(os.environ.get("KILLS", "12"))
 OUTPUT_ERROR = 6  # exit code of an output error: the thing is made already, or cannot be written
 FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "lora.rank=4", "--set", "stage1.steps_per_checkpoint=3"]
 

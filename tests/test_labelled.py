@@ -1,13 +1,13 @@
 """Scores are mteb's own, kept per encoder, and nothing is embedded twice."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import THREADS
 from mteb.types import PromptType
 from test_suite import write_suite
 from torch import Tensor
@@ -115,7 +115,7 @@ PUBLISHED = {
 def test_minilm_scores_what_was_published(name: str, tmp_path: Path) -> None:
     if not (EVALUATION_DATA / name).exists():
         pytest.skip("the development data are not here")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(THREADS)
     task = [task for task in read_suite(EVALUATION_DATA) if task.name == name]
     (found,) = score_suite(open_encoder(MINILM), task, tmp_path).tasks
     torch.set_num_threads(1)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import call
 from conftest import TEXTS, BackboneMaker
 from datasets import Dataset
-from test_cli import FAST, call
+from test_cli import FAST
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerFast
 
@@ -257,7 +258,7 @@ def test_a_trained_model_is_read_from_its_folder(make_backbone: BackboneMaker, t
         (["--metrics"], 2, "--metrics needs text to measure on"),
         (["text", "--backbone", "x"], 2, "goes with --head fit"),
         (["text", "--save"], 2, "--save keeps the reader in the model's folder, and nowhere is none"),
-        (["text"], 4, "nowhere: cannot be loaded as an embedder"),
+        (["text"], 4, "nowhere: no such folder, and the model hub cannot be reached"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from commands import call
 from conftest import PATIENCE, TEXTS, BackboneMaker
 from typer.testing import CliRunner
 
@@ -78,7 +79,9 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
             written.add(words[place])
         if words[0] == "run":
             words += ["--set", "backbone.name=backbone"]
-        answer = run(folder, "-m", "text2token", *words)
+        done = call(*words, cwd=folder)
+        answer = done.stdout
+        assert done.returncode == 0, (words, done.stderr)
         if words[0] in ("lens", "search") and "--save" not in words:
             assert answer.strip(), words
     assert {path.name for path in folder.iterdir()} >= {"my-embedder", "my-embedder.run", "my-index"}

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
-from conftest import TEXTS
+from commands import call
+from conftest import TEXTS, THREADS
 from datasets import Dataset
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
-from test_cli import call
 
 from text2token.adapters import LoraSettings, add_lora
 from text2token.backbone import BackboneSettings, embed, load_embedder, resolve_backbone, tokenizer_of
@@ -121,7 +121,7 @@ def test_untrained_similarity_agrees_with_people(settings: BackboneSettings) -> 
 
 
 def test_quickstart_leaves_what_it_promises_and_is_honest(real_backbone: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     settings = ["--set", "stage1.max_tokens=1500", "--set", "corpus.held_out=12", "--set", "backbone.max_length=48"]
     result = call("quickstart", "--folder", tmp_path / "run", *settings, env=environment)
     assert result.returncode == 0, result.stderr
