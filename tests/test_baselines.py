@@ -51,7 +51,9 @@ def workshop(tiny: BackboneSettings, tmp_path: Path) -> Workshop:
     return Workshop(tiny, passages(), max_tokens=9000, seed=0, folder=tmp_path / "work")
 
 
-@pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.name not in (NO_VECTORS, NEEDS_A_REAL_TOKENIZER)], ids=str)
+@pytest.mark.parametrize(
+    "peer", [peer for peer in PEERS if peer.name not in (NO_VECTORS, NEEDS_A_REAL_TOKENIZER)], ids=lambda peer: peer.name
+)
 def test_every_peer_embeds_any_text_whatever_its_company(peer: Peer, workshop: Workshop) -> None:
     built = peer.build(workshop, peer.candidates[-1])
     assert isinstance(built.result, TextEncoder)

@@ -238,7 +238,11 @@ def test_a_document_is_found_by_whatever_value_it_was_given(
             assert [hit.place for hit in index.search("text", 9, "dense", filters, vector=vector)] == ["a"], filters
 
 
-@pytest.mark.parametrize("filters", [{"f": b"1"}, {"f": {"at least": 1}}, {"f": object()}, [("f", 1)], "f=1"], ids=repr)
+@pytest.mark.parametrize(
+    "filters",
+    [{"f": b"1"}, {"f": {"at least": 1}}, {"f": object()}, [("f", 1)], "f=1"],
+    ids=["bytes", "mapping", "object", "pairs", "text"],
+)
 def test_a_filter_that_no_field_could_meet_is_refused(
     table: str, vector: torch.Tensor, tmp_path: Path, filters: Any
 ) -> None:
