@@ -51,6 +51,7 @@ SCRIPTS = (
     "한국어의 고양이가 띄어쓰기",
     "Cafe\u0301 x\u030c \u0301 e\u0301e\u0301",
     "😀👍🏽 ok 👩‍👩‍👧 Ａｂｃ ½ ²",
+    "ｶﾞﾗｽの花瓶 of\ufb01ce wind\u00admill \u00ad \ufdfa",
 )
 json_values: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -109,10 +110,14 @@ def test_reasons_add_up_and_mark_their_words_in_every_script(
                     parts = [reason.contribution for reason in hit.reasons]
                     assert sum(parts) == pytest.approx(hit.score, rel=1e-4)
                     assert hit.sparse == pytest.approx(hit.score, rel=1e-4)
-                    marked = [hit.text[start:end].lower() for start, end in hit.highlights]
+                    marked = [in_usual_letters(hit.text[start:end]) for start, end in hit.highlights]
                     assert marked
                     for reason in hit.reasons:
-                        assert any(reason.word in mark for mark in marked)
+                        assert any(in_usual_letters(reason.word) in mark for mark in marked)
+
+
+def in_usual_letters(text: str) -> str:
+    return unicodedata.normalize("NFKD", text).replace("\u00ad", "").lower()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +133,10 @@ def test_reasons_add_up_and_mark_their_words_in_every_script(
         ("العَرَبِيَّة", "العَرَبِيَّة"),
         ("Café", "Café"),
         ("cafe\u0301", "Café"),
+        ("ガラス", "ｶﾞﾗｽ"),
+        ("abc", "Ａｂｃ"),
+        ("office", "of\ufb01ce"),
+        ("windmill", "wind\u00admill"),
     ],
 )
 def test_a_word_is_found_whole_in_scripts_without_spaces_and_with_signs(
@@ -138,6 +147,18 @@ def test_a_word_is_found_whole_in_scripts_without_spaces_and_with_signs(
         hit = index.search(query, 1, "sparse")[0]
     assert [hit.text[start:end] for start, end in hit.highlights] == [marked]
     assert len(hit.reasons) == max(1, len(query) - 1) if query in ("自行車", "고양이", "東") else hit.reasons
+
+
+@given(st.text(max_size=30) | st.sampled_from(SCRIPTS), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+@example("ガラス", "NFKC")
+@few
+def test_a_document_has_every_word_that_its_query_has_and_no_other_however_it_is_spelt(text: str, form: Any) -> None:
+    words = Words("none", 10.0)
+    for spelt in (text, unicodedata.normalize(form, text)):
+        asked, held = words.of_query(spelt).keys(), set(words.of_document(spelt).indices)
+        assert asked <= held
+        assert bool(words.places(spelt, asked)) == bool(asked)
+        assert held == {words.number_of(spelt[start:end]) for start, end in words._pieces(spelt)} - {None}
 
 
 def test_a_language_without_a_list_is_refused_with_what_works(table: str, tmp_path: Path) -> None:
@@ -341,6 +362,36 @@ def test_one_process_has_an_index_at_a_time(table: str, tmp_path: Path, monkeypa
     with Index.open(tmp_path / "index") as index:
         assert subprocess.run(command, input=b"\n", capture_output=True).returncode != 0
         assert index.count == len(TEXTS)
+
+
+def test_an_index_whose_documents_are_gone_is_refused_not_begun_anew(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_index(tmp_path / "index", table, named(*TEXTS))
+    shard, kept = tmp_path / "index" / "shard", tmp_path / "kept"
+    shard.rename(kept)
+    for damage in ("missing", "emptied"):
+        if damage == "emptied":
+            fill_index(tmp_path / "other", table, named("a text"))
+            with Index.open(tmp_path / "other") as other:
+                other._remove(list(other._identities()))
+                other.card = replace(other.card, documents=0)
+            (tmp_path / "other" / "shard").rename(shard)
+        for attempt in (
+            lambda: Index.open(tmp_path / "index"),
+            lambda: fill_index(tmp_path / "index", table, named("a text")),
+        ):
+            with pytest.raises(OutputError, match=r"index: shard/ holds none of the \d+ documents .*make the index anew"):
+                attempt()
+        assert shard.exists() == (damage == "emptied")
+    shutil.rmtree(shard)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", lambda path: (_ for _ in ()).throw(OSError(30, "Read-only file system", str(path))))
+        with pytest.raises(OutputError, match="shard/ holds none"):
+            Index.open(tmp_path / "index")
+    kept.rename(shard)
+    with Index.open(tmp_path / "index") as index:
+        assert index.search(TEXTS[0], 1)[0].text == TEXTS[0]
 
 
 def test_what_is_no_index_is_told_what_to_do_with_it(table: str, tmp_path: Path) -> None:

@@ -230,13 +230,18 @@ class Index:
         except OSError as error:
             if error.errno not in NOT_TO_BE_WRITTEN or not (folder / CARD).exists():
                 raise OutputError(f"{folder}: cannot be written ({os.strerror(error.errno or 0)})") from error
+            _check_shard(folder, card)
             copy = _copied(folder)  # the engine cannot open what it may not write to
             return cls(folder, card, words, _open_shard(Path(copy.name) / SHARD, card), lock, explain, _copy=copy)
         try:
             tidy(folder)
             if not (folder / CARD).exists():
                 _write_card(folder, card)
+            _check_shard(folder, card)
             shard = _open_shard(folder / SHARD, card)
+            if card.documents and not shard.count(engine.CountRequest()):
+                shard.close()
+                raise _emptied(folder, card)
         except BaseException:
             lock.release()
             raise
@@ -600,6 +605,19 @@ def _open_shard(path: Path, card: IndexCard) -> "engine.EdgeShard":
             f"{path}: the engine cannot open it ({reason(error)}). It was made with {card.engine}; here is "
             f"{importlib.metadata.version(PACKAGE)}. If that is not it, make the index anew"
         ) from error
+
+
+def _check_shard(folder: Path, card: IndexCard) -> None:
+    """Raise `OutputError` where the engine's files are gone, of which a new, empty one would tell nobody."""
+    if card.documents and not (folder / SHARD).is_dir():
+        raise _emptied(folder, card)
+
+
+def _emptied(folder: Path, card: IndexCard) -> OutputError:
+    return OutputError(
+        f"{folder}: {SHARD}/ holds none of the {card.documents:,} documents of which {CARD} tells. Restore it, or delete "
+        f"{folder} and make the index anew: text2token index MODEL FILES --store {shlex.quote(str(folder))}"
+    )
 
 
 def _copied(folder: Path) -> "tempfile.TemporaryDirectory[str]":

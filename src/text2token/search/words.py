@@ -8,6 +8,7 @@ and kept.
 """
 
 import itertools
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -26,13 +27,15 @@ UNSPACED = (
     r"[[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Bopo}\p{scx=Hang}\p{scx=Thai}\p{scx=Laoo}\p{scx=Khmr}\p{scx=Mymr}]"
     r"&&[\p{Alphabetic}\p{N}]]"
 )
-CHARACTER = regex.compile(rf"(?V1){UNSPACED}\p{{M}}*")  # with the signs on it
+SIGNS = r"[\p{M}\uFF9E\uFF9F]"  # with those of half-width kana, which are letters to Unicode
+SOFT_HYPHEN = "\u00ad"  # where a word may be broken, shown only there
+CHARACTER = regex.compile(rf"(?V1){UNSPACED}{SIGNS}*")
 LATEST_RULE = 2
 RULES = {  # how words are cut, by the number that the card of an index has
     1: regex.compile(r"[\p{Alphabetic}\p{N}]+"),  # as the engine does, which breaks many words at the signs in them
     LATEST_RULE: regex.compile(
         rf"(?V1)(?P<run>(?:{UNSPACED}\p{{M}}*)+)|"
-        rf"[[\p{{Alphabetic}}\p{{N}}]--{UNSPACED}][[\p{{Alphabetic}}\p{{N}}\p{{M}}]--{UNSPACED}]*"
+        rf"[[\p{{Alphabetic}}\p{{N}}]--{UNSPACED}][[\p{{Alphabetic}}\p{{N}}\p{{M}}{SOFT_HYPHEN}]--{UNSPACED}]*"
     ),
 }
 
@@ -43,11 +46,12 @@ class Words:
     def __init__(self, language: str, average_length: float, rule: int = LATEST_RULE) -> None:
         self.model = _bm25(language, average_length=average_length)
         self.rule = RULES[rule]
+        self.plain = _plain if rule > 1 else str
         self.number_of = lru_cache(REMEMBERED_WORDS)(self._number_of)
 
     def of_document(self, text: str) -> SparseVector:
         """Return the words of a document with BM25's weight of their frequency, rarity not yet counted."""
-        return self.model.embed_document(" ".join(text[start:end] for start, end in self._pieces(text)))
+        return self.model.embed_document(" ".join(self.plain(text[start:end]) for start, end in self._pieces(text)))
 
     def of_query(self, text: str) -> dict[int, str]:
         """Return by number how the words of a query are first spelt there, small; of the first `QUERY_WORDS` that count."""
@@ -85,8 +89,15 @@ class Words:
             yield from ((first, end) for (first, _), (_, end) in itertools.pairwise(characters))
 
     def _number_of(self, word: str) -> int | None:
-        numbers = self.model.embed_query(word).indices
+        numbers = self.model.embed_query(self.plain(word)).indices
         return numbers[0] if numbers else None  # a stop word has none
+
+
+def _plain(word: str) -> str:
+    """Return the word in its usual letters: no ligatures, no full-width or half-width ones, no soft hyphens, no space."""
+    if word.isascii():
+        return word
+    return "".join(unicodedata.normalize("NFKC", word).replace(SOFT_HYPHEN, "").split())
 
 
 def average_length(texts: Iterable[str], language: str) -> float:
