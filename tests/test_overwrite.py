@@ -131,9 +131,9 @@ def test_a_comparison_is_refused_in_a_folder_of_others(tmp_path: Path, text_file
     assert contents(tmp_path / "p") == PROJECT
 
 
-def test_a_comparison_begun_anew_deletes_its_own_runs_only(tmp_path: Path, text_file: Path) -> None:
+def test_a_comparison_begun_anew_deletes_its_own_runs_only(tmp_path: Path, text_file: Path, tiny: BackboneSettings) -> None:
     def compare(**options: Any) -> None:
-        comparison = Comparison(BackboneSettings("x"), str(text_file), corpus=CorpusSettings(held_out=10))  # type: ignore[arg-type]
+        comparison = Comparison(tiny, str(text_file), corpus=CorpusSettings(held_out=10))  # type: ignore[arg-type]
         peers = [peer for peer in choose_peers() if peer.family == "lexical"][:1]
         compare_peers(comparison, read_documents(text_file), tmp_path / "p", peers, seeds=1, **options)
 
