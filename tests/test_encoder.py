@@ -203,6 +203,16 @@ def test_weights_cut_short_are_one_clear_line(exported: Path) -> None:
         open_encoder(str(exported))
 
 
+@pytest.mark.parametrize(
+    "listed", ["", "{}", "[]", "null", "3", '["a"]', '[{"model": "x"}]', '[{"idx": 0, "name": "0", "path": 1}]']
+)
+def test_a_list_of_modules_that_is_none_is_one_clear_line(exported: Path, listed: str) -> None:
+    (exported / "modules.json").write_text(listed, encoding="utf-8")
+    with pytest.raises(BackboneError, match=f"^{exported}: (cannot be loaded as an embedder|holds no embedder)") as caught:
+        open_encoder(str(exported))
+    assert "\n" not in str(caught.value)
+
+
 def test_what_is_no_embedder_is_one_clear_line(tmp_path: Path) -> None:
     for name in (str(tmp_path), "pypi:no-such-package-at-all"):
         with pytest.raises(BackboneError) as caught:

@@ -113,6 +113,50 @@ def test_an_export_is_refused_over_what_is_not_ours(tmp_path: Path, form: str) -
     assert contents(tmp_path / "theirs") == PROJECT
 
 
+def test_no_model_is_replaced_by_what_is_made_of_it(tmp_path: Path, make_backbone: BackboneMaker, text_file: Path) -> None:
+    table = tmp_path / "models" / "table"
+    assert called("static", text_file, "--backbone", make_backbone("llama_tied"), "--output", table, "--quiet") is None
+    (tmp_path / "models" / ".text2token").write_text("*\n", encoding="utf-8")  # as if the folder around it were ours
+    (tmp_path / "link").symlink_to(table)
+    before = contents(tmp_path)
+    for command, option in (
+        ("export", "--onnx"),
+        ("export", "--sparse"),
+        ("static", "--output"),
+        ("targets", "--output"),
+        ("train", "--output"),
+    ):
+        for place in (table, table.parent, tmp_path / "link"):
+            given = [table] if command == "export" else [text_file, "--backbone", table]
+            refused = called(command, *given, option, place, "--overwrite", "--quiet")
+            assert isinstance(refused, OutputError)
+            assert "holds the model that is read" in str(refused)
+            assert contents(tmp_path) == before
+
+
+def test_a_single_file_replaces_its_like_alone_and_is_refused_before_the_work(
+    tmp_path: Path, train: Any, text_file: Path
+) -> None:
+    assert train("--output", tmp_path / "model") is None
+    page = ["report", tmp_path / "model.run", "--map-texts", "0", "--quiet", "--output"]
+    scores = ["evaluate", tmp_path / "model", "--corpus", text_file, "--held-out", "20", "--quiet", "--output"]
+    for command, name in ((page, "page.html"), (scores, "scores.csv"), (scores, "scores.json")):
+        place = tmp_path / name
+        for theirs in ("years", '[\n  {\n    "idx": 0\n  }\n]', "text,label\n", "<!DOCTYPE html>\n<html>\n"):
+            place.write_text(theirs, encoding="utf-8")
+            refused = called(*["nothing" if given == tmp_path / "model" else given for given in command], place)
+            assert isinstance(refused, OutputError)
+            assert f"{name}: exists and was not made by this command" in str(refused)
+            assert place.read_text(encoding="utf-8") == theirs
+        place.unlink()
+        place.mkdir()
+        assert "is a folder" in str(called(*command, place))
+        place.rmdir()
+        for _ in range(2):
+            assert called(*command, place) is None
+        assert place.stat().st_size > 100
+
+
 def test_vectors_are_not_written_among_other_things(tmp_path: Path, text_file: Path, make_backbone: BackboneMaker) -> None:
     assert called("static", text_file, "--backbone", make_backbone("llama_tied"), "--output", tmp_path / "table") is None
     for resume in ([], ["--resume"]):

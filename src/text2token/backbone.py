@@ -54,6 +54,8 @@ TEXT_ONLY: dict[str, Any] = {
     "module_output_name": "token_embeddings",
 }
 PYPI = "pypi:"
+# what libraries raise at a folder that holds no model, or a damaged one
+UNLOADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, UnpicklingError, SafetensorError)
 SECONDS_TO_ANSWER = 5.0  # of the hub, before it counts as not to be reached
 # One forward pass. On two CPU cores 300 to 1,000 tokens go at 2,200 a second, 3,000 at 1,700: the activations of more no
 # longer fit into the processor's cache (LOG.md).
@@ -497,7 +499,7 @@ def open_embedder(name: str) -> SentenceTransformer:
         place = str(folder) if folder.exists() else hub_id(name)
     try:
         return SentenceTransformer(place)
-    except (OSError, ValueError, UnpicklingError, SafetensorError) as error:
+    except (*UNLOADABLE, AttributeError, TypeError) as error:  # the last two where a list of modules is another file
         raise BackboneError(f"{name}: cannot be loaded as an embedder ({reason(error)})") from error
 
 
@@ -560,7 +562,7 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except BackboneError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
+    except UNLOADABLE as error:
         raise BackboneError(
             f"{name}: cannot be loaded as a model ({reason(error)}). "
             "Give a hub id that can be reached, a model folder or a .gguf file"

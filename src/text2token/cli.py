@@ -267,8 +267,8 @@ def targets(
     from text2token.recipe import Recipe, build_targets
 
     reporter = reporter_for(quiet)
-    check_output(output, overwrite)
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources)).with_settings(set_ or [])
+    check_output(output, overwrite, recipe.backbone.name)
     broken = broken_lines(on_error)
     documents = documents_of(recipe.sources, text_field, format, broken)
     with workers_of(engine, ray_address) as workers:
@@ -339,7 +339,7 @@ def export(
     if not (sparse or onnx):
         raise RecipeError("say what to make: --sparse FOLDER or --onnx FOLDER")
     for folder in filter(None, (sparse, onnx)):
-        check_output(folder, overwrite)
+        check_output(folder, overwrite, model)
     reporter = reporter_for(quiet)
     if onnx:
         reporter.note("Tracing the model, a minute or so …")
@@ -625,9 +625,9 @@ def evaluate(
     reporter = reporter_for(quiet)
     if not (suite or benchmark or corpus):
         raise RecipeError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
-    if output and output.suffix not in (".json", ".csv"):
-        raise RecipeError(f"--output is {output}; its name must end in .json or .csv")
     evaluation = needing("bench", "text2token.evaluation.report")
+    if output:
+        evaluation.check_reports(output)
     broken = broken_lines(on_error)
     documents = documents_of([corpus], text_field, format, broken) if corpus else None
     yardsticks = evaluation.Yardsticks(suite, quick, benchmark, held_out, dtype_of(dtype))

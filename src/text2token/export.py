@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from text2token.adapters import merge_lora
 from text2token.backbone import tokenizer_of, transformer_of
 from text2token.errors import BackboneError, OutputError
-from text2token.files import atomic_folder, check_ours, writing
+from text2token.files import atomic_folder, check_ours, real, writing
 from text2token.isotropy import Whitening
 from text2token.normalisation import control_tokens_as_vocabulary
 from text2token.vocabulary import tokenise
@@ -84,11 +84,15 @@ def export_sparse(model: SparseEncoder, folder: Path, card: str, overwrite: bool
         _write_tokenizer(unfinished, model)
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
+def check_output(folder: Path, overwrite: bool, model: str = "") -> None:
     """Raise `OutputError` unless `folder` is free to be written; called before long work as well as after it.
 
-    With `overwrite` one that was made by text2token is free as well, and nobody else's.
+    With `overwrite` one that was made by text2token is free as well, and nobody else's; but not that of the `model` that is
+    read, or a folder that it lies in.
     """
+    read = Path(model).expanduser()
+    if model and read.exists() and real(read).is_relative_to(real(folder)):
+        raise OutputError(f"{folder}: holds the model that is read ({model}), which would be lost. Choose another folder")
     with writing(folder):
         taken = folder.is_dir() and any(folder.iterdir())
     if taken and not overwrite:

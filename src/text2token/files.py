@@ -132,6 +132,22 @@ def check_begun(folder: Path, record: str, known: Collection[str] = ()) -> None:
         )
 
 
+def check_file(path: Path, beginning: str) -> None:
+    """Raise `OutputError` unless `path` can be written: it is not there, is empty, or begins as what is written there does.
+
+    To be called before long work. A file has no room for a mark, but what we write has a beginning of its own.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; name a file")
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            found = file.read(len(beginning.encode()))
+    if found and found != beginning.encode():
+        raise OutputError(f"{path}: exists and was not made by this command. Choose another file, or move it away yourself")
+
+
 def is_ours(folder: Path) -> bool:
     """Say whether `folder` was made here, by `atomic_folder` or `claim`."""
     return (folder / MADE).is_file()

@@ -60,7 +60,7 @@ def export_portable(name: str, folder: Path, *, bits: int = 8, overwrite: bool =
     texts. Raises `BackboneError` when there is no such embedder, it has no transformer or does not survive, and
     `OutputError` when `folder` is taken.
     """
-    check_output(folder, overwrite)
+    check_output(folder, overwrite, name)
     if bits not in (8, 32):
         raise BackboneError(f"bits is {bits}; there are 8 and 32")
     model = open_embedder(name).eval().float().cpu()

@@ -329,7 +329,7 @@ def _run_alone(
     processes: Processes,
 ) -> RunResult:
     with processes.first_alone():  # the others take from the folder what it has done
-        goes_on = not processes.first or _check_folders(work, model_folder, resume, overwrite)
+        goes_on = not processes.first or _check_folders(work, model_folder, recipe.backbone.name, resume, overwrite)
         if recipe.sources:
             texts_given: Any = source_state(recipe.sources)
         else:
@@ -662,10 +662,11 @@ def build_targets(
             )
 
 
-def _check_folders(work: RunFolder, model_folder: Path, resume: bool, overwrite: bool) -> bool:
+def _check_folders(work: RunFolder, model_folder: Path, backbone: str, resume: bool, overwrite: bool) -> bool:
     """Check before the first minute of work whether the results may be written; return whether a run is resumed."""
     started = work.started()
-    check_output(model_folder, overwrite or (resume and started and (model_folder / "modules.json").exists()))
+    finished = resume and started and (model_folder / "modules.json").exists()
+    check_output(model_folder, overwrite or finished, backbone)
     if started and not overwrite and not resume:
         raise OutputError(f"{work.root}: holds an earlier run. Go on with --resume, or start anew with --overwrite")
     return started and not overwrite

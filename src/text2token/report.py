@@ -30,13 +30,14 @@ from text2token.corpus.published import published_recipe
 from text2token.encoder import open_encoder
 from text2token.errors import OutputError, Text2TokenError
 from text2token.evaluation.along_the_way import read_diary
-from text2token.files import atomic_file
+from text2token.files import atomic_file, check_file
 from text2token.isotropy import sample_texts
 from text2token.lens.reader import open_reader
 from text2token.recipe import DIARY, RunFolder
 from text2token.reporter import Reporter, Silent
 
 MAP_TEXTS = 500
+BEGINNING = '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta name="generator" content="text2token report">'
 MAP_WORDS = 8
 FONT_SIZE = 11
 # Colours that matplotlib writes into the drawing, and the names of those that stand for them on the page.
@@ -76,10 +77,12 @@ def write_report(
     """Write the page about the run folder `run` to `output` (default: report.html in it) and return where it is.
 
     The map embeds `map_texts` passages with the finished model; 0 leaves it out. Raises `OutputError` when the folder is no
-    run's or the page cannot be written.
+    run's, the page cannot be written, or another file has its name.
     """
     reporter = reporter or Silent()
     report = read_run(run)
+    output = output or run / "report.html"
+    check_file(output, BEGINNING)
     figures = {"loss": loss_chart(report), **dict(zip(("words", "shape"), along_charts(report), strict=True))}
     map_, words = None, list[tuple[str, int]]()
     if map_texts and report.results:
@@ -87,8 +90,7 @@ def write_report(
             map_, words = corpus_map(run, Path(report.results["model"]), map_texts, reporter)
         except Text2TokenError as error:  # the model has moved: the page is worth having without its map
             reporter.note(f"Without a map: {error}")
-    page = _page(report, {**figures, "map": map_}, words)
-    output = output or run / "report.html"
+    page = _page(report, {**figures, "map": map_}, words).lstrip()
     with atomic_file(output) as path:
         path.write_text(page, encoding="utf-8")
     return output

@@ -66,7 +66,7 @@ def build_static(
     reporter: Reporter | None = None,
 ) -> SentenceTransformer:
     """Make the static embedder of `documents`, write it to `folder` and return it; `OutputError` when that is taken."""
-    check_output(folder, overwrite)
+    check_output(folder, overwrite, backbone.name)
     with temporary_corpus(documents, CorpusSettings(held_out=0), broken) as corpus:
         (reporter or Silent()).note(f"Corpus: {corpus.summary.sentence()}.")
         model = static_embedder(backbone, corpus.passages, dimensions)

@@ -16,7 +16,7 @@ from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings
 from text2token.corpus.readers import BrokenLines
 from text2token.encoder import TextEncoder, open_encoder
-from text2token.errors import CorpusError
+from text2token.errors import CorpusError, RecipeError
 from text2token.evaluation.held_out import unseen_corpus
 from text2token.evaluation.label_free import (
     TFIDF_SAMPLE,
@@ -28,12 +28,14 @@ from text2token.evaluation.label_free import (
 )
 from text2token.evaluation.labelled import LabelledScores, score_benchmark, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
-from text2token.files import atomic_file
+from text2token.files import atomic_file, check_file
 from text2token.leaderboard import spreadsheet_text
 from text2token.reporter import Reporter, Silent
 from text2token.settings import checked
 
 QUICK_TOKENS = 250_000
+COLUMNS = ("model", "type", "task", "measure", "score")
+BEGINNING = {".csv": ",".join(COLUMNS), ".json": '[\n  {\n    "model": '}  # of a file of scores, by its ending
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def reports_csv(reports: Sequence[ModelReport]) -> str:
     """Return one line per model and task: model, type, task, measure, score."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["model", "type", "task", "measure", "score"])
+    writer.writerow(COLUMNS)
     for report in reports:
         model = spreadsheet_text(report.model)
         if report.labelled:
@@ -141,8 +143,16 @@ def reports_csv(reports: Sequence[ModelReport]) -> str:
     return file.getvalue()
 
 
+def check_reports(path: Path) -> None:
+    """Raise `OutputError` where `path` is anything but a file of scores, or `RecipeError` where its ending is of neither kind."""
+    if path.suffix not in BEGINNING:
+        raise RecipeError(f"--output is {path}; its name must end in .json or .csv")
+    check_file(path, BEGINNING[path.suffix])
+
+
 def write_reports(reports: Sequence[ModelReport], path: Path) -> None:
-    """Write the scores to `path`, as CSV or JSON by its ending."""
+    """Write the scores to `path`, as CSV or JSON by its ending; only scores are replaced (`check_reports`)."""
+    check_reports(path)
     content = reports_csv(reports) if path.suffix == ".csv" else reports_json(reports) + "\n"
     with atomic_file(path) as unfinished:
         unfinished.write_text(content, encoding="utf-8")

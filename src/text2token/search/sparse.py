@@ -87,7 +87,7 @@ def build_sparse(
 
     Its decoder is learnt from a sample of `passages` (column `text`).
     """
-    check_output(folder, overwrite)
+    check_output(folder, overwrite, model)
     encoder = sparse_embedder(open_embedder(model), sample_texts(passages, seed=0), active, reporter)
     export_sparse(encoder, folder, sparse_card(model, active), overwrite)
     return encoder
