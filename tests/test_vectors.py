@@ -117,3 +117,16 @@ def test_vectors_of_a_corpus_that_has_changed_are_never_mixed(tmp_path: Path) ->
     embed_corpus(encoder(), lines("abcde"), tmp_path / "whole", rows_per_shard=2)
     with pytest.raises(OutputError, match="holds vectors of other texts"):
         embed_corpus(encoder(), lines("ab"), tmp_path / "whole", rows_per_shard=2, resume=True)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_damaged_shard_is_told_and_made_again_once_it_is_deleted(tmp_path: Path, number: int) -> None:
+    embed_corpus(encoder(), documents(), tmp_path / "v", rows_per_shard=10)
+    whole, shard = files(tmp_path / "v"), tmp_path / "v" / f"vectors-0000{number}.parquet"
+    for damaged in (b"", whole[shard.name][:-100], whole[shard.name][:100] + b"x" * 300 + whole[shard.name][-8:]):
+        shard.write_bytes(damaged)
+        with pytest.raises(OutputError, match=rf"{shard.name}: cannot be read \(.*\)\. Delete it and go on with --resume"):
+            embed_corpus(encoder(), documents(), tmp_path / "v", rows_per_shard=10, resume=True)
+    shard.unlink()
+    embed_corpus(encoder(), documents(), tmp_path / "v", rows_per_shard=10, resume=True)
+    assert files(tmp_path / "v") == whole

@@ -11,6 +11,7 @@ vectors these are, so that no other encoder's are added to them.
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from text2token.corpus.documents import Document
 from text2token.corpus.published import published_model, published_source
 from text2token.encoder import TextEncoder
 from text2token.engine import Engine, LocalEngine, check_written
-from text2token.errors import CorpusError, OutputError
+from text2token.errors import CorpusError, OutputError, reason
 from text2token.files import atomic_file, real
 from text2token.reporter import Reporter, Silent
 
@@ -104,7 +105,18 @@ def read_card(folder: Path) -> VectorCard:
 def read_vectors(folder: Path) -> Iterator[pa.RecordBatch]:
     """Yield the rows of all shards in their order, a few thousand at a time."""
     for path in sorted(folder.glob("vectors-*.parquet")):
-        yield from pq.ParquetFile(path).iter_batches(4096)
+        with _opened(path) as shard:
+            yield from shard.iter_batches(4096)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Yield a finished shard to read; `OutputError` where it is damaged."""
+    try:
+        with pq.ParquetFile(path) as shard:
+            yield shard
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{path}: cannot be read ({reason(error)}). Delete it and go on with --resume") from error
 
 
 def _check(folder: Path, card: VectorCard, encoder: TextEncoder, resume: bool) -> None:
@@ -153,7 +165,9 @@ def _write_shard(encoder: TextEncoder, folder: Path, shard: _Shard, progress: Pr
     """Write the file of a shard, unless it is there, and return its name and how many rows it has."""
     path = folder / f"vectors-{shard.number:05}.parquet"
     if path.exists():
-        if pq.read_table(path, columns=["text"])["text"].to_pylist() != shard.texts:
+        with _opened(path) as finished:
+            texts = finished.read(["text"])["text"].to_pylist()
+        if texts != shard.texts:
             raise OutputError(f"{path}: {OTHER_TEXTS}")
         progress(len(shard.texts))
         return path.name, len(shard.texts)

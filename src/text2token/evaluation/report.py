@@ -144,7 +144,7 @@ def reports_csv(reports: Sequence[ModelReport]) -> str:
 
 
 def check_reports(path: Path) -> None:
-    """Raise `OutputError` where `path` is anything but a file of scores, or `RecipeError` where its ending is of neither kind."""
+    """Raise `OutputError` where `path` is anything but a file of scores, `RecipeError` where its ending is not of one."""
     if path.suffix not in BEGINNING:
         raise RecipeError(f"--output is {path}; its name must end in .json or .csv")
     check_file(path, BEGINNING[path.suffix])
