@@ -213,6 +213,13 @@ def test_too_few_texts_are_refused(encoder: TextEncoder, byte_level_tokenizer: P
         learn_from_words(wordless, encoder(wordless), encoder(PROBE), byte_level_tokenizer)
 
 
+def test_a_model_that_gives_every_text_one_vector_is_told_so(
+    texts: list[str], byte_level_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(CorpusError, match="every text the same vector"):
+        learn_from_words(texts, torch.ones(len(texts), 8), torch.ones(1, 8), byte_level_tokenizer)
+
+
 def test_a_static_embedders_own_tokenizer_serves(
     encoder: TextEncoder, byte_level_tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -111,9 +111,14 @@ def head_directions(head: LanguageModelHead, splitter: WordSplitter) -> tuple[tu
 
 
 def _regressed(embeddings: Tensor, targets: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """Return the mean embedding and the coefficients, shape (targets, dimension), of a ridge regression in float64."""
+    """Return the mean embedding and the coefficients, shape (targets, dimension), of a ridge regression in float64.
+
+    Raises `CorpusError` where the embeddings do not differ.
+    """
     found = embeddings.double()
     mean = found.mean(0)
+    if torch.allclose(found, mean.expand_as(found), rtol=1e-9, atol=0):
+        raise CorpusError("a reader cannot be learnt: the model gives every text the same vector")
     of_ridge = float((found - mean).square().sum()) / min(len(found) - 1, found.shape[1])
     regression = RidgeCV(alphas=[strength * of_ridge for strength in STRENGTHS]).fit(found.numpy(), targets)
     return mean.float(), torch.from_numpy(regression.coef_).float().reshape(targets.shape[1], -1)  # of one target it is flat
