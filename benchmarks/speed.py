@@ -163,7 +163,9 @@ class Stage:
             max_tokens=tokens, epochs=100, tokens_per_batch=tokens_per_batch, steps_per_checkpoint=10_000
         )
         self.schedule: Schedule = plan(text_lengths(self.embedder, self.rows), self.settings, seed=0)
-        collate = TargetCollator(preprocess_fn=self.embedder.preprocess, pass_cost=pass_cost())
+        collate = TargetCollator(
+            preprocess_fn=self.embedder.preprocess, pass_cost=pass_cost(next(self.embedder.parameters()).dtype)
+        )
         steps = [self.schedule.batches[number] for (number,) in islice(self.schedule.steps_in_order(), self.schedule.steps)]
         self.texts = [text for step in steps for text in self.rows[step]["text"]]
         batches = [collate([{**self.rows[int(row)], "row": int(row)} for row in step]) for step in steps]

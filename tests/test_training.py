@@ -389,4 +389,5 @@ def test_batches_are_made_beside_only_where_no_model_is_sent_there(
     settings = one_worker()
     assert settings["dataloader_num_workers"] == workers
     assert settings.get("dataloader_multiprocessing_context") == ("fork" if workers else None)
-    assert (pass_cost() == PASS_COST_GPU) == gpu  # not what the model lies on before training: MPS trains on the CPU
+    for dtype in (torch.float32, torch.bfloat16):  # not what the model lies on before training: MPS trains on the CPU
+        assert (pass_cost(dtype) == PASS_COST_GPU) == gpu

@@ -186,7 +186,7 @@ def _stages_listed(text: str) -> str:
 
 DIARY = "diary.jsonl"
 WEIGHTS = "weights.safetensors"
-TRAINING_COST = 3  # of a token, where embedding it is 1: forwards, and twice that backwards (on two AVX2 cores 2.5 to 3)
+TRAINING_COST = 3  # of a token, where embedding it is 1; in float32 on CPUs 2 to 3 was measured
 RECIPES = importlib.resources.files("text2token") / "recipes"
 
 

@@ -41,9 +41,10 @@ from text2token.targets.constructors import ConstructorName
 TRAINABLE_WEIGHTS = "trainable.safetensors"
 TRAINER_STATE = "trainer_state.json"
 # What a forward and backward pass costs before its first token, in tokens that would cost as much: some 80 for a 135M
-# model on a CPU, which packs all weights anew each time (LOG.md 2026-11-24); on an H100 it is the wait for kernels, 4,200
-# for a model of 1.1 billion weights and 17,000 for 135M (LOG.md 2026-11-26).
-PASS_COST_CPU, PASS_COST_GPU = 80, 4096
+# model in bfloat16 on a CPU, which packs all weights anew each time (LOG.md 2026-11-24), and 25 in float32, where the tokens
+# themselves cost three times as much; on an H100 it is the wait for kernels, 4,200 for a model of 1.1 billion
+# weights and 17,000 for 135M (LOG.md 2026-11-26).
+PASS_COST_CPU, PASS_COST_FLOAT32, PASS_COST_GPU = 80, 25, 4096
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it while the newest is being written
 
 
@@ -209,9 +210,11 @@ def _second_of_pairs(documents: NDArray[np.int64]) -> NDArray[np.bool_]:
     return ends
 
 
-def pass_cost() -> int:
-    """Return what a pass costs in training before its first token, in tokens that would cost as much."""
-    return PASS_COST_GPU if torch.cuda.is_available() else PASS_COST_CPU
+def pass_cost(dtype: torch.dtype) -> int:
+    """Return what a pass costs in training in `dtype` before its first token, in tokens that would cost as much."""
+    if torch.cuda.is_available():
+        return PASS_COST_GPU
+    return PASS_COST_FLOAT32 if dtype == torch.float32 else PASS_COST_CPU
 
 
 def one_worker() -> dict[str, Any]:
@@ -314,7 +317,8 @@ def train_stage(
         args=arguments,
         train_dataset=rows if collator else rows.add_column("row", np.arange(len(rows))),
         loss=loss,
-        data_collator=collator or TargetCollator(embedder.preprocess, pass_cost=pass_cost()),
+        data_collator=collator
+        or TargetCollator(embedder.preprocess, pass_cost=pass_cost(next(embedder.parameters()).dtype)),
         callbacks=[counter, *callbacks],
     )
     trainer.remove_callback(_callback_named(trainer, "PrinterCallback"))
