@@ -60,11 +60,19 @@ def test_a_number_too_large_for_a_seed_is_refused() -> None:
         RECIPE.with_settings([f"seed={2**32}"])
 
 
+def test_a_whole_number_beyond_64_bits_is_refused() -> None:
+    whole = [leaf for leaf in numbers(RECIPE) if int in {leaf[3], *typing.get_args(leaf[3])}]
+    assert len(whole) > 5
+    for _, _, path, _ in whole:
+        with pytest.raises(RecipeError, match=f"{path.rpartition('.')[2]} is "):
+            RECIPE.with_settings([f"{path}={2**63}"])
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 prompts = st.tuples(texts, texts).map("{text}".join).filter(lambda prompt: prompt.count("{text}") == 1)
 shares = st.floats(0, 1)
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
-counts = st.integers(1, 2**70)
+counts = st.integers(1, 2**63 - 1)
 stages = st.builds(
     StageSettings,
     targets=st.sampled_from(["data_driven", "likelihood_ratio", "model_derived", "corpus_derived"]),

@@ -222,9 +222,11 @@ def quickstart(
     How much it trains and evaluates depends on how fast this machine is, unless --set stage1.max_tokens says it.
     """
     from text2token.corpus.readers import read_documents
-    from text2token.recipe import read_recipe, run
+    from text2token.files import check_begun
+    from text2token.recipe import RunFolder, read_recipe, run
     from text2token.speed import in_minutes
 
+    check_begun(folder, RunFolder(folder).record.name)  # before the machine is measured
     recipe = replace(read_recipe("quickstart"), seed=seed).with_settings(set_ or [])
     overwrite = overwrite or (folder / "results.json").exists()  # a finished one is simply done again
     model = folder / "model"

@@ -24,6 +24,7 @@ from text2token.errors import RecipeError
 
 Settings = TypeVar("Settings")
 
+LARGEST_INTEGER = 2**63 - 1  # that torch and numpy take
 RULES = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -65,6 +66,10 @@ def checked(kind: type[Settings]) -> type[Settings]:
             check(self, *values, **named)
         except pydantic.ValidationError as error:
             raise RecipeError(_explained(error, made)) from None
+        for entry in dataclasses.fields(made):
+            value = getattr(self, entry.name)
+            if isinstance(value, int) and value > LARGEST_INTEGER:
+                raise RecipeError(f"{entry.name} is {value}: it should be at most {LARGEST_INTEGER}")
 
     made.__init__ = init
     return typing.cast(type[Settings], made)
