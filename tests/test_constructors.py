@@ -35,6 +35,7 @@ from text2token.targets.constructors import (
 )
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenTargets
+from text2token.targets.likelihood_ratio import LikelihoodRatioSettings
 from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
 from text2token.targets.rows import HERE, Passages, distributions, heaviest, mixed, record_batch, without
 from text2token.targets.smoothing import SmoothedTargets, SmoothingSettings, alike_words
@@ -308,7 +309,8 @@ def test_every_constructor_writes_distributions_that_open(
     tiny: BackboneSettings, name: ConstructorName, tmp_path: Path, small_parts: Callable[[int], None]
 ) -> None:
     small_parts(4)
-    given = materials(tiny)
+    # at the usual tau of 1e-5 a ratio target multiplies the rounding by which batch mates move a vector
+    given = materials(tiny, likelihood_ratio=LikelihoodRatioSettings(tau=0.1))
     passages = corpus([TEXTS[:4], TEXTS[4:7], TEXTS[7:]])
     reported: list[int] = []
     card = write_constructed(CONSTRUCTORS[name](given), passages, given.vocabulary, tmp_path / name, "tiny", reported.append)
@@ -401,8 +403,10 @@ def test_any_constructor_can_be_smoothed(make_backbone: BackboneMaker, kind: Con
     )
     assert isinstance(smoothed, SmoothedTargets)
     assert smoothed.name == plain.name
+    vocabulary = materials(backbone).vocabulary
     before, after = (as_dicts(constructor.fit(TEXTS).transform(TEXTS)) for constructor in (plain, smoothed))
     for own, wider in zip(before, after, strict=True):
         assert sum(wider.values()) == pytest.approx(1, abs=1e-5)
-        assert own.keys() < wider.keys()
+        words = vocabulary.representatives[list(own), 0] != NOT_A_TARGET  # of what is no word nothing is alike
+        assert own.keys() < wider.keys() if words.any() else own.keys() == wider.keys()
         assert all(wider[token] >= 0.7 * weight - 1e-6 for token, weight in own.items())

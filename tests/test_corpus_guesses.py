@@ -372,7 +372,7 @@ def test_a_command_that_counts_before_it_reads_tells_a_note_once(
         assert total == len(list(documents)) == 1
         raise CorpusError("far enough")
 
-    (tmp_path / "docs.csv").write_text("id;text\n1;one\n")
+    (tmp_path / "docs.csv").write_text("id;text\n1;one\n", encoding="utf-8")
     monkeypatch.setattr("text2token.search.index.fill_index", taken)
     with pytest.raises(CorpusError, match="far enough"):
         cli.index("model", [str(tmp_path / "docs.csv")], tmp_path / "store", quiet=True)

@@ -160,11 +160,11 @@ def test_what_is_read_is_never_deleted_by_what_is_made_of_it(tmp_path: Path) -> 
     """A corpus goes into the folder that holds its source, which is not ours; then into one that is, and holds it beside."""
     given_documents = [f"A document of its own, number {number}." for number in range(4)]
     (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "docs.txt").write_text("\n".join(given_documents))
+    (tmp_path / "corpus" / "docs.txt").write_text("\n".join(given_documents), encoding="utf-8")
     with pytest.raises(OutputError, match="was not made by text2token"):
         prepare_corpus(read_documents(tmp_path / "corpus" / "docs.txt"), tmp_path / "corpus")
     prepare_corpus(read_documents(tmp_path / "corpus" / "docs.txt"), tmp_path / "ours")
     (tmp_path / "corpus" / "docs.txt").rename(tmp_path / "ours" / "docs.txt")
     corpus = prepare_corpus(read_documents(tmp_path / "ours" / "docs.txt"), tmp_path / "ours")
     assert corpus.summary.passages == 4
-    assert (tmp_path / "ours" / "docs.txt").read_text() == "\n".join(given_documents)
+    assert (tmp_path / "ours" / "docs.txt").read_text(encoding="utf-8") == "\n".join(given_documents)
