@@ -28,19 +28,19 @@ test-lowest: ## the tests with the oldest dependencies that pyproject.toml allow
 	$(LOWEST)/bin/python -m pip install --quiet $(TORCH) uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct $(TORCH) \
 	  "pytest>=8.3" "hypothesis>=6.120" "pytest-timeout>=2.3" "zstandard>=0.23" -e ".[bench,report,search,serve]"
-	$(LOWEST)/bin/python -m pytest -W default -m "not slow" --ignore tests/test_docs.py --ignore tests/test_layers.py
+	$(LOWEST)/bin/python -m pytest -W default -m "not slow" --ignore tests/test_docs.py
 
 soak: $(VENV)/installed-dev ## the long form of what `make test` does briefly: commands killed at 200 moments
 	KILLS=200 $(BIN)/python -m pytest -s tests/test_kill.py --timeout 0
 
-check: $(VENV)/installed-dev ## lint and types
+check: $(VENV)/installed-dev ## lint, types, who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/installed-dev ## the site, in runs/site; a warning is an error
 	$(BIN)/python docs/reference.py
-	$(BIN)/python docs/architecture.py
 	$(BIN)/python -m sphinx -q -W --keep-going -d runs/site/.doctrees docs runs/site
 	@echo "Open runs/site/index.html"
 

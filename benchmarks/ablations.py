@@ -14,11 +14,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from text2token.backbone import BackboneSettings
 from text2token.baselines.token_targets import STAGE2_BESIDE, STAGE2_SHARE, variant
+from text2token.cli.show import TerminalReporter, quiet_libraries, show_leaderboard
 from text2token.comparison import Comparison, choose_peers, compare_peers
 from text2token.corpus.readers import read_documents
-from text2token.terminal import TerminalReporter, quiet_libraries, show_leaderboard
+from text2token.model.backbone import BackboneSettings
 
 MEAN = {"backbone.pooling": "mean", "backbone.prompt": "{text}"}
 STUDENTS: dict[str, dict[str, Any]] = {

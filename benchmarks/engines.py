@@ -220,11 +220,11 @@ def prepare(model: str, source: str, folder: Path) -> None:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
-    from text2token.backbone import open_embedder
     from text2token.corpus.readers import read_documents
-    from text2token.encoder import encoder_of
+    from text2token.model.backbone import open_embedder
+    from text2token.model.encoder import encoder_of
     from text2token.targets.data_driven import DataDrivenTargets
-    from text2token.vocabulary import TargetVocabulary
+    from text2token.tokens.vocabulary import TargetVocabulary
 
     embedder = open_embedder(model)
     texts = list(dict.fromkeys(document.text for document in read_documents([source]) if document.text.strip()))

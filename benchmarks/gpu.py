@@ -27,8 +27,10 @@ from speed import SETTINGS, Stage, documents
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from text2token.adapters import LoraSettings, add_lora
-from text2token.backbone import (
+from text2token.cli.show import quiet_libraries
+from text2token.export.folder import export_embedder
+from text2token.model.adapters import LoraSettings, add_lora
+from text2token.model.backbone import (
     BackboneSettings,
     embed,
     load_embedder,
@@ -37,10 +39,8 @@ from text2token.backbone import (
     tokenizer_of,
     transformer_of,
 )
-from text2token.encoder import open_encoder
-from text2token.export import export_embedder
-from text2token.isotropy import fit_isotropy
-from text2token.terminal import quiet_libraries
+from text2token.model.encoder import open_encoder
+from text2token.model.whitening import fit_isotropy
 
 REPORT = Path("runs/gpu.json")
 BILLION = {

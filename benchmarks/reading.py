@@ -15,7 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
-from text2token.backbone import (
+from text2token.cli.show import TerminalReporter, quiet_libraries
+from text2token.corpus.prepare import CorpusSettings, prepare_corpus
+from text2token.corpus.readers import read_documents
+from text2token.evaluation.label_free import dense_scores
+from text2token.evaluation.labelled import score_suite
+from text2token.evaluation.suite import read_suite, sample_suite
+from text2token.model.backbone import (
     BackboneSettings,
     load_embedder,
     open_embedder,
@@ -23,14 +29,8 @@ from text2token.backbone import (
     transformer_of,
     without_last_layers,
 )
-from text2token.corpus.prepare import CorpusSettings, prepare_corpus
-from text2token.corpus.readers import read_documents
-from text2token.encoder import TextEncoder, encoder_of
-from text2token.evaluation.label_free import dense_scores
-from text2token.evaluation.labelled import score_suite
-from text2token.evaluation.suite import read_suite, sample_suite
-from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts
-from text2token.terminal import TerminalReporter, quiet_libraries
+from text2token.model.encoder import TextEncoder, encoder_of
+from text2token.model.whitening import Isotropy, Whitening, fit_isotropy, sample_texts
 
 
 def load(name: str) -> SentenceTransformer:

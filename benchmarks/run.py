@@ -22,7 +22,7 @@ import start
 import torch
 from measure import PAGE, Line, put_into_page, table
 
-from text2token.terminal import quiet_libraries
+from text2token.cli.show import quiet_libraries
 
 REPORT = Path("runs/bench.json")
 

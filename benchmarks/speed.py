@@ -25,8 +25,13 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from text2token.adapters import LoraSettings, add_lora
-from text2token.backbone import (
+from text2token.corpus.readers import read_documents
+from text2token.evaluation.labelled import score_suite
+from text2token.evaluation.suite import read_suite, sample_suite
+from text2token.export.folder import export_embedder
+from text2token.export.static import static_embedder
+from text2token.model.adapters import LoraSettings, add_lora
+from text2token.model.backbone import (
     TOKENS_PER_BATCH_CPU,
     BackboneSettings,
     batches_of,
@@ -36,21 +41,16 @@ from text2token.backbone import (
     tokenizer_of,
     transformer_of,
 )
-from text2token.corpus.readers import read_documents
-from text2token.encoder import open_encoder
-from text2token.evaluation.labelled import score_suite
-from text2token.evaluation.suite import read_suite, sample_suite
-from text2token.export import export_embedder
-from text2token.head import load_head
-from text2token.isotropy import fit_isotropy
-from text2token.loss import TokenTargetLoss
-from text2token.recipe import read_recipe
-from text2token.static import static_embedder
+from text2token.model.encoder import open_encoder
+from text2token.model.head import load_head
+from text2token.model.whitening import fit_isotropy
 from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.rows import TEXTS_PER_PART, bounds
-from text2token.training import Schedule, StageSettings, TargetCollator, pass_cost, plan, text_lengths, train_stage
-from text2token.vocabulary import TargetVocabulary, tokenise
+from text2token.tokens.vocabulary import TargetVocabulary, tokenise
+from text2token.train.objective import TokenTargetLoss
+from text2token.train.run import read_recipe
+from text2token.train.stage import Schedule, StageSettings, TargetCollator, pass_cost, plan, text_lengths, train_stage
 
 TOKENS_PER_BATCH = 1024
 TRAINING_TOKENS = 6_000

@@ -22,20 +22,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from text2token.backbone import BackboneSettings, Progress, load_embedder, tokenizer_of
+from text2token.cli.show import TerminalReporter, quiet_libraries
 from text2token.corpus.prepare import temporary_corpus
 from text2token.corpus.readers import read_documents
-from text2token.encoder import TextEncoder, encoder_of
 from text2token.evaluation.label_free import dense_scores
 from text2token.evaluation.labelled import score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
-from text2token.head import load_head, word_table
-from text2token.isotropy import Isotropy, fit_isotropy, sample_texts
-from text2token.recipe import Recipe
+from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.model.encoder import TextEncoder, encoder_of
+from text2token.model.head import load_head, word_table
+from text2token.model.whitening import Isotropy, fit_isotropy, sample_texts
+from text2token.progress import Progress
 from text2token.targets.constructors import ConstructorName, Materials, make_constructor
 from text2token.targets.rows import Constructor
-from text2token.terminal import TerminalReporter, quiet_libraries
-from text2token.vocabulary import TargetVocabulary
+from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.train.run import Recipe
 
 
 def words_encoder(constructor: Constructor, size: int) -> TextEncoder:

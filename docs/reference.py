@@ -18,10 +18,10 @@ from typing import Any
 import typer
 
 import text2token
-from text2token.cli import app
-from text2token.recipe import Recipe
+from text2token.cli.commands import app
 from text2token.serve.limits import Limits
 from text2token.settings import item_name
+from text2token.train.run import Recipe
 
 FOLDER = Path(__file__).parent
 WIDTH = 100

@@ -78,7 +78,7 @@ def _child(job: dict[str, str], folder: Path) -> None:
 
 
 def _serve_jobs() -> None:
-    import text2token.vectors  # noqa: F401
+    import text2token.export.vectors  # noqa: F401
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "text2token"]:
         del sys.modules[name]

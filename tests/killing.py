@@ -70,7 +70,8 @@ class Launcher:
 
 def _prepare() -> None:
     """Import what the commands need, and make pieces of work so small that a small corpus has many."""
-    from text2token import terminal, vectors  # noqa: F401
+    from text2token.cli import show  # noqa: F401
+    from text2token.export import vectors
     from text2token.search import index, sparse  # noqa: F401
     from text2token.targets import constructors, data_driven
 
@@ -82,7 +83,7 @@ def _prepare() -> None:
 
 
 def _child(arguments: list[str], folder: str, moment: Moment, count: ctypes.c_long, said: Path) -> None:
-    from text2token.cli import main
+    from text2token.cli.commands import main
 
     def stop() -> None:
         os.kill(os.getpid(), moment.number)

@@ -11,13 +11,13 @@ import uvicorn
 from conftest import PATIENCE, TEXTS
 from starlette.types import ASGIApp
 
-from text2token.backbone import BackboneSettings, open_embedder
 from text2token.corpus.documents import Document
-from text2token.encoder import encoder_of
-from text2token.lens.learning import learn_from_words
+from text2token.export.static import build_static
+from text2token.lens.fit import learn_from_words
 from text2token.lens.reader import FOLDER, PROBE, as_fast_tokenizer, save_reader
+from text2token.model.backbone import BackboneSettings, open_embedder
+from text2token.model.encoder import encoder_of
 from text2token.search.index import fill_index
-from text2token.static import build_static
 
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> listens to the socket"
 RIGHT_TO_LEFT = "القطة تنام على الأريكة 🐈🐈 while the cat sleeps and a girl plays a guitar 🎸"

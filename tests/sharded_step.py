@@ -16,12 +16,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from text2token.adapters import LoraSettings, add_lora
-from text2token.backbone import BackboneSettings, load_embedder, transformer_of
-from text2token.head import load_head
-from text2token.loss import TokenTargetLoss
-from text2token.processes import together
-from text2token.training import load_trainable, trainable_weights
+from text2token.model.adapters import LoraSettings, add_lora
+from text2token.model.backbone import BackboneSettings, load_embedder, transformer_of
+from text2token.model.head import load_head
+from text2token.train.objective import TokenTargetLoss
+from text2token.train.processes import together
+from text2token.train.stage import load_trainable, trainable_weights
 
 TEXTS = ["a girl brushes her hair", "wait until the thread ends", "coffee prices rose sharply", "close the socket"]
 

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from text2token.adapters import LoraSettings, add_lora, blend_lora, merge_lora
-from text2token.backbone import (
+from text2token.errors import BackboneError, RecipeError
+from text2token.model.adapters import LoraSettings, add_lora, blend_lora, merge_lora
+from text2token.model.backbone import (
     BackboneSettings,
     cut_last_layers,
     embed,
@@ -32,7 +33,6 @@ from text2token.backbone import (
     transformer_of,
     without_last_layers,
 )
-from text2token.errors import BackboneError, RecipeError
 
 
 def hidden_states(embedder: SentenceTransformer, ids: list[int]) -> torch.Tensor:

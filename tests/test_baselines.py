@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from llm2vec_reference import IGNORED, formula_model, inputs, pairs
 from safetensors.torch import load_file, save_file
 
-from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of, transformer_of
 from text2token.baselines.contrastive import ContrastiveSettings, RankingLoss, set_attention_dropout
 from text2token.baselines.cropping import cropped_pairs
 from text2token.baselines.embed_filter import middle_directions
@@ -28,9 +27,10 @@ from text2token.baselines.peer import Peer, Settings, Workshop
 from text2token.baselines.token_targets import STAGE2_BESIDE, build
 from text2token.baselines.whitened_cse import whitened_in_groups
 from text2token.comparison import PEERS
-from text2token.encoder import TextEncoder
 from text2token.errors import CorpusError
-from text2token.head import load_head
+from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of, transformer_of
+from text2token.model.encoder import TextEncoder
+from text2token.model.head import load_head
 
 REFERENCE = json.loads(llm2vec_reference.REFERENCE.read_text(encoding="utf-8"))
 NAMES = [peer.name for peer in PEERS]

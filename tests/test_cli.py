@@ -16,10 +16,10 @@ from commands import COMMAND, call
 from conftest import PATIENCE, TEXTS, BackboneMaker
 from test_suite import write_suite
 
-from text2token.backbone import BackboneSettings, embed, load_embedder
-from text2token.export import export_embedder
-from text2token.isotropy import fit_isotropy
-from text2token.recipe import recipe_names
+from text2token.export.folder import export_embedder
+from text2token.model.backbone import BackboneSettings, embed, load_embedder
+from text2token.model.whitening import fit_isotropy
+from text2token.train.run import recipe_names
 
 FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "corpus.held_out=10", "--set", "lora.rank=4"]
 
@@ -46,7 +46,7 @@ FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "corpus.held_out=10", "
     ],
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
-    run_help = f"from text2token.cli import app; app({[*command.split(), '--help']!r}, standalone_mode=False)"
+    run_help = f"from text2token.cli.commands import app; app({[*command.split(), '--help']!r}, standalone_mode=False)"
     script = f"import sys; {run_help}; print('modules:', *sys.modules)"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "Usage:" in output

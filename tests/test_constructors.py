@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerFast
 
-from text2token.backbone import BackboneSettings, Progress, load_embedder, tokenizer_of
 from text2token.engine import Engine
 from text2token.errors import RecipeError, TargetMismatch
-from text2token.head import load_head, word_table
+from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.model.head import load_head, word_table
+from text2token.progress import Progress
 from text2token.targets import constructors
 from text2token.targets import corpus_derived as corpus_derived_room
 from text2token.targets.constructors import (
@@ -40,7 +41,7 @@ from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedT
 from text2token.targets.rows import HERE, Passages, distributions, heaviest, mixed, record_batch, without
 from text2token.targets.smoothing import SmoothedTargets, SmoothingSettings, alike_words
 from text2token.targets.store import SCHEMA, open_targets
-from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
+from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 PROMPTS = ('"{text}" means "', "{text} In one word: ")
 

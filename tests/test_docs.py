@@ -17,7 +17,7 @@ from reference import FOLDER, names_page, settings_page
 from sentence_transformers import SentenceTransformer
 
 from text2token import BackboneSettings, Document, Recipe, read_documents, run
-from text2token.cli import app
+from text2token.cli.commands import app
 
 LOADING = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
 ELSEWHERE = re.compile(r"(?:https?:)?//")

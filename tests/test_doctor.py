@@ -5,7 +5,7 @@ from email.message import Message
 import pytest
 from typer.testing import CliRunner
 
-from text2token.cli import app
+from text2token.cli.commands import app
 from text2token.doctor import examine
 
 HERE = {"torch": "2.13.0+cpu", "numpy": "1.26.0", "fastapi": "0.200.0"}

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.adapters import LoraSettings, add_lora
-from text2token.backbone import BackboneSettings, DType, Progress, embed, load_embedder, resolve_dtype, tokenizer_of
-from text2token.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder, token_counter
 from text2token.errors import BackboneError, RecipeError
-from text2token.export import export_embedder
-from text2token.isotropy import fit_isotropy
-from text2token.vocabulary import tokenise
+from text2token.export.folder import export_embedder
+from text2token.model.adapters import LoraSettings, add_lora
+from text2token.model.backbone import BackboneSettings, DType, embed, load_embedder, resolve_dtype, tokenizer_of
+from text2token.model.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder, token_counter
+from text2token.model.whitening import fit_isotropy
+from text2token.progress import Progress
+from text2token.tokens.vocabulary import tokenise
 
 
 @pytest.fixture

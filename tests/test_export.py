@@ -12,11 +12,11 @@ from conftest import TEXTS, BackboneMaker, family_configs
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
 
-from text2token.adapters import LoraSettings, add_lora
-from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
 from text2token.errors import OutputError
-from text2token.export import export_embedder
-from text2token.isotropy import fit_isotropy
+from text2token.export.folder import export_embedder
+from text2token.model.adapters import LoraSettings, add_lora
+from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.model.whitening import fit_isotropy
 
 MORE_TEXTS = [*TEXTS, "short", "long " * 200]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_cli import FAST
 
 from text2token.errors import OutputError
-from text2token.export import check_output
+from text2token.export.folder import check_output
 from text2token.files import MADE, alone_in, atomic_file, atomic_folder, check_ours, claim, forget
 from text2token.search.index import Index
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from text2token.backbone import BackboneSettings, load_embedder
 from text2token.corpus.documents import Document
 from text2token.errors import BackboneError
-from text2token.head import load_head, word_table
-from text2token.static import build_static
-from text2token.vocabulary import TargetVocabulary
+from text2token.export.static import build_static
+from text2token.model.backbone import BackboneSettings, load_embedder
+from text2token.model.head import load_head, word_table
+from text2token.tokens.vocabulary import TargetVocabulary
 
 
 @pytest.mark.parametrize("family", sorted(family_configs(10)))

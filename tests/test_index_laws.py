@@ -29,18 +29,18 @@ from conftest import PATIENCE, TEXTS, BackboneMaker
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from text2token.backbone import BackboneSettings
-from text2token.cli import app
+from text2token.cli.commands import app
+from text2token.cli.options import filters_of
 from text2token.corpus.documents import Document
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import BackboneError, CorpusError, OutputError, RecipeError
-from text2token.options import filters_of
-from text2token.reporter import Silent
+from text2token.export.static import build_static
+from text2token.model.backbone import BackboneSettings
+from text2token.progress import Silent
 from text2token.search.explain import excerpt
 from text2token.search.index import CARD, DENSE, FORMAT, SPARSE, Index, fill_index, read_card
 from text2token.search.one_off import search as find_once
 from text2token.search.words import LATEST_RULE, QUERY_WORDS, RULES, Words
-from text2token.static import build_static
 
 SCRIPTS = (
     "the bicycle's chain-guard, 3.14 a1b2 foo_bar Straße İstanbul ﬁ",

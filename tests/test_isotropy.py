@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from text2token.isotropy import Isotropy, fit_isotropy
+from text2token.model.whitening import Isotropy, fit_isotropy
 
 
 def sample(texts: int = 4000) -> torch.Tensor:

@@ -27,12 +27,12 @@ from killing import Ended, Launcher, Moment
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
-from text2token.backbone import BackboneSettings, resolve_dtype
-from text2token.cli import INTERRUPTED
+from text2token.cli.commands import INTERRUPTED
 from text2token.corpus.prepare import CorpusSettings
-from text2token.encoder import open_encoder
-from text2token.recipe import Recipe
+from text2token.model.backbone import BackboneSettings, resolve_dtype
+from text2token.model.encoder import open_encoder
 from text2token.search.index import Index
+from text2token.train.run import Recipe
 
 KILLS = int(os.environ.get("KILLS", "12"))
 OUTPUT_ERROR = 6  # exit code of an output error: the thing is made already, or cannot be written

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sentence_transformers.util import cos_sim
 
-from text2token.encoder import TextEncoder
 from text2token.errors import BackboneError, CorpusError
 from text2token.evaluation.label_free import dense_scores, geometry, retrieval_scores, tfidf_scores
+from text2token.model.encoder import TextEncoder
 
 
 def test_scores_of_known_ranks() -> None:

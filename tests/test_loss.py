@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2token.errors import TrainingDiverged
-from text2token.head import LanguageModelHead
-from text2token.loss import TokenTargetLoss, own_among_others, sparse_kl
+from text2token.model.head import LanguageModelHead
+from text2token.train.objective import TokenTargetLoss, own_among_others, sparse_kl
 
 
 def random_targets(seed: int, rows: int, vocabulary: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -16,14 +16,14 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from text2token.backbone import BackboneSettings, embed, load_embedder, prompt_tokens, set_prompt, tokenizer_of
+from text2token.corpus.normalisation import normalise, read_as_text, read_first_word_as_any, without_ours
 from text2token.corpus.readers import read_documents
-from text2token.encoder import token_counter
-from text2token.export import export_embedder
-from text2token.isotropy import fit_isotropy
-from text2token.normalisation import normalise, read_as_text, read_first_word_as_any, without_ours
-from text2token.static import build_static
-from text2token.vocabulary import TargetVocabulary, bare_tokenizer, token_forms, tokenise, tokenizer_fingerprint
+from text2token.export.folder import export_embedder
+from text2token.export.static import build_static
+from text2token.model.backbone import BackboneSettings, embed, load_embedder, prompt_tokens, set_prompt, tokenizer_of
+from text2token.model.encoder import token_counter
+from text2token.model.whitening import fit_isotropy
+from text2token.tokens.vocabulary import TargetVocabulary, bare_tokenizer, token_forms, tokenise, tokenizer_fingerprint
 
 WHITESPACE = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())
 UNICODE = st.text(st.characters(codec="utf-8"), max_size=60)

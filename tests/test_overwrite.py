@@ -11,12 +11,12 @@ from test_cli import FAST
 from test_files import contents, written
 from typer.testing import CliRunner
 
-from text2token.backbone import BackboneSettings
-from text2token.cli import app
+from text2token.cli.commands import app
 from text2token.comparison import Comparison, choose_peers, compare_peers
 from text2token.corpus.prepare import CorpusSettings
 from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError, Text2TokenError
+from text2token.model.backbone import BackboneSettings
 
 # the names that commands use below their folders, and those by which our own results are told
 PROJECT = {

@@ -13,11 +13,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
-from text2token.backbone import BackboneSettings, embed, load_embedder
 from text2token.errors import BackboneError, OutputError
-from text2token.export import export_embedder
-from text2token.isotropy import fit_isotropy
-from text2token.portable import PortableEmbedder, export_portable
+from text2token.export.folder import export_embedder
+from text2token.export.onnx import PortableEmbedder, export_portable
+from text2token.model.backbone import BackboneSettings, embed, load_embedder
+from text2token.model.whitening import fit_isotropy
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,8 @@ def test_unquantised_it_is_the_model_to_rounding(model: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("bits", ["8", "32"])
 def test_quiet_says_nothing_and_nobodys_logging_is_changed(model: Path, tmp_path: Path, bits: str) -> None:
     probe = (
-        "import logging, sys; from text2token.cli import main; before = [*logging.root.handlers], logging.root.level\n"
+        "import logging, sys; from text2token.cli.commands import main\n"
+        "before = [*logging.root.handlers], logging.root.level\n"
         "try: main()\nexcept SystemExit as end: assert not end.code\n"
         "assert ([*logging.root.handlers], logging.root.level) == before and not logging.root.manager.disable"
     )
@@ -68,7 +69,7 @@ def test_quiet_says_nothing_and_nobodys_logging_is_changed(model: Path, tmp_path
 def test_what_does_not_survive_eight_bits_is_told_of_more(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("text2token.portable.LEAST_COSINE", 2.0)
+    monkeypatch.setattr("text2token.export.onnx.LEAST_COSINE", 2.0)
     with pytest.raises(BackboneError, match=r"does not survive 8 bits .* --bits 32"):
         export_portable(str(model), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -12,14 +12,14 @@ from fastapi import FastAPI, Request
 from serving import running
 from typer.testing import CliRunner
 
-from text2token.backbone import BackboneSettings
-from text2token.cli import app
+from text2token.cli.commands import app
 from text2token.corpus.documents import Document
 from text2token.errors import BackboneError, OutputError, Text2TokenError
+from text2token.export.card import static_card
+from text2token.export.static import build_static
 from text2token.files import MADE
-from text2token.model_card import static_card
+from text2token.model.backbone import BackboneSettings
 from text2token.publish import prepare_publication, publish
-from text2token.static import build_static
 
 
 @pytest.fixture

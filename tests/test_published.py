@@ -20,7 +20,7 @@ from text2token.corpus.published import (
     without_secrets,
 )
 from text2token.errors import CorpusError, OutputError
-from text2token.model_card import model_card
+from text2token.export.card import model_card
 from text2token.publish import prepare_publication
 from text2token.report import write_report
 

@@ -14,9 +14,9 @@ from commands import call
 from conftest import PATIENCE, TEXTS, BackboneMaker
 from typer.testing import CliRunner
 
-from text2token.backbone import BackboneSettings
-from text2token.cli import app
-from text2token.recipe import Recipe
+from text2token.cli.commands import app
+from text2token.model.backbone import BackboneSettings
+from text2token.train.run import Recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,21 +17,21 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from text2token.adapters import add_lora
-from text2token.backbone import BackboneSettings, Progress, load_embedder, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings
 from text2token.corpus.readers import ReadingSettings, read_documents
 from text2token.errors import OutputError, RecipeError
 from text2token.evaluation.label_free import dense_scores
-from text2token.head import load_head
-from text2token.recipe import Recipe, build_targets, made_from, read_recipe, recipe_names, run
-from text2token.reporter import Silent
+from text2token.model.adapters import add_lora
+from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.model.head import load_head
+from text2token.progress import Progress, Silent
 from text2token.settings import from_toml
 from text2token.targets.likelihood_ratio import LikelihoodRatioTargets
 from text2token.targets.store import read_card
-from text2token.training import StageSettings, load_trainable, train_stage
-from text2token.vocabulary import TargetVocabulary
+from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.train.run import Recipe, build_targets, made_from, read_recipe, recipe_names, run
+from text2token.train.stage import StageSettings, load_trainable, train_stage
 
 
 @pytest.fixture
@@ -513,7 +513,7 @@ def test_texts_that_are_trained_on_know_their_own_document(
         seen.append(rows)
         return train_stage(embedder, loss, rows, *others, **options)
 
-    monkeypatch.setattr("text2token.recipe.train_stage", watched)
+    monkeypatch.setattr("text2token.train.run.train_stage", watched)
     lines = text_file.read_text(encoding="utf-8").splitlines()[:12]
     documents = [Document(body=f"{first} {second}", place="") for first in lines for second in lines if first != second]
     settings = ["stage1.targets=corpus_derived", "stage1.max_tokens=400"]

@@ -17,20 +17,20 @@ from conftest import TEXTS, BackboneMaker
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SparseEncoder
 
-from text2token.backbone import BackboneSettings, cut_last_layers, embed, load_embedder, open_embedder
-from text2token.cli import app
+from text2token.cli.commands import app
 from text2token.corpus.documents import Document
 from text2token.corpus.readers import read_documents
 from text2token.errors import BackboneError, CorpusError, OutputError, RecipeError
-from text2token.export import export_embedder
-from text2token.isotropy import fit_isotropy
+from text2token.export.folder import export_embedder
+from text2token.export.sparse import fit_words, sparse_embedder
+from text2token.export.static import build_static
+from text2token.model.backbone import BackboneSettings, cut_last_layers, embed, load_embedder, open_embedder
+from text2token.model.whitening import fit_isotropy
 from text2token.search.explain import excerpt
 from text2token.search.index import BATCH, MODES, Index, fill_index, read_card
-from text2token.search.sparse import fit_words, sparse_embedder
 from text2token.search.words import Words, average_length
-from text2token.static import build_static
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.vocabulary import TargetVocabulary
+from text2token.tokens.vocabulary import TargetVocabulary
 
 DOCUMENTS = [
     Document(text, f"docs.jsonl:{number}", fields={"year": 2000 + number % 3, "read": number < 5, "tags": ["all", number]})

@@ -25,10 +25,10 @@ from serving import DOCUMENTS, HOSTILE, RIGHT_TO_LEFT, make_index, make_model, r
 from test_cli import COMMAND
 from torch import Tensor
 
-from text2token.backbone import BackboneSettings, load_embedder
-from text2token.encoder import open_encoder, token_counter
 from text2token.errors import BackboneError, OutputError, RecipeError
 from text2token.lens.reader import open_reader
+from text2token.model.backbone import BackboneSettings, load_embedder
+from text2token.model.encoder import open_encoder, token_counter
 from text2token.serve.app import PAGE, create_app
 from text2token.serve.batching import Batcher, Overloaded
 from text2token.serve.limits import Limits

@@ -17,7 +17,7 @@ from text2token.errors import RecipeError
 from text2token.serve.limits import Limits
 from text2token.settings import from_toml, item_name, to_toml, with_assignments
 from text2token.targets.model_derived import ModelDerivedSettings
-from text2token.training import StageSettings
+from text2token.train.stage import StageSettings
 
 RECIPE = Recipe(BackboneSettings("x"))
 

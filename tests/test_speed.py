@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from test_evaluation_cost import Told
 from typer.testing import CliRunner
 
-from text2token import speed
-from text2token.backbone import BackboneSettings, Progress
-from text2token.cli import app
+from text2token.cli.commands import app
 from text2token.corpus.readers import read_documents
-from text2token.recipe import Recipe, read_recipe
-from text2token.reporter import Silent
-from text2token.speed import FEWEST_TOKENS, Machine, fitted, in_minutes, measured, minutes_of
+from text2token.model.backbone import BackboneSettings
+from text2token.progress import Progress, Silent
+from text2token.train import speed
+from text2token.train.run import Recipe, read_recipe
+from text2token.train.speed import FEWEST_TOKENS, Machine, fitted, in_minutes, measured, minutes_of
 
 QUICKSTART = read_recipe("quickstart")
 MACHINES = st.builds(Machine, st.floats(1, 1e5), st.floats(1, 1e6), st.floats(12, 128), st.floats(24, 256))
@@ -92,7 +92,7 @@ def test_a_quickstart_says_what_it_chose_and_goes_on_with_it(
 
         told = Told()
         monkeypatch.setattr(speed, "measured", given_machine)
-        monkeypatch.setattr("text2token.cli.reporter_for", lambda quiet: Interrupting() if interrupted else told)
+        monkeypatch.setattr("text2token.cli.commands.reporter_for", lambda quiet: Interrupting() if interrupted else told)
         settings = [
             f'sources=["{text_file}"]',
             f"backbone.name={small.backbone.name}",

@@ -23,7 +23,7 @@ from text2token.targets import data_driven, store
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.rows import HERE
 from text2token.targets.store import documents_of, open_targets, read_card, write_targets
-from text2token.vocabulary import TargetVocabulary, VocabularySettings, stop_words_of, tokenise
+from text2token.tokens.vocabulary import TargetVocabulary, VocabularySettings, stop_words_of, tokenise
 
 
 @pytest.fixture

@@ -17,18 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from text2token.doctor import Diagnosis, Part
-from text2token.errors import VISIBLE, printable
-from text2token.evaluation.label_free import Geometry, RetrievalScores
-from text2token.evaluation.labelled import LabelledScores, TaskScore
-from text2token.leaderboard import Leaderboard, Row, Spread
-from text2token.lens.key_tokens import KeyToken
-from text2token.lens.metrics import Alignment
-from text2token.lens.pair import Contribution, Contributions
-from text2token.lens.readable import SaidWord
-from text2token.options import show_json
-from text2token.search.explain import Reason
-from text2token.terminal import (
+from text2token.cli.options import show_json
+from text2token.cli.show import (
     RECENT,
     Pace,
     TerminalReporter,
@@ -41,6 +31,16 @@ from text2token.terminal import (
     show_reports,
     show_words,
 )
+from text2token.doctor import Diagnosis, Part
+from text2token.errors import VISIBLE, printable
+from text2token.evaluation.label_free import Geometry, RetrievalScores
+from text2token.evaluation.labelled import LabelledScores, TaskScore
+from text2token.leaderboard import Leaderboard, Row, Spread
+from text2token.lens.key_tokens import KeyToken
+from text2token.lens.metrics import Alignment
+from text2token.lens.open import SaidWord
+from text2token.lens.pair import Contribution, Contributions
+from text2token.search.explain import Reason
 
 
 def test_pace_forgets_within_a_minute_what_a_resumed_run_found_done() -> None:
@@ -124,7 +124,7 @@ names = st.sampled_from(HOSTILE) | st.text(one_column, min_size=1, max_size=12)
 
 def shown_with(name: str) -> str:
     """Return all that the terminal shows of results in which everything that has a name or a text has this one."""
-    from text2token.evaluation.report import ModelReport  # it stands on an extra
+    from text2token.evaluation.models import ModelReport  # it stands on an extra
     from text2token.search.index import Hit
 
     scores = RetrievalScores(50.0, 60.0, 70.0, 20, (40.0, 60.0))
@@ -174,7 +174,7 @@ def test_any_name_or_text_is_shown_as_it_is_and_commands_no_terminal(name: str) 
 def test_on_eighty_columns_no_head_and_no_figure_is_cut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, models: int
 ) -> None:
-    from text2token.evaluation.report import ModelReport
+    from text2token.evaluation.models import ModelReport
 
     monkeypatch.setenv("COLUMNS", "80")
     scores = RetrievalScores(100.0, 100.0, 100.0, 2000, (100.0, 100.0))

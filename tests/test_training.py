@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from text2token.adapters import LoraSettings, add_lora
-from text2token.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
 from text2token.errors import OutputError, RecipeError, TrainingDiverged
-from text2token.head import load_head
-from text2token.loss import TokenTargetLoss
+from text2token.model.adapters import LoraSettings, add_lora
+from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.model.head import load_head
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
 from text2token.targets.store import shuffle_targets
-from text2token.training import (
+from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.train.objective import TokenTargetLoss
+from text2token.train.stage import (
     PASS_COST_GPU,
     Schedule,
     StageResult,
@@ -41,7 +42,6 @@ from text2token.training import (
     text_lengths,
     train_stage,
 )
-from text2token.vocabulary import TargetVocabulary
 
 STAGE = StageSettings(learning_rate=2e-2, epochs=4, tokens_per_batch=256, steps_per_checkpoint=5)
 CORPUS = [f"{text} Number {number}." for number in range(6) for text in TEXTS]
@@ -281,7 +281,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_training import train, trainable
-from text2token.backbone import BackboneSettings
+from text2token.model.backbone import BackboneSettings
 from safetensors.torch import save_file
 embedder, _ = train(BackboneSettings({backbone!r}, dtype="float32", max_length=64), Path({folder!r}), resume=True)
 save_file(trainable(embedder), {out!r})

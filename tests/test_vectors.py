@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from text2token.backbone import Progress
 from text2token.corpus.documents import Document
-from text2token.encoder import TextEncoder
 from text2token.errors import CorpusError, OutputError
-from text2token.vectors import embed_corpus, read_card, read_vectors
+from text2token.export.vectors import embed_corpus, read_card, read_vectors
+from text2token.model.encoder import TextEncoder
+from text2token.progress import Progress
 
 
 class Lengths:

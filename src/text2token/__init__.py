@@ -8,41 +8,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from text2token.backbone import BackboneSettings, load_embedder
     from text2token.corpus.documents import Document
     from text2token.corpus.readers import read_documents
     from text2token.errors import Text2TokenError
-    from text2token.evaluation.report import Yardsticks, evaluate_models
-    from text2token.isotropy import fit_isotropy
-    from text2token.lens.learning import learn_from_words
+    from text2token.evaluation.models import Yardsticks, evaluate_models
+    from text2token.export.static import build_static
+    from text2token.lens.fit import learn_from_words
     from text2token.lens.reader import TokenReader, open_reader
-    from text2token.recipe import Recipe, RunResult, build_targets, read_recipe, run
+    from text2token.model.backbone import BackboneSettings, load_embedder
+    from text2token.model.whitening import fit_isotropy
     from text2token.search.index import Index, fill_index
-    from text2token.static import build_static
+    from text2token.train.run import Recipe, RunResult, build_targets, read_recipe, run
 
 _HOMES = {
-    "BackboneSettings": "backbone",
+    "BackboneSettings": "model.backbone",
     "Document": "corpus.documents",
     "Index": "search.index",
-    "Recipe": "recipe",
-    "RunResult": "recipe",
+    "Recipe": "train.run",
+    "RunResult": "train.run",
     "Text2TokenError": "errors",
     "TokenReader": "lens.reader",
-    "Yardsticks": "evaluation.report",
-    "build_static": "static",
-    "build_targets": "recipe",
-    "evaluate_models": "evaluation.report",
+    "Yardsticks": "evaluation.models",
+    "build_static": "export.static",
+    "build_targets": "train.run",
+    "evaluate_models": "evaluation.models",
     "fill_index": "search.index",
-    "fit_isotropy": "isotropy",
-    "learn_from_words": "lens.learning",
-    "load_embedder": "backbone",
+    "fit_isotropy": "model.whitening",
+    "learn_from_words": "lens.fit",
+    "load_embedder": "model.backbone",
     "open_reader": "lens.reader",
     "read_documents": "corpus.readers",
-    "read_recipe": "recipe",
-    "run": "recipe",
+    "read_recipe": "train.run",
+    "run": "train.run",
 }
 
-_EXTRAS = {"evaluation.report": "bench", "search.index": "search"}  # homes that stand on the packages of an extra
+_EXTRAS = {"evaluation.models": "bench", "search.index": "search"}  # homes that stand on the packages of an extra
 
 __all__ = [
     "BackboneSettings",

@@ -33,7 +33,6 @@ import tomli_w
 import torch
 from pydantic import PositiveInt
 
-from text2token.backbone import BackboneSettings, model_state
 from text2token.baselines import (
     cropping,
     echo,
@@ -52,13 +51,11 @@ from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
 from text2token.corpus.published import without_secrets
 from text2token.corpus.readers import BrokenLines, ReadingSettings, source_state
-from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import OutputError, RecipeError, reason
 from text2token.evaluation.label_free import Geometry, RetrievalScores, dense_scores, geometry, retrieval_scores
 from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.files import atomic_file, check_begun, check_ours, claim, forget
-from text2token.isotropy import Isotropy, fit_isotropy
 from text2token.leaderboard import (
     LABEL_FREE,
     MEAN_TASK_TYPE,
@@ -71,7 +68,10 @@ from text2token.leaderboard import (
     leaderboard_html,
     leaderboard_markdown,
 )
-from text2token.reporter import Reporter, Silent
+from text2token.model.backbone import BackboneSettings, model_state
+from text2token.model.encoder import TextEncoder, open_encoder
+from text2token.model.whitening import Isotropy, fit_isotropy
+from text2token.progress import Reporter, Silent
 from text2token.settings import ONE_OR_MORE, Place, checked, difference, to_toml
 
 POSTPROCESSINGS: tuple[Isotropy, ...] = ("none", "centre", "whiten")

@@ -13,13 +13,14 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from text2token.backbone import resolve_dtype
+from text2token.model.backbone import resolve_dtype
 
 PACKAGE = "text2token"
 # what an extra is for; the names are those of pyproject.toml
 USED_BY = {
     "bench": "evaluate, compare",
     "docs": "make docs",
+    "http": "sources that are https:// addresses",
     "onnx": "export --onnx",
     "ray": "targets, embed, train, run with --engine ray",
     "report": "report",

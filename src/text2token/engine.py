@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from text2token.errors import EngineError, RecipeError, Text2TokenError, reason
 
 if TYPE_CHECKING:  # a worker starts in a second without torch
-    from text2token.backbone import Progress
+    from text2token.progress import Progress
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")

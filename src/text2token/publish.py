@@ -9,7 +9,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from text2token.corpus.published import HUB_ID, secrets_in
 from text2token.errors import BackboneError, OutputError, reason
-from text2token.model_card import PLACE
+from text2token.export.card import PLACE
 
 CARD = "README.md"
 

@@ -27,14 +27,14 @@ from torch import Tensor
 
 from text2token.corpus.prepare import Corpus
 from text2token.corpus.published import published_recipe
-from text2token.encoder import open_encoder
 from text2token.errors import OutputError, Text2TokenError
-from text2token.evaluation.along_the_way import read_diary
+from text2token.evaluation.history import read_diary
 from text2token.files import atomic_file, check_file
-from text2token.isotropy import sample_texts
 from text2token.lens.reader import open_reader
-from text2token.recipe import DIARY, RunFolder
-from text2token.reporter import Reporter, Silent
+from text2token.model.encoder import open_encoder
+from text2token.model.whitening import sample_texts
+from text2token.progress import Reporter, Silent
+from text2token.train.run import DIARY, RunFolder
 
 MAP_TEXTS = 500
 BEGINNING = '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta name="generator" content="text2token report">'

@@ -13,10 +13,10 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
-from text2token.adapters import LoraSettings, add_lora, blend_lora
-from text2token.backbone import DEFAULT_PROMPT, cut_last_layers, load_embedder
 from text2token.baselines.peer import Workshop
-from text2token.training import StageResult, StageSettings, plan, text_lengths, train_stage
+from text2token.model.adapters import LoraSettings, add_lora, blend_lora
+from text2token.model.backbone import DEFAULT_PROMPT, cut_last_layers, load_embedder
+from text2token.train.stage import StageResult, StageSettings, plan, text_lengths, train_stage
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from text2token.backbone import Progress, load_embedder, tokenizer_of, transformer_of
 from text2token.baselines.peer import Built, Peer, Settings, Workshop
-from text2token.encoder import TextEncoder, model_fingerprint
+from text2token.model.backbone import load_embedder, tokenizer_of, transformer_of
+from text2token.model.encoder import TextEncoder, model_fingerprint
+from text2token.progress import Progress
 
 FRAMES = (("Document:", "\nDocument again:"), ("Rewrite the sentence: ", ", rewritten sentence: "))
 TEXTS_PER_BATCH = 32

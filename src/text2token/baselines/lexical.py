@@ -17,9 +17,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from text2token.backbone import Progress
 from text2token.baselines.peer import Built, Peer, Settings, Workshop
-from text2token.encoder import TextEncoder
+from text2token.model.encoder import TextEncoder
+from text2token.progress import Progress
 
 BM25_OF_MTEB = "mteb/baseline-bm25s"
 

@@ -9,12 +9,12 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from text2token.adapters import merge_lora
-from text2token.backbone import BackboneSettings, resolve_dtype, transformer_of
-from text2token.encoder import TextEncoder, encoder_of
-from text2token.isotropy import sample_texts
 from text2token.leaderboard import Family
-from text2token.reporter import Reporter, Silent
+from text2token.model.adapters import merge_lora
+from text2token.model.backbone import BackboneSettings, resolve_dtype, transformer_of
+from text2token.model.encoder import TextEncoder, encoder_of
+from text2token.model.whitening import sample_texts
+from text2token.progress import Reporter, Silent
 
 Settings = Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """One vector per token, no layers: the speed limit that everybody is compared with.
 
-Model2Vec sends every token through the backbone once; ours takes the rows of its head (`text2token.static`).
+Model2Vec sends every token through the backbone once; ours takes the rows of its head (`text2token.export.static`).
 """
 
 import hashlib
@@ -12,10 +12,11 @@ from model2vec.distill import distill_from_model
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from text2token.backbone import Progress, resolve_backbone
 from text2token.baselines.peer import Built, Peer, Settings, Workshop
-from text2token.encoder import TextEncoder, encoder_of
-from text2token.static import static_embedder
+from text2token.export.static import static_embedder
+from text2token.model.backbone import resolve_backbone
+from text2token.model.encoder import TextEncoder, encoder_of
+from text2token.progress import Progress
 
 
 def build(workshop: Workshop, settings: Settings) -> Built:

@@ -28,10 +28,10 @@ from datasets import Dataset
 from pydantic import Field, NonNegativeInt
 
 from text2token.corpus.documents import Document
+from text2token.corpus.normalisation import normalise
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError
 from text2token.files import atomic_folder, real
-from text2token.normalisation import normalise
 from text2token.settings import Seed, checked
 
 DOCUMENT_SCHEMA = pa.schema([("title", pa.large_string()), ("body", pa.large_string()), ("place", pa.large_string())])

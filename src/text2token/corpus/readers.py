@@ -18,6 +18,7 @@ from text2token.corpus.broken import BrokenLines as BrokenLines
 from text2token.corpus.broken import OnError
 from text2token.corpus.docstrings import standard_library_documents
 from text2token.corpus.documents import Document
+from text2token.corpus.normalisation import whole_characters
 from text2token.corpus.published import without_secrets
 from text2token.corpus.records import Records, kind_of
 from text2token.corpus.remote import is_remote, open_remote, remote_files, remote_state, told
@@ -33,7 +34,6 @@ from text2token.corpus.streams import (
 )
 from text2token.corpus.tables import read_dataset_folder, read_parquet, read_table
 from text2token.errors import CorpusError, reason
-from text2token.normalisation import whole_characters
 from text2token.settings import checked, one_or_more
 
 Format = Literal["auto", "txt", "jsonl", "json", "csv", "tsv", "parquet"]

@@ -10,8 +10,8 @@ from typing import Any
 
 from text2token.corpus.broken import BrokenLines
 from text2token.corpus.documents import Document
+from text2token.corpus.normalisation import whole_characters
 from text2token.errors import CorpusError
-from text2token.normalisation import whole_characters
 
 MAX_DOCUMENT_BYTES = 1_000_000  # longer than most novels' chapters; a longer line is far more often a damaged file
 TITLE_FIELD = "title"

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from text2token.corpus.normalisation import whole_characters
 from text2token.errors import reason
-from text2token.normalisation import whole_characters
 
 DEEPEST_LEVEL = 32  # lists and objects within each other; the engine of an index fails at some 130
 LONGEST_FIELDS = 1_000_000  # characters of all fields of a document

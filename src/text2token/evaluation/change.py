@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from text2token.errors import CorpusError
-from text2token.evaluation.along_the_way import word_scores
-from text2token.head import LanguageModelHead
+from text2token.evaluation.history import word_scores
 from text2token.lens.metrics import alignment_of_scores
 from text2token.lens.reader import WordSplitter
+from text2token.model.head import LanguageModelHead
 
 RANKS = (0, 1, 4, 16, 64)
 SHOWN_DIRECTIONS = 4

@@ -14,12 +14,12 @@ from pathlib import Path
 from datasets import Dataset
 from transformers.utils.hub import cached_file
 
-from text2token.backbone import PYPI, package_file
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, CorpusSettings, pair_digest, temporary_corpus
 from text2token.corpus.readers import BrokenLines
 from text2token.files import atomic_file
-from text2token.reporter import Reporter
+from text2token.model.backbone import PYPI, package_file
+from text2token.progress import Reporter
 
 FILE = "held_out.json"
 

@@ -28,11 +28,11 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 from sklearn.exceptions import UndefinedMetricWarning
 
-from text2token.encoder import TextEncoder
 from text2token.errors import CorpusError, RecipeError, reason
 from text2token.evaluation.suite import Row, SuiteTask, TaskType
 from text2token.files import writing
-from text2token.reporter import Reporter, Silent
+from text2token.model.encoder import TextEncoder
+from text2token.progress import Reporter, Silent
 
 DRAWS_OF_A_SAMPLE = 3
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from text2token.head import LanguageModelHead
-from text2token.vocabulary import TargetVocabulary
+from text2token.model.head import LanguageModelHead
+from text2token.tokens.vocabulary import TargetVocabulary
 
 
 @dataclass(frozen=True)

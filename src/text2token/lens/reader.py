@@ -9,7 +9,7 @@
 
 Plain sentence-transformers ignores the folder. The trap is a reader at the wrong model: directions of one embedding space
 mean nothing in another. Hashes of weights would refuse the same model in another number format, so the reader keeps what its
-model gave for three fixed texts, and `check` asks again. How directions are learnt: `text2token.lens.learning`.
+model gave for three fixed texts, and `check` asks again. How directions are learnt: `text2token.lens.fit`.
 """
 
 import json
@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from text2token.encoder import TextEncoder
 from text2token.errors import BackboneError, reason
 from text2token.files import atomic_folder
 from text2token.lens.key_tokens import KeyToken
 from text2token.lens.pair import Contributions, taken_apart
-from text2token.vocabulary import (
+from text2token.model.encoder import TextEncoder
+from text2token.tokens.vocabulary import (
     NOT_A_TARGET,
     TargetVocabulary,
     VocabularySettings,

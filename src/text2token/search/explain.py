@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from text2token.encoder import TextEncoder
 from text2token.lens.reader import FOLDER, TokenReader, open_reader
+from text2token.model.encoder import TextEncoder
 
 DENSE_WORDS = 6
 EXPLAINED_AT_ONCE = 256  # documents, each of which is scored for every word that the reader knows

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from text2token.corpus.documents import Document
+from text2token.corpus.normalisation import normalise
 from text2token.corpus.prepare import normalised_text
-from text2token.encoder import TextEncoder, open_encoder
 from text2token.errors import CorpusError, OutputError, RecipeError
 from text2token.files import atomic_file
-from text2token.normalisation import normalise
-from text2token.reporter import Reporter, Silent
+from text2token.model.encoder import TextEncoder, open_encoder
+from text2token.progress import Reporter, Silent
 
 
 @dataclass(frozen=True)

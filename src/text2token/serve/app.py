@@ -23,8 +23,8 @@ from starlette.types import ASGIApp
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from text2token.backbone import Role
 from text2token.errors import RecipeError, Text2TokenError
+from text2token.model.backbone import Role
 from text2token.serve import answers
 from text2token.serve.batching import Batcher, Overloaded
 from text2token.serve.guard import Guard

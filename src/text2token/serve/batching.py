@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from text2token.backbone import Role
 from text2token.errors import Text2TokenError
+from text2token.model.backbone import Role
 from text2token.serve.limits import Limits
 
 TURN = 8  # texts of one request before it is another's turn

@@ -4,8 +4,8 @@ from dataclasses import field
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from text2token.backbone import tokens_per_pass
 from text2token.errors import RecipeError
+from text2token.model.backbone import tokens_per_pass
 from text2token.settings import checked
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from text2token.backbone import DType
-from text2token.encoder import TextEncoder, open_encoder, token_counter
 from text2token.errors import BackboneError
+from text2token.lens.open import SaidWord
 from text2token.lens.pair import Contributions
-from text2token.lens.readable import SaidWord
 from text2token.lens.reader import FOLDER, TokenReader, open_reader
+from text2token.model.backbone import DType
+from text2token.model.encoder import TextEncoder, open_encoder, token_counter
 from text2token.search.explain import explained_by
 
 if TYPE_CHECKING:  # the engine is an extra

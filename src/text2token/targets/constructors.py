@@ -16,12 +16,13 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from text2token.backbone import BackboneSettings, Progress, load_embedder, open_embedder, room_for_text, tokenizer_of
 from text2token.corpus.published import published_model
 from text2token.engine import Engine
 from text2token.errors import TargetMismatch
 from text2token.files import real, scratch_folder
-from text2token.head import LanguageModelHead, load_head
+from text2token.model.backbone import BackboneSettings, load_embedder, open_embedder, room_for_text, tokenizer_of
+from text2token.model.head import LanguageModelHead, load_head
+from text2token.progress import Progress
 from text2token.settings import checked
 from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
@@ -30,7 +31,7 @@ from text2token.targets.model_derived import PREVIOUS, UNTRAINED, ModelDerivedSe
 from text2token.targets.rows import HERE, TEXTS_PER_PART, Constructor, RecallingConstructor, bounds, text_batches
 from text2token.targets.smoothing import SmoothedRecallingTargets, SmoothedTargets, SmoothingSettings
 from text2token.targets.store import TargetCard, write_targets
-from text2token.vocabulary import TargetVocabulary
+from text2token.tokens.vocabulary import TargetVocabulary
 
 ConstructorName = Literal["data_driven", "likelihood_ratio", "model_derived", "corpus_derived"]
 EXPENSIVE_TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most

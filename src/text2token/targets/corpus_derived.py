@@ -24,11 +24,11 @@ from scipy.sparse import csr_array, vstack
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from text2token.backbone import Progress
 from text2token.engine import Engine
 from text2token.errors import RecipeError
-from text2token.head import LanguageModelHead, word_table
-from text2token.isotropy import fit_isotropy
+from text2token.model.head import LanguageModelHead, word_table
+from text2token.model.whitening import fit_isotropy
+from text2token.progress import Progress
 from text2token.settings import Share, checked
 from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
 from text2token.targets.rows import (

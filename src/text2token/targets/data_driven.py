@@ -27,10 +27,10 @@ from pydantic import PositiveInt
 from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
-from text2token.backbone import Progress
 from text2token.engine import Engine
 from text2token.errors import RecipeError
 from text2token.files import atomic_file
+from text2token.progress import Progress
 from text2token.settings import checked
 from text2token.targets.rows import (
     HERE,
@@ -43,7 +43,7 @@ from text2token.targets.rows import (
     record_batch,
     text_batches,
 )
-from text2token.vocabulary import (
+from text2token.tokens.vocabulary import (
     NOT_A_TARGET,
     TargetVocabulary,
     folded,

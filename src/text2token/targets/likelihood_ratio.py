@@ -32,13 +32,14 @@ from scipy.sparse import csr_array
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.backbone import Progress, embed
 from text2token.engine import Engine
 from text2token.errors import RecipeError
-from text2token.head import LanguageModelHead
+from text2token.model.backbone import embed
+from text2token.model.head import LanguageModelHead
+from text2token.progress import Progress
 from text2token.settings import checked
 from text2token.targets.rows import HERE, Passages, as_dataset, chosen, evenly, record_batch, text_batches
-from text2token.vocabulary import TargetVocabulary
+from text2token.tokens.vocabulary import TargetVocabulary
 
 TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
 ROWS_OF_LOGITS = 32  # 32 × 262,144 probabilities in float64 are 67 MB

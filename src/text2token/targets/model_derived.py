@@ -27,14 +27,15 @@ from scipy.sparse import csr_array, vstack
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.backbone import DEFAULT_PROMPT, Progress, behind, embed, room_for_text, tokenizer_of
 from text2token.engine import Engine
 from text2token.errors import RecipeError
-from text2token.head import LanguageModelHead
+from text2token.model.backbone import DEFAULT_PROMPT, behind, embed, room_for_text, tokenizer_of
+from text2token.model.head import LanguageModelHead
+from text2token.progress import Progress
 from text2token.settings import ONE_OR_MORE, Place, Prompt, Share, checked
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.rows import HERE, Passages, as_dataset, chosen, evenly, mixed, record_batch, text_batches
-from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
+from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
 ROWS_OF_LOGITS = 64  # 64 × 49,152 probabilities are 12 MB

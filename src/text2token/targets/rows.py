@@ -14,8 +14,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
-from text2token.backbone import Progress
 from text2token.engine import Engine, LocalEngine
+from text2token.progress import Progress
 from text2token.targets.store import SCHEMA
 
 HERE = LocalEngine()

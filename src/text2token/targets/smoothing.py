@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 from scipy.sparse import csr_array
 
-from text2token.backbone import Progress
 from text2token.engine import Engine
-from text2token.head import LanguageModelHead, word_table
+from text2token.model.head import LanguageModelHead, word_table
+from text2token.progress import Progress
 from text2token.settings import ShareBelowOne, checked
 from text2token.targets.rows import (
     HERE,
@@ -31,7 +31,7 @@ from text2token.targets.rows import (
     mixed,
     record_batch,
 )
-from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary
+from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 WORDS_AT_A_TIME = 2048
 

@@ -23,11 +23,11 @@ from datasets import Dataset, concatenate_datasets
 from datasets import config as datasets_config
 from numpy.typing import NDArray
 
-from text2token.backbone import Progress
 from text2token.engine import Engine, check_written
 from text2token.errors import TargetMismatch
 from text2token.files import atomic_file, atomic_folder, claim, forget, real, writing
-from text2token.vocabulary import TargetVocabulary
+from text2token.progress import Progress
+from text2token.tokens.vocabulary import TargetVocabulary
 
 FORMAT_VERSION = 1
 SIZED_TEXTS = 10_000

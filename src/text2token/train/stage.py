@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from text2token.backbone import Progress, batches_of, token_lengths, tokenizer_of
 from text2token.errors import OutputError, RecipeError
 from text2token.files import writing
-from text2token.loss import ContrastWith
-from text2token.processes import together
+from text2token.model.backbone import batches_of, token_lengths, tokenizer_of
+from text2token.progress import Progress
 from text2token.settings import Share, checked
 from text2token.targets.constructors import ConstructorName
+from text2token.train.objective import ContrastWith
+from text2token.train.processes import together
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
 TRAINER_STATE = "trainer_state.json"

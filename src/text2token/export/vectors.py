@@ -22,14 +22,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from text2token.backbone import Progress
 from text2token.corpus.documents import Document
 from text2token.corpus.published import published_model, published_source
-from text2token.encoder import TextEncoder
 from text2token.engine import Engine, LocalEngine, check_written
 from text2token.errors import CorpusError, OutputError, reason
 from text2token.files import atomic_file, real
-from text2token.reporter import Reporter, Silent
+from text2token.model.encoder import TextEncoder
+from text2token.progress import Progress, Reporter, Silent
 
 CARD = "card.json"
 ROWS_PER_SHARD = 10_000

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from text2token.errors import TrainingDiverged
-from text2token.head import LanguageModelHead
+from text2token.model.head import LanguageModelHead
 
 ContrastWith = Literal["next_passage", "itself"]
 

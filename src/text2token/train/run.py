@@ -35,8 +35,23 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from text2token.adapters import LoraSettings, add_lora, blend_lora
-from text2token.backbone import (
+from text2token.corpus.documents import Document
+from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+from text2token.corpus.published import published_model, published_source, without_secrets
+from text2token.corpus.readers import STDIN, BrokenLines, ReadingSettings, source_state
+from text2token.engine import Engine
+from text2token.errors import CorpusError, OutputError, RecipeError
+from text2token.evaluation.comparison import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
+from text2token.evaluation.held_out import write_held_out
+from text2token.evaluation.history import Diary, Watch
+from text2token.export.card import model_card
+from text2token.export.folder import check_output, export_embedder
+from text2token.files import alone_in, atomic_file, check_ours, claim, forget, is_ours, scratch_folder
+from text2token.lens.fit import joined, learn_from_head, learn_from_words
+from text2token.lens.reader import FOLDER as READER_FOLDER
+from text2token.lens.reader import PROBE, TokenReader, WordSplitter, save_reader
+from text2token.model.adapters import LoraSettings, add_lora, blend_lora
+from text2token.model.backbone import (
     BackboneSettings,
     cut_last_layers,
     embed,
@@ -46,32 +61,18 @@ from text2token.backbone import (
     token_lengths,
     tokenizer_of,
 )
-from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
-from text2token.corpus.published import published_model, published_source, without_secrets
-from text2token.corpus.readers import STDIN, BrokenLines, ReadingSettings, source_state
-from text2token.engine import Engine
-from text2token.errors import CorpusError, OutputError, RecipeError
-from text2token.evaluation.along_the_way import Diary, Watch
-from text2token.evaluation.before_after import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
-from text2token.evaluation.held_out import write_held_out
-from text2token.export import check_output, export_embedder
-from text2token.files import alone_in, atomic_file, check_ours, claim, forget, is_ours, scratch_folder
-from text2token.head import LanguageModelHead, load_head
-from text2token.isotropy import Isotropy
-from text2token.lens.learning import joined, learn_from_head, learn_from_words
-from text2token.lens.reader import FOLDER as READER_FOLDER
-from text2token.lens.reader import PROBE, TokenReader, WordSplitter, save_reader
-from text2token.loss import TokenTargetLoss
-from text2token.model_card import model_card
-from text2token.processes import Processes, together
-from text2token.reporter import Phases, Reporter, Silent
+from text2token.model.head import LanguageModelHead, load_head
+from text2token.model.whitening import Isotropy
+from text2token.progress import Phases, Reporter, Silent
 from text2token.settings import ONE_OR_MORE, Place, Seed, checked, from_toml, item_name, to_toml, with_assignments
 from text2token.targets.constructors import Materials, TargetSettings, make_constructor, write_constructed
 from text2token.targets.model_derived import PREVIOUS, UNTRAINED
 from text2token.targets.rows import HERE
 from text2token.targets.store import TargetCard, documents_of, open_targets, read_card, shuffle_targets
-from text2token.training import (
+from text2token.tokens.vocabulary import TargetVocabulary, VocabularySettings
+from text2token.train.objective import TokenTargetLoss
+from text2token.train.processes import Processes, together
+from text2token.train.stage import (
     StageResult,
     StageSettings,
     load_trainable,
@@ -80,7 +81,6 @@ from text2token.training import (
     train_stage,
     trainable_weights,
 )
-from text2token.vocabulary import TargetVocabulary, VocabularySettings
 
 
 @checked

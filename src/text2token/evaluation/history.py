@@ -16,13 +16,13 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from text2token.backbone import embed, room_for_text, tokenizer_of
 from text2token.errors import CorpusError
 from text2token.evaluation.label_free import dense_scores, geometry
 from text2token.files import atomic_file
-from text2token.head import LanguageModelHead
 from text2token.lens.metrics import alignment_of_scores
 from text2token.lens.reader import WordSplitter
+from text2token.model.backbone import embed, room_for_text, tokenizer_of
+from text2token.model.head import LanguageModelHead
 
 DOCUMENTS = 50  # a hundred short texts cost a look two to three seconds on two CPU cores
 

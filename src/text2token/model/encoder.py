@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from text2token.backbone import (
+from text2token.errors import BackboneError
+from text2token.model.backbone import (
     NO_LIMIT,
     DType,
-    Progress,
     Role,
     embed,
     open_embedder,
@@ -32,9 +32,9 @@ from text2token.backbone import (
     tokenizer_of,
     transformer_of,
 )
-from text2token.errors import BackboneError
-from text2token.isotropy import Whitening
-from text2token.vocabulary import bare_tokenizer
+from text2token.model.whitening import Whitening
+from text2token.progress import Progress
+from text2token.tokens.vocabulary import bare_tokenizer
 
 Embed = Callable[[Sequence[str], Progress | None], Tensor]
 SAME_VECTORS = 0.995  # cosine; another release, processor or thread count gives 0.9998 or more in bfloat16

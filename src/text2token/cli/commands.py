@@ -20,8 +20,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from text2token.errors import OutputError, RecipeError, Text2TokenError, printable, reason
-from text2token.options import (
+from text2token.cli.options import (
     Engine,
     Format,
     Json,
@@ -50,6 +49,7 @@ from text2token.options import (
     warn,
     workers_of,
 )
+from text2token.errors import OutputError, RecipeError, Text2TokenError, printable, reason
 
 INTERRUPTED, NOBODY_READS = 130, 141  # 128 and the number of the signal that ends other programs then
 QUICKSTART_MINUTES = 10.0
@@ -127,9 +127,9 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train an embedder on unlabelled text."""
-    from text2token.backbone import BackboneSettings
     from text2token.corpus.readers import ReadingSettings
-    from text2token.recipe import Recipe, run
+    from text2token.model.backbone import BackboneSettings
+    from text2token.train.run import Recipe, run
 
     assignments = [f"backbone.pooling={pooling}", f"backbone.attention={attention}"]
     assignments += [f"backbone.prompt={prompt}"] if prompt is not None else []
@@ -183,7 +183,7 @@ def run_recipe(
     json_: Json = False,
 ) -> None:
     """Train an embedder by a recipe; the same command goes on where it stopped and redoes only what has changed."""
-    from text2token.recipe import read_recipe, run
+    from text2token.train.run import read_recipe, run
 
     settings = read_recipe(recipe).with_settings(set_ or [])
     reading = reading_with(settings.reading, text_field, format, on_error)
@@ -223,8 +223,8 @@ def quickstart(
     """
     from text2token.corpus.readers import read_documents
     from text2token.files import check_begun
-    from text2token.recipe import RunFolder, read_recipe, run
-    from text2token.speed import in_minutes
+    from text2token.train.run import RunFolder, read_recipe, run
+    from text2token.train.speed import in_minutes
 
     check_begun(folder, RunFolder(folder).record.name)  # before the machine is measured
     recipe = replace(read_recipe("quickstart"), seed=seed).with_settings(set_ or [])
@@ -264,9 +264,9 @@ def targets(
     json_: Json = False,
 ) -> None:
     """Build token targets only, to look at them: Parquet shards and a card."""
-    from text2token.backbone import BackboneSettings
-    from text2token.export import check_output
-    from text2token.recipe import Recipe, build_targets
+    from text2token.export.folder import check_output
+    from text2token.model.backbone import BackboneSettings
+    from text2token.train.run import Recipe, build_targets
 
     reporter = reporter_for(quiet)
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources)).with_settings(set_ or [])
@@ -297,8 +297,8 @@ def static(
     quiet: Quiet = False,
 ) -> None:
     """Make a table of word vectors in seconds: no training, the fastest embedder there is, and it knows no word order."""
-    from text2token.backbone import BackboneSettings
-    from text2token.static import build_static
+    from text2token.export.static import build_static
+    from text2token.model.backbone import BackboneSettings
 
     broken = broken_lines(on_error)
     documents = documents_of(tuple(sources), text_field, format, broken)
@@ -336,7 +336,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Turn an embedder into another form of itself: a sparse encoder, or a file for onnxruntime."""
-    from text2token.export import check_output
+    from text2token.export.folder import check_output
 
     if not (sparse or onnx):
         raise RecipeError("say what to make: --sparse FOLDER or --onnx FOLDER")
@@ -345,14 +345,14 @@ def export(
     reporter = reporter_for(quiet)
     if onnx:
         reporter.note("Tracing the model, a minute or so …")
-        card = needing("onnx", "text2token.portable").export_portable(model, onnx, bits=bits, overwrite=overwrite)
+        card = needing("onnx", "text2token.export.onnx").export_portable(model, onnx, bits=bits, overwrite=overwrite)
         if not quiet:
             print(f"ONNX: {onnx}, cosine to the model's own vectors at least {card.least_cosine}; its README has the code.")
     if not sparse:
         return
     broken = broken_lines(on_error)
     from text2token.corpus.prepare import Corpus, CorpusSettings, temporary_corpus
-    from text2token.search.sparse import build_sparse
+    from text2token.export.sparse import build_sparse
 
     with contextlib.ExitStack() as stack:
         if corpus is None:
@@ -432,7 +432,7 @@ def search(
         if json_:
             show_json([asdict(hit) for hit in hits])
         else:
-            from text2token.terminal import show_hits
+            from text2token.cli.show import show_hits
 
             show_hits(hits, mode)
         return
@@ -503,8 +503,8 @@ def lens(
         raise RecipeError(f"--save keeps the reader in the model's folder, and {model} is none")
     reporter = reporter_for(quiet)
     from text2token.evaluation.held_out import unseen_corpus
-    from text2token.lens.readable import HowToRead, open_readable, save_beside
-    from text2token.reporter import Silent
+    from text2token.lens.open import HowToRead, open_readable, save_beside
+    from text2token.progress import Silent
 
     broken = broken_lines(on_error)
     given = [text for text in texts or [] if text != "-"]
@@ -538,7 +538,7 @@ def lens(
     if json_:
         _print_lens(models, given, said, pair, pairs, alignments)
         return
-    from text2token.terminal import show_alignment, show_pair, show_words
+    from text2token.cli.show import show_alignment, show_pair, show_words
 
     if said:
         show_words(given, models, said)
@@ -579,9 +579,9 @@ def embed(
 ) -> None:
     """Write the vectors of a corpus to disk; its size does not matter, and a stopped run goes on."""
     reporter = reporter_for(quiet)
-    from text2token.encoder import open_encoder
+    from text2token.export.vectors import CARD, embed_corpus
     from text2token.files import alone_in
-    from text2token.vectors import CARD, embed_corpus
+    from text2token.model.encoder import open_encoder
 
     total = None
     if "-" not in sources:  # reading takes seconds where embedding takes hours, and then the time left is known
@@ -627,7 +627,7 @@ def evaluate(
     reporter = reporter_for(quiet)
     if not (suite or benchmark or corpus):
         raise RecipeError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
-    evaluation = needing("bench", "text2token.evaluation.report")
+    evaluation = needing("bench", "text2token.evaluation.models")
     if output:
         evaluation.check_reports(output)
     broken = broken_lines(on_error)
@@ -640,7 +640,7 @@ def evaluate(
     if json_:
         show_json(json.loads(evaluation.reports_json(reports)))
     else:
-        from text2token.terminal import show_reports
+        from text2token.cli.show import show_reports
 
         show_reports(reports)
 
@@ -665,8 +665,8 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Train and score all peers on your text and write a leaderboard."""
-    from text2token.backbone import BackboneSettings
     from text2token.corpus.readers import ReadingSettings
+    from text2token.model.backbone import BackboneSettings
     from text2token.settings import with_assignments
 
     comparison = needing("bench", "text2token.comparison")
@@ -689,7 +689,7 @@ def compare(
     )
     warn(broken)
     if not quiet:
-        from text2token.terminal import show_leaderboard
+        from text2token.cli.show import show_leaderboard
 
         show_leaderboard(board)
         sys.stderr.write(f"Open {output / 'leaderboard.html'} in a browser; the figures are in leaderboard.csv beside it.\n")
@@ -751,7 +751,7 @@ def doctor(json_: Json = False) -> None:
     if json_:
         show_json(asdict(diagnosis))
     else:
-        from text2token.terminal import show_diagnosis
+        from text2token.cli.show import show_diagnosis
 
         show_diagnosis(diagnosis)
     if not diagnosis.able:

@@ -25,11 +25,11 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from text2token.backbone import NO_LIMIT, open_embedder, tokenizer_of, transformer_of
 from text2token.errors import BackboneError
-from text2token.export import check_output
+from text2token.export.folder import check_output
 from text2token.files import atomic_folder
-from text2token.vocabulary import bare_tokenizer
+from text2token.model.backbone import NO_LIMIT, open_embedder, tokenizer_of, transformer_of
+from text2token.tokens.vocabulary import bare_tokenizer
 
 MODEL, TOKENIZER, CARD = "model.onnx", "tokenizer.json", "card.json"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "vectors"

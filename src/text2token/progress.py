@@ -1,11 +1,11 @@
-"""How a long run speaks: rooms report steps and progress, and whoever called them decides how it looks."""
+"""How long work reports its steps and progress; whoever called it decides how that looks."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from text2token.backbone import Progress
+Progress = Callable[[int], None]  # called with the number of units just done
 
 
 class Reporter(Protocol):

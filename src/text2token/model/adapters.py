@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from text2token.backbone import transformer_of
 from text2token.errors import RecipeError
+from text2token.model.backbone import transformer_of
 from text2token.settings import Share, ShareBelowOne, checked
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from text2token.backbone import resolve_backbone, tokenizer_of, transformer_of
 from text2token.errors import BackboneError, reason
-from text2token.vocabulary import NOT_A_TARGET, TargetVocabulary, token_forms, tokenise
+from text2token.model.backbone import resolve_backbone, tokenizer_of, transformer_of
+from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary, token_forms, tokenise
 
 NO_WORD = 0.3  # 0, 0.1 and 0.3 measured alike (LOG.md)
 

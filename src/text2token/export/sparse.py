@@ -23,14 +23,14 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from torch import Tensor, nn
 
-from text2token.backbone import embed, open_embedder, room_for_text, tokenizer_of
 from text2token.errors import BackboneError, CorpusError
-from text2token.export import check_output, export_sparse
-from text2token.isotropy import sample_texts
-from text2token.model_card import sparse_card
-from text2token.reporter import Reporter, Silent
+from text2token.export.card import sparse_card
+from text2token.export.folder import check_output, export_sparse
+from text2token.model.backbone import embed, open_embedder, room_for_text, tokenizer_of
+from text2token.model.whitening import sample_texts
+from text2token.progress import Reporter, Silent
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.vocabulary import TargetVocabulary, VocabularySettings
+from text2token.tokens.vocabulary import TargetVocabulary, VocabularySettings
 
 ACTIVE_TOKENS = 128
 RIDGE = 10.0  # times the mean variance of a dimension

@@ -21,8 +21,8 @@ from pydantic import AfterValidator
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from text2token.corpus.normalisation import control_tokens_as_vocabulary, without_ours
 from text2token.errors import BackboneError, RecipeError
-from text2token.normalisation import control_tokens_as_vocabulary, without_ours
 from text2token.settings import checked
 
 REMEMBERED_WORDS = 100_000  # tens of megabytes; four times as many were no faster (LOG.md)

@@ -22,10 +22,19 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from text2token.backbone import (
+from text2token.corpus.documents import Document
+from text2token.corpus.normalisation import read_as_text
+from text2token.corpus.prepare import Corpus
+from text2token.corpus.published import published_model
+from text2token.errors import BackboneError, CorpusError, RecipeError, reason
+from text2token.export.vectors import embed_corpus, read_vectors
+from text2token.lens.fit import joined, learn_from_head, learn_from_words
+from text2token.lens.metrics import Alignment, alignment
+from text2token.lens.pair import Contributions
+from text2token.lens.reader import CARD, FOLDER, PROBE, TokenReader, as_fast_tokenizer, open_reader, save_reader
+from text2token.model.backbone import (
     NO_LIMIT,
     BackboneSettings,
-    Progress,
     load_embedder,
     model_state,
     open_embedder,
@@ -33,20 +42,10 @@ from text2token.backbone import (
     resolve_backbone,
     tokenizer_of,
 )
-from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus
-from text2token.corpus.published import published_model
-from text2token.encoder import TextEncoder, encoder_of, finish_with, in_two_parts
-from text2token.errors import BackboneError, CorpusError, RecipeError, reason
-from text2token.head import load_head
-from text2token.isotropy import sample_texts
-from text2token.lens.learning import joined, learn_from_head, learn_from_words
-from text2token.lens.metrics import Alignment, alignment
-from text2token.lens.pair import Contributions
-from text2token.lens.reader import CARD, FOLDER, PROBE, TokenReader, as_fast_tokenizer, open_reader, save_reader
-from text2token.normalisation import read_as_text
-from text2token.reporter import Reporter, Silent
-from text2token.vectors import embed_corpus, read_vectors
+from text2token.model.encoder import TextEncoder, encoder_of, finish_with, in_two_parts
+from text2token.model.head import load_head
+from text2token.model.whitening import sample_texts
+from text2token.progress import Progress, Reporter, Silent
 
 LEARNING_TEXTS = 2500  # at 1,000 the first word read is in the text for some points fewer of them (LOG.md)
 TEXTS_PER_SHARD = 250

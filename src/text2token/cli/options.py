@@ -20,8 +20,8 @@ from text2token.errors import RecipeError, printable
 
 if TYPE_CHECKING:
     from text2token.corpus.readers import BrokenLines, ReadingSettings
-    from text2token.recipe import RunResult
-    from text2token.reporter import Reporter
+    from text2token.progress import Reporter
+    from text2token.train.run import RunResult
 
 Sources = Annotated[
     list[str],
@@ -140,7 +140,7 @@ def format_of(name: str) -> Any:
 
 def dtype_of(name: str) -> Any:
     """Return the number format of this name, or raise `RecipeError`."""
-    from text2token.backbone import DType
+    from text2token.model.backbone import DType
 
     if name not in (there := get_args(DType)):
         raise RecipeError(f"--dtype is {name!r}; choose {', '.join(there)}")
@@ -167,8 +167,8 @@ def broken_lines(on_error: str) -> "BrokenLines":
 
 def reporter_for(quiet: bool) -> "Reporter":
     """Return what shows progress on the terminal, and let the libraries be quiet."""
-    from text2token.reporter import Silent
-    from text2token.terminal import TerminalReporter, quiet_libraries
+    from text2token.cli.show import TerminalReporter, quiet_libraries
+    from text2token.progress import Silent
 
     quiet_libraries()
     return Silent() if quiet else TerminalReporter()
@@ -176,7 +176,7 @@ def reporter_for(quiet: bool) -> "Reporter":
 
 def show_result(result: "RunResult", as_json: bool, quiet: bool, broken: "BrokenLines | None") -> None:
     """Show what a run came to, as a table or as JSON."""
-    from text2token.terminal import show_evaluation
+    from text2token.cli.show import show_evaluation
 
     if not is_first():
         return

@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from text2token.adapters import add_lora
-from text2token.backbone import embed, load_embedder, token_lengths, tokenizer_of
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import temporary_corpus
-from text2token.evaluation.along_the_way import DOCUMENTS
-from text2token.evaluation.before_after import CENTRE_TEXTS
-from text2token.head import load_head
-from text2token.isotropy import SAMPLE_SIZE
-from text2token.loss import TokenTargetLoss
-from text2token.recipe import TRAINING_COST, Recipe, read_recipe
-from text2token.reporter import Reporter
-from text2token.training import plan, train_stage
-from text2token.vocabulary import tokenise
+from text2token.evaluation.comparison import CENTRE_TEXTS
+from text2token.evaluation.history import DOCUMENTS
+from text2token.model.adapters import add_lora
+from text2token.model.backbone import embed, load_embedder, token_lengths, tokenizer_of
+from text2token.model.head import load_head
+from text2token.model.whitening import SAMPLE_SIZE
+from text2token.progress import Reporter
+from text2token.tokens.vocabulary import tokenise
+from text2token.train.objective import TokenTargetLoss
+from text2token.train.run import TRAINING_COST, Recipe, read_recipe
+from text2token.train.stage import plan, train_stage
 
 OTHER_SECONDS = 60.0  # of a run: loading, reading, targets, export, and measuring itself
 SHARE_OF_EVALUATION = 0.2  # of the time that is left for both, where training could use all of it

@@ -16,13 +16,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from text2token.adapters import merge_lora
-from text2token.backbone import tokenizer_of, transformer_of
+from text2token.corpus.normalisation import control_tokens_as_vocabulary
 from text2token.errors import BackboneError, OutputError
 from text2token.files import atomic_folder, check_ours, real, writing
-from text2token.isotropy import Whitening
-from text2token.normalisation import control_tokens_as_vocabulary
-from text2token.vocabulary import tokenise
+from text2token.model.adapters import merge_lora
+from text2token.model.backbone import tokenizer_of, transformer_of
+from text2token.model.whitening import Whitening
+from text2token.tokens.vocabulary import tokenise
 
 PARTS = ("lens", "held_out.json")  # what is written into a model's folder after it (lens.reader, evaluation.held_out)
 LEGACY_MODULES = "sentence_transformers.models"

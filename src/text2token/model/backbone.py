@@ -41,11 +41,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from text2token.corpus.normalisation import read_as_text, without_ours
 from text2token.errors import BackboneError, RecipeError, reason
 from text2token.files import alone_in, atomic_folder
-from text2token.normalisation import read_as_text, without_ours
+from text2token.progress import Progress
 from text2token.settings import Place, Prompt, checked
-from text2token.vocabulary import tokenise
+from text2token.tokens.vocabulary import tokenise
 
 DEFAULT_PROMPT = 'This sentence: "{text}" means in one word: "'
 POOLING = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean"}
@@ -66,7 +67,6 @@ NO_LIMIT = 1_000_000  # tokens; tokenizers without a limit state a number beyond
 # embedding speed (LOG.md). Plain attention holds a matrix of length × length for each head, so it is for short ones only.
 LONGEST_FOR_PLAIN_ATTENTION = 512
 
-Progress = Callable[[int], None]  # called with the number of units just done
 DType = Literal["auto", "float32", "bfloat16"]
 Role = Literal["query", "document"]  # what a text is in a search; embedders may be trained with a prompt for each
 

@@ -19,20 +19,20 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from text2token.backbone import Progress as Advance
 from text2token.doctor import Diagnosis
 from text2token.errors import printable
-from text2token.evaluation.before_after import Evaluation
+from text2token.evaluation.comparison import Evaluation
 from text2token.evaluation.label_free import TASK
 from text2token.leaderboard import Leaderboard, best_rows, score_columns
 from text2token.lens.key_tokens import KeyToken
 from text2token.lens.metrics import Alignment
+from text2token.lens.open import ReadableModel, SaidWord
 from text2token.lens.pair import Contributions
-from text2token.lens.readable import ReadableModel, SaidWord
+from text2token.progress import Progress as Advance
 from text2token.search.explain import Reason, excerpt
 
 if TYPE_CHECKING:  # they stand on extras, and take seconds to import
-    from text2token.evaluation.report import ModelReport
+    from text2token.evaluation.models import ModelReport
     from text2token.search.index import Hit
 
 SECONDS_BETWEEN_LINES = 15.0

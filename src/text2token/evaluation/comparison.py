@@ -17,18 +17,18 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from text2token.backbone import embed, embed_at_two_depths, token_lengths, tokenizer_of, without_last_layers
-from text2token.encoder import model_fingerprint
-from text2token.evaluation.along_the_way import DOCUMENTS
 from text2token.evaluation.change import Change, change_of
+from text2token.evaluation.history import DOCUMENTS
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.files import atomic_file
-from text2token.head import LanguageModelHead
-from text2token.isotropy import Isotropy, Whitening, fit_isotropy, sample_texts, texts_enough
 from text2token.lens.key_tokens import KeyToken, key_tokens
 from text2token.lens.reader import WordSplitter
-from text2token.reporter import Reporter
-from text2token.vocabulary import TargetVocabulary
+from text2token.model.backbone import embed, embed_at_two_depths, token_lengths, tokenizer_of, without_last_layers
+from text2token.model.encoder import model_fingerprint
+from text2token.model.head import LanguageModelHead
+from text2token.model.whitening import Isotropy, Whitening, fit_isotropy, sample_texts, texts_enough
+from text2token.progress import Reporter
+from text2token.tokens.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
 FEWEST_DOCUMENTS = 20  # held-out ones that are asked for whatever it costs: fewer say nothing

@@ -1,0 +1,1 @@
+"""The backbone, and what is put on it: adapters, head, whitening, encoding."""

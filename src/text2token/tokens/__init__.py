@@ -1,0 +1,1 @@
+"""The vocabulary of targets, and what a head says of a word."""
