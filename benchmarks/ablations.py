@@ -18,7 +18,7 @@ from text2token.baselines.token_targets import STAGE2_BESIDE, STAGE2_SHARE, vari
 from text2token.cli.show import TerminalReporter, quiet_libraries, show_leaderboard
 from text2token.comparison import Comparison, choose_peers, compare_peers
 from text2token.corpus.readers import read_documents
-from text2token.model.backbone import BackboneSettings
+from text2token.recipe import BackboneSettings
 
 MEAN = {"backbone.pooling": "mean", "backbone.prompt": "{text}"}
 STUDENTS: dict[str, dict[str, Any]] = {

@@ -29,18 +29,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from text2token.cli.show import quiet_libraries
 from text2token.export.folder import export_embedder
-from text2token.model.adapters import LoraSettings, add_lora
-from text2token.model.backbone import (
-    BackboneSettings,
-    embed,
-    load_embedder,
-    resolve_backbone,
-    token_lengths,
-    tokenizer_of,
-    transformer_of,
-)
+from text2token.model.adapters import add_lora
+from text2token.model.backbone import embed, load_embedder, resolve_backbone, token_lengths, tokenizer_of, transformer_of
 from text2token.model.encoder import open_encoder
 from text2token.model.whitening import fit_isotropy
+from text2token.recipe import BackboneSettings, LoraSettings
 
 REPORT = Path("runs/gpu.json")
 BILLION = {

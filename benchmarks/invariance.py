@@ -16,7 +16,8 @@ from torch import Tensor
 
 from text2token.cli.show import quiet_libraries
 from text2token.corpus.readers import read_documents
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of, transformer_of
+from text2token.model.backbone import embed, load_embedder, tokenizer_of, transformer_of
+from text2token.recipe import BackboneSettings
 
 THREADS = 2
 LONG = "A long text among them. " * 12

@@ -29,7 +29,8 @@ from text2token.model.adapters import add_lora, blend_lora
 from text2token.model.backbone import embed, load_embedder, room_for_text, tokenizer_of, without_last_layers
 from text2token.model.head import load_head
 from text2token.model.whitening import fit_isotropy
-from text2token.train.run import Recipe, RunFolder, read_recipe
+from text2token.recipe import Recipe, read_recipe
+from text2token.train.run import RunFolder
 from text2token.train.stage import load_trainable
 
 

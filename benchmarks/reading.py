@@ -16,21 +16,15 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
 from text2token.cli.show import TerminalReporter, quiet_libraries
-from text2token.corpus.prepare import CorpusSettings, prepare_corpus
+from text2token.corpus.prepare import prepare_corpus
 from text2token.corpus.readers import read_documents
 from text2token.evaluation.label_free import dense_scores
 from text2token.evaluation.labelled import score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
-from text2token.model.backbone import (
-    BackboneSettings,
-    load_embedder,
-    open_embedder,
-    resolve_dtype,
-    transformer_of,
-    without_last_layers,
-)
+from text2token.model.backbone import load_embedder, open_embedder, resolve_dtype, transformer_of, without_last_layers
 from text2token.model.encoder import TextEncoder, encoder_of
-from text2token.model.whitening import Isotropy, Whitening, fit_isotropy, sample_texts
+from text2token.model.whitening import Whitening, fit_isotropy, sample_texts
+from text2token.recipe import BackboneSettings, CorpusSettings, Isotropy
 
 
 def load(name: str) -> SentenceTransformer:

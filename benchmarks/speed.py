@@ -30,10 +30,9 @@ from text2token.evaluation.labelled import score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
 from text2token.export.folder import export_embedder
 from text2token.export.static import static_embedder
-from text2token.model.adapters import LoraSettings, add_lora
+from text2token.model.adapters import add_lora
 from text2token.model.backbone import (
     TOKENS_PER_BATCH_CPU,
-    BackboneSettings,
     batches_of,
     cut_last_layers,
     embed,
@@ -44,13 +43,13 @@ from text2token.model.backbone import (
 from text2token.model.encoder import open_encoder
 from text2token.model.head import load_head
 from text2token.model.whitening import fit_isotropy
-from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings
+from text2token.recipe import BackboneSettings, LoraSettings, StageSettings, TargetSettings, read_recipe
+from text2token.targets.constructors import CONSTRUCTORS, Materials
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.rows import TEXTS_PER_PART, bounds
 from text2token.tokens.vocabulary import TargetVocabulary, tokenise
 from text2token.train.objective import TokenTargetLoss
-from text2token.train.run import read_recipe
-from text2token.train.stage import Schedule, StageSettings, TargetCollator, pass_cost, plan, text_lengths, train_stage
+from text2token.train.stage import Schedule, TargetCollator, pass_cost, plan, text_lengths, train_stage
 
 TOKENS_PER_BATCH = 1024
 TRAINING_TOKENS = 6_000

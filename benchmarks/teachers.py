@@ -28,15 +28,15 @@ from text2token.corpus.readers import read_documents
 from text2token.evaluation.label_free import dense_scores
 from text2token.evaluation.labelled import score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
-from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of
 from text2token.model.head import load_head, word_table
-from text2token.model.whitening import Isotropy, fit_isotropy, sample_texts
+from text2token.model.whitening import fit_isotropy, sample_texts
 from text2token.progress import Progress
-from text2token.targets.constructors import ConstructorName, Materials, make_constructor
+from text2token.recipe import BackboneSettings, ConstructorName, Isotropy, Recipe
+from text2token.targets.constructors import Materials, make_constructor
 from text2token.targets.rows import Constructor
 from text2token.tokens.vocabulary import TargetVocabulary
-from text2token.train.run import Recipe
 
 
 def words_encoder(constructor: Constructor, size: int) -> TextEncoder:

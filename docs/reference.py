@@ -7,8 +7,10 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import itertools
 import subprocess
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -19,9 +21,9 @@ import typer
 
 import text2token
 from text2token.cli.commands import app
+from text2token.recipe import Recipe
 from text2token.serve.limits import Limits
 from text2token.settings import item_name
-from text2token.train.run import Recipe
 
 FOLDER = Path(__file__).parent
 WIDTH = 100
@@ -68,15 +70,28 @@ def _sections(kind: type, path: str, title: str) -> Iterator[str]:
     own = [field for field in fields if not sections[field.name]]
     yield from ["", f"## {title}", "", inspect.cleandoc(kind.__doc__ or "")]
     if own:
-        yield from ["", "| key | type | default |", "|---|---|---|"]
+        yield from ["", "| key | type | default | |", "|---|---|---|---|"]
+    told = _told_of_fields(kind)
     for field in own:
-        yield f"| `{path}{field.name}` | {_type(hints[field.name])} | {_default(field)} |"
+        meaning = told.get(field.name, "")
+        yield f"| `{path}{field.name}` | {_type(hints[field.name])} | {_default(field)} | {meaning} |"
     for name, inner in sections.items():
         if inner and inner is hints[name]:
             yield from _sections(inner, f"{path}{name}.", f"[{path}{name}]")
         elif inner:
             first, second = (item_name(name, number) for number in (1, 2))
             yield from _sections(inner, f"{path}{first}.", f"[[{path}{name}]]: {first}, {second}, …")
+
+
+def _told_of_fields(kind: type) -> dict[str, str]:
+    """Return the line below each field of a settings class, by the field's name."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    told = {}
+    for entry, text in itertools.pairwise(body.body):
+        if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            told[ast.unparse(entry.target)] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+    return told
 
 
 def _section(hint: Any) -> Any:

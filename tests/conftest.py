@@ -15,7 +15,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from text2token.model.backbone import BackboneSettings
+from text2token.recipe import BackboneSettings
 
 torch.set_num_threads(1)  # tiny models lose more to threads than they gain
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start

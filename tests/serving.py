@@ -15,8 +15,9 @@ from text2token.corpus.documents import Document
 from text2token.export.static import build_static
 from text2token.lens.fit import learn_from_words
 from text2token.lens.reader import FOLDER, PROBE, as_fast_tokenizer, save_reader
-from text2token.model.backbone import BackboneSettings, open_embedder
+from text2token.model.backbone import open_embedder
 from text2token.model.encoder import encoder_of
+from text2token.recipe import BackboneSettings
 from text2token.search.index import fill_index
 
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> listens to the socket"

@@ -16,9 +16,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from text2token.model.adapters import LoraSettings, add_lora
-from text2token.model.backbone import BackboneSettings, load_embedder, transformer_of
+from text2token.model.adapters import add_lora
+from text2token.model.backbone import load_embedder, transformer_of
 from text2token.model.head import load_head
+from text2token.recipe import BackboneSettings, LoraSettings
 from text2token.train.objective import TokenTargetLoss
 from text2token.train.processes import together
 from text2token.train.stage import load_trainable, trainable_weights

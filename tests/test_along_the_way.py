@@ -9,16 +9,15 @@ import torch
 from conftest import TEXTS
 from safetensors.torch import load_file
 
-from text2token.corpus.prepare import CorpusSettings
 from text2token.corpus.readers import read_documents
 from text2token.evaluation.history import Watch, read_diary, word_scores
 from text2token.evaluation.label_free import dense_scores, geometry
 from text2token.lens.reader import WordSplitter
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.head import LanguageModelHead, load_head
 from text2token.progress import Silent
-from text2token.tokens.vocabulary import VocabularySettings
-from text2token.train.run import DIARY, Recipe, run
+from text2token.recipe import BackboneSettings, CorpusSettings, Recipe, VocabularySettings
+from text2token.train.run import DIARY, run
 
 
 @pytest.fixture

@@ -20,9 +20,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from text2token.errors import BackboneError, RecipeError
-from text2token.model.adapters import LoraSettings, add_lora, blend_lora, merge_lora
+from text2token.model.adapters import add_lora, blend_lora, merge_lora
 from text2token.model.backbone import (
-    BackboneSettings,
     cut_last_layers,
     embed,
     embed_at_two_depths,
@@ -33,6 +32,7 @@ from text2token.model.backbone import (
     transformer_of,
     without_last_layers,
 )
+from text2token.recipe import BackboneSettings, LoraSettings
 
 
 def hidden_states(embedder: SentenceTransformer, ids: list[int]) -> torch.Tensor:

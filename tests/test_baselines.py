@@ -28,9 +28,10 @@ from text2token.baselines.token_targets import STAGE2_BESIDE, build
 from text2token.baselines.whitened_cse import whitened_in_groups
 from text2token.comparison import PEERS
 from text2token.errors import CorpusError
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of, transformer_of
+from text2token.model.backbone import embed, load_embedder, tokenizer_of, transformer_of
 from text2token.model.encoder import TextEncoder
 from text2token.model.head import load_head
+from text2token.recipe import BackboneSettings
 
 REFERENCE = json.loads(llm2vec_reference.REFERENCE.read_text(encoding="utf-8"))
 NAMES = [peer.name for peer in PEERS]

@@ -8,8 +8,9 @@ from text2token.evaluation.change import RANKS, change_of
 from text2token.evaluation.history import word_scores
 from text2token.lens.metrics import alignment_of_scores
 from text2token.lens.reader import WordSplitter
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, room_for_text, tokenizer_of
+from text2token.model.backbone import embed, load_embedder, room_for_text, tokenizer_of
 from text2token.model.head import LanguageModelHead, load_head
+from text2token.recipe import BackboneSettings
 
 Reading = tuple[LanguageModelHead, WordSplitter, int, torch.Tensor]
 

@@ -17,9 +17,9 @@ from conftest import PATIENCE, TEXTS, BackboneMaker
 from test_suite import write_suite
 
 from text2token.export.folder import export_embedder
-from text2token.model.backbone import BackboneSettings, embed, load_embedder
+from text2token.model.backbone import embed, load_embedder
 from text2token.model.whitening import fit_isotropy
-from text2token.train.run import recipe_names
+from text2token.recipe import BackboneSettings, recipe_names
 
 FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "corpus.held_out=10", "--set", "lora.rank=4"]
 

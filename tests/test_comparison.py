@@ -16,11 +16,10 @@ from test_suite import write_suite
 from text2token import comparison as bench
 from text2token.baselines.peer import Built, Peer, Settings, Workshop
 from text2token.comparison import Comparison, choose_peers, compare_peers
-from text2token.corpus.prepare import CorpusSettings
-from text2token.corpus.readers import ReadingSettings, read_documents
+from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError, RecipeError
 from text2token.leaderboard import Leaderboard, best_rows
-from text2token.model.backbone import BackboneSettings
+from text2token.recipe import BackboneSettings, CorpusSettings, ReadingSettings
 
 
 @pytest.fixture

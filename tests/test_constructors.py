@@ -20,26 +20,26 @@ from transformers import PreTrainedTokenizerFast
 
 from text2token.engine import Engine
 from text2token.errors import RecipeError, TargetMismatch
-from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.head import load_head, word_table
 from text2token.progress import Progress
+from text2token.recipe import (
+    BackboneSettings,
+    ConstructorName,
+    CorpusDerivedSettings,
+    LikelihoodRatioSettings,
+    ModelDerivedSettings,
+    SmoothingSettings,
+    TargetSettings,
+)
 from text2token.targets import constructors
 from text2token.targets import corpus_derived as corpus_derived_room
-from text2token.targets.constructors import (
-    CONSTRUCTORS,
-    ConstructorName,
-    Materials,
-    TargetSettings,
-    data_driven,
-    make_constructor,
-    write_constructed,
-)
-from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
+from text2token.targets.constructors import CONSTRUCTORS, Materials, data_driven, make_constructor, write_constructed
+from text2token.targets.corpus_derived import CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.targets.likelihood_ratio import LikelihoodRatioSettings
-from text2token.targets.model_derived import ModelDerivedSettings, ModelDerivedTargets
+from text2token.targets.model_derived import ModelDerivedTargets
 from text2token.targets.rows import HERE, Passages, distributions, heaviest, mixed, record_batch, without
-from text2token.targets.smoothing import SmoothedTargets, SmoothingSettings, alike_words
+from text2token.targets.smoothing import SmoothedTargets, alike_words
 from text2token.targets.store import SCHEMA, open_targets
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
 

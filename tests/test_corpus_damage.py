@@ -27,9 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_corpus_readers import contents
 
-from text2token.corpus.prepare import CorpusSettings, prepare_corpus
+from text2token.corpus.prepare import prepare_corpus
 from text2token.corpus.readers import BrokenLines, read_documents, source_state
 from text2token.errors import CorpusError
+from text2token.recipe import CorpusSettings
 
 Damage = Callable[[bytes, random.Random], bytes]
 FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")

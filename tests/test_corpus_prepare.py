@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import CorpusSettings, halves, normalise, pair_digest, prepare_corpus, split_text
+from text2token.corpus.prepare import halves, normalise, pair_digest, prepare_corpus, split_text
 from text2token.corpus.readers import read_documents
 from text2token.errors import CorpusError, OutputError
+from text2token.recipe import CorpusSettings
 
 
 def documents(count: int) -> list[Document]:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from text2token.errors import BackboneError, RecipeError
 from text2token.export.folder import export_embedder
-from text2token.model.adapters import LoraSettings, add_lora
-from text2token.model.backbone import BackboneSettings, DType, embed, load_embedder, resolve_dtype, tokenizer_of
+from text2token.model.adapters import add_lora
+from text2token.model.backbone import embed, load_embedder, resolve_dtype, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder, token_counter
 from text2token.model.whitening import fit_isotropy
 from text2token.progress import Progress
+from text2token.recipe import BackboneSettings, DType, LoraSettings
 from text2token.tokens.vocabulary import tokenise
 
 

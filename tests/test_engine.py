@@ -16,19 +16,12 @@ from text2token.corpus.documents import Document
 from text2token.engine import Engine, LocalEngine, check_written, open_engine
 from text2token.errors import CorpusError, EngineError, RecipeError
 from text2token.export.vectors import embed_corpus, read_card
-from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.encoder import open_encoder
-from text2token.targets.constructors import (
-    CONSTRUCTORS,
-    ConstructorName,
-    Materials,
-    TargetSettings,
-    make_constructor,
-    write_constructed,
-)
-from text2token.targets.smoothing import SmoothingSettings
+from text2token.recipe import BackboneSettings, ConstructorName, Recipe, SmoothingSettings, TargetSettings
+from text2token.targets.constructors import CONSTRUCTORS, Materials, make_constructor, write_constructed
 from text2token.tokens.vocabulary import TargetVocabulary
-from text2token.train.run import Recipe, build_targets
+from text2token.train.run import build_targets
 
 CORPUS = [f"{text} Number {number}." for number in range(4) for text in TEXTS]
 

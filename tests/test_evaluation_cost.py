@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_recipe import Listening, run_here
 
-from text2token.corpus.prepare import CorpusSettings, prepare_corpus
+from text2token.corpus.prepare import prepare_corpus
 from text2token.corpus.readers import read_documents
 from text2token.errors import RecipeError
 from text2token.evaluation.comparison import FEWEST_DOCUMENTS, EvaluationTexts, affordable
-from text2token.model.backbone import BackboneSettings, load_embedder, token_lengths, tokenizer_of
-from text2token.train.run import TRAINING_COST, Recipe
+from text2token.model.backbone import load_embedder, token_lengths, tokenizer_of
+from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
+from text2token.train.run import TRAINING_COST
 
 PAIRS = st.lists(st.integers(2, 500), min_size=1, max_size=300).map(np.array)
 

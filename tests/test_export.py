@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from text2token.errors import OutputError
 from text2token.export.folder import export_embedder
-from text2token.model.adapters import LoraSettings, add_lora
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.model.adapters import add_lora
+from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.whitening import fit_isotropy
+from text2token.recipe import BackboneSettings, LoraSettings
 
 MORE_TEXTS = [*TEXTS, "short", "long " * 200]
 

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from text2token.corpus.documents import Document
 from text2token.errors import BackboneError
 from text2token.export.static import build_static
-from text2token.model.backbone import BackboneSettings, load_embedder
+from text2token.model.backbone import load_embedder
 from text2token.model.head import load_head, word_table
+from text2token.recipe import BackboneSettings
 from text2token.tokens.vocabulary import TargetVocabulary
 
 

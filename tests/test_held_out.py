@@ -13,12 +13,12 @@ from conftest import TEXTS
 from datasets import Dataset
 
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings, temporary_corpus
+from text2token.corpus.prepare import Corpus, temporary_corpus
 from text2token.corpus.readers import read_documents
 from text2token.evaluation.held_out import FILE, held_out_of, unseen_corpus, write_held_out
-from text2token.model.backbone import BackboneSettings
 from text2token.progress import Progress
-from text2token.train.run import Recipe, run
+from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
+from text2token.train.run import run
 
 DOCUMENTS = [
     Document(

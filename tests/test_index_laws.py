@@ -35,8 +35,8 @@ from text2token.corpus.documents import Document
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import BackboneError, CorpusError, OutputError, RecipeError
 from text2token.export.static import build_static
-from text2token.model.backbone import BackboneSettings
 from text2token.progress import Silent
+from text2token.recipe import BackboneSettings
 from text2token.search.explain import excerpt
 from text2token.search.index import CARD, DENSE, FORMAT, SPARSE, Index, fill_index, read_card
 from text2token.search.one_off import search as find_once

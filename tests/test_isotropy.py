@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from text2token.model.whitening import Isotropy, fit_isotropy
+from text2token.model.whitening import fit_isotropy
+from text2token.recipe import Isotropy
 
 
 def sample(texts: int = 4000) -> torch.Tensor:

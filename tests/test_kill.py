@@ -28,11 +28,10 @@ from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 from text2token.cli.commands import INTERRUPTED
-from text2token.corpus.prepare import CorpusSettings
-from text2token.model.backbone import BackboneSettings, resolve_dtype
+from text2token.model.backbone import resolve_dtype
 from text2token.model.encoder import open_encoder
+from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
 from text2token.search.index import Index
-from text2token.train.run import Recipe
 
 KILLS = int(os.environ.get("KILLS", "12"))
 OUTPUT_ERROR = 6  # exit code of an output error: the thing is made already, or cannot be written

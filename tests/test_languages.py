@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from text2token.corpus.prepare import split_text
 from text2token.lens.reader import WordSplitter
+from text2token.recipe import VocabularySettings
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.tokens.vocabulary import TargetVocabulary, VocabularySettings, folded
+from text2token.tokens.vocabulary import TargetVocabulary, folded
 
 SENTENCES = {
     "zh": [

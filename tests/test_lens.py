@@ -20,9 +20,10 @@ from text2token.lens.fit import joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import alignment, alignment_of_scores
 from text2token.lens.pair import taken_apart
 from text2token.lens.reader import PROBE, TokenReader, WordSplitter, as_fast_tokenizer, open_reader, save_reader
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of
 from text2token.model.head import load_head
+from text2token.recipe import BackboneSettings
 from text2token.tokens.vocabulary import tokenise
 
 

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2token.errors import RecipeError
-from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
-from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings, write_constructed
+from text2token.model.backbone import load_embedder, tokenizer_of
+from text2token.recipe import BackboneSettings, LikelihoodRatioSettings, TargetSettings
+from text2token.targets.constructors import CONSTRUCTORS, Materials, write_constructed
 from text2token.targets.likelihood_ratio import (
     EFFECTIVE_TOKENS,
     MASS,
     MOST_TOKENS,
-    LikelihoodRatioSettings,
     LikelihoodRatioTargets,
     effective_tokens,
     misses,

@@ -20,9 +20,10 @@ from text2token.corpus.normalisation import normalise, read_as_text, read_first_
 from text2token.corpus.readers import read_documents
 from text2token.export.folder import export_embedder
 from text2token.export.static import build_static
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, prompt_tokens, set_prompt, tokenizer_of
+from text2token.model.backbone import embed, load_embedder, prompt_tokens, set_prompt, tokenizer_of
 from text2token.model.encoder import token_counter
 from text2token.model.whitening import fit_isotropy
+from text2token.recipe import BackboneSettings
 from text2token.tokens.vocabulary import TargetVocabulary, bare_tokenizer, token_forms, tokenise, tokenizer_fingerprint
 
 WHITESPACE = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())

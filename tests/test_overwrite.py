@@ -13,10 +13,9 @@ from typer.testing import CliRunner
 
 from text2token.cli.commands import app
 from text2token.comparison import Comparison, choose_peers, compare_peers
-from text2token.corpus.prepare import CorpusSettings
 from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError, Text2TokenError
-from text2token.model.backbone import BackboneSettings
+from text2token.recipe import BackboneSettings, CorpusSettings
 
 # the names that commands use below their folders, and those by which our own results are told
 PROJECT = {

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from text2token.errors import BackboneError, OutputError
 from text2token.export.folder import export_embedder
 from text2token.export.onnx import PortableEmbedder, export_portable
-from text2token.model.backbone import BackboneSettings, embed, load_embedder
+from text2token.model.backbone import embed, load_embedder
 from text2token.model.whitening import fit_isotropy
+from text2token.recipe import BackboneSettings
 
 
 @pytest.fixture(scope="module")

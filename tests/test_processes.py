@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from text2token.errors import RecipeError
+from text2token.recipe import StageSettings
 from text2token.train.processes import together
-from text2token.train.stage import StageSettings, plan
+from text2token.train.stage import plan
 
 # "--multi_gpu" is accelerate's word for several processes on a machine; with "--cpu" it starts only one without MPI
 LAUNCHERS = {

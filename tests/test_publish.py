@@ -18,8 +18,8 @@ from text2token.errors import BackboneError, OutputError, Text2TokenError
 from text2token.export.card import static_card
 from text2token.export.static import build_static
 from text2token.files import MADE
-from text2token.model.backbone import BackboneSettings
 from text2token.publish import prepare_publication, publish
+from text2token.recipe import BackboneSettings
 
 
 @pytest.fixture

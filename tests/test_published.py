@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2token import BackboneSettings, Recipe, read_documents, run
-from text2token.corpus.prepare import CorpusSettings
 from text2token.corpus.published import (
     published_model,
     published_settings,
@@ -22,6 +21,7 @@ from text2token.corpus.published import (
 from text2token.errors import CorpusError, OutputError
 from text2token.export.card import model_card
 from text2token.publish import prepare_publication
+from text2token.recipe import CorpusSettings
 from text2token.report import write_report
 
 words = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)

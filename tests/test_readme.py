@@ -15,8 +15,7 @@ from conftest import PATIENCE, TEXTS, BackboneMaker
 from typer.testing import CliRunner
 
 from text2token.cli.commands import app
-from text2token.model.backbone import BackboneSettings
-from text2token.train.run import Recipe
+from text2token.recipe import BackboneSettings, Recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

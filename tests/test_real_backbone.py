@@ -19,17 +19,17 @@ from sentence_transformers import SentenceTransformer
 from text2token.corpus.docstrings import standard_library_documents
 from text2token.export.folder import export_embedder
 from text2token.lens.key_tokens import key_tokens
-from text2token.model.adapters import LoraSettings, add_lora
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, resolve_backbone, tokenizer_of
+from text2token.model.adapters import add_lora
+from text2token.model.backbone import embed, load_embedder, resolve_backbone, tokenizer_of
 from text2token.model.head import load_head
 from text2token.model.whitening import fit_isotropy
-from text2token.targets.constructors import CONSTRUCTORS, Materials, TargetSettings
+from text2token.recipe import BackboneSettings, LoraSettings, ModelDerivedSettings, StageSettings, TargetSettings
+from text2token.targets.constructors import CONSTRUCTORS, Materials
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.targets.model_derived import ModelDerivedSettings
 from text2token.targets.store import shuffle_targets
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.objective import TokenTargetLoss
-from text2token.train.stage import StageSettings, plan, text_lengths, train_stage
+from text2token.train.stage import plan, text_lengths, train_stage
 
 pytestmark = pytest.mark.slow
 

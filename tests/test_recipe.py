@@ -18,20 +18,29 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings
-from text2token.corpus.readers import ReadingSettings, read_documents
+from text2token.corpus.prepare import Corpus
+from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError, RecipeError
 from text2token.evaluation.label_free import dense_scores
 from text2token.model.adapters import add_lora
-from text2token.model.backbone import BackboneSettings, load_embedder, tokenizer_of
+from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.head import load_head
 from text2token.progress import Progress, Silent
+from text2token.recipe import (
+    BackboneSettings,
+    CorpusSettings,
+    ReadingSettings,
+    Recipe,
+    StageSettings,
+    read_recipe,
+    recipe_names,
+)
 from text2token.settings import from_toml
 from text2token.targets.likelihood_ratio import LikelihoodRatioTargets
 from text2token.targets.store import read_card
 from text2token.tokens.vocabulary import TargetVocabulary
-from text2token.train.run import Recipe, build_targets, made_from, read_recipe, recipe_names, run
-from text2token.train.stage import StageSettings, load_trainable, train_stage
+from text2token.train.run import build_targets, made_from, run
+from text2token.train.stage import load_trainable, train_stage
 
 
 @pytest.fixture

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import TEXTS, BackboneMaker
 
-from text2token.corpus.prepare import CorpusSettings
 from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError
-from text2token.model.backbone import BackboneSettings
+from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
 from text2token.report import Line, chart, read_run, write_report
-from text2token.train.run import DIARY, Recipe, run
+from text2token.train.run import DIARY, run
 
 HOSTILE = "<script>girl</script> & $hair$"
 

@@ -24,8 +24,9 @@ from text2token.errors import BackboneError, CorpusError, OutputError, RecipeErr
 from text2token.export.folder import export_embedder
 from text2token.export.sparse import fit_words, sparse_embedder
 from text2token.export.static import build_static
-from text2token.model.backbone import BackboneSettings, cut_last_layers, embed, load_embedder, open_embedder
+from text2token.model.backbone import cut_last_layers, embed, load_embedder, open_embedder
 from text2token.model.whitening import fit_isotropy
+from text2token.recipe import BackboneSettings
 from text2token.search.explain import excerpt
 from text2token.search.index import BATCH, MODES, Index, fill_index, read_card
 from text2token.search.words import Words, average_length

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from text2token.errors import BackboneError, OutputError, RecipeError
 from text2token.lens.reader import open_reader
-from text2token.model.backbone import BackboneSettings, load_embedder
+from text2token.model.backbone import load_embedder
 from text2token.model.encoder import open_encoder, token_counter
+from text2token.recipe import BackboneSettings
 from text2token.serve.app import PAGE, create_app
 from text2token.serve.batching import Batcher, Overloaded
 from text2token.serve.limits import Limits

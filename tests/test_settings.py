@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 
 from text2token import BackboneSettings, Recipe, read_documents, read_recipe
 from text2token.comparison import Comparison
-from text2token.corpus.prepare import CorpusSettings
 from text2token.errors import RecipeError
+from text2token.recipe import CorpusSettings, ModelDerivedSettings, StageSettings
 from text2token.serve.limits import Limits
 from text2token.settings import from_toml, item_name, to_toml, with_assignments
-from text2token.targets.model_derived import ModelDerivedSettings
-from text2token.train.stage import StageSettings
 
 RECIPE = Recipe(BackboneSettings("x"))
 

@@ -12,10 +12,9 @@ from typer.testing import CliRunner
 
 from text2token.cli.commands import app
 from text2token.corpus.readers import read_documents
-from text2token.model.backbone import BackboneSettings
 from text2token.progress import Progress, Silent
+from text2token.recipe import BackboneSettings, Recipe, read_recipe
 from text2token.train import speed
-from text2token.train.run import Recipe, read_recipe
 from text2token.train.speed import FEWEST_TOKENS, Machine, fitted, in_minutes, measured, minutes_of
 
 QUICKSTART = read_recipe("quickstart")

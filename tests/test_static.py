@@ -15,10 +15,11 @@ from text2token.corpus.normalisation import read_first_word_as_any
 from text2token.corpus.readers import read_documents
 from text2token.errors import CorpusError, OutputError, RecipeError
 from text2token.export.static import build_static, static_embedder
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder
 from text2token.model.head import NO_WORD, load_head, word_table
 from text2token.model.whitening import fit_isotropy
+from text2token.recipe import BackboneSettings
 from text2token.search.one_off import search
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary

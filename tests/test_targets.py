@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from text2token.errors import RecipeError, TargetMismatch
+from text2token.recipe import DataDrivenSettings, VocabularySettings
 from text2token.targets import data_driven, store
-from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
+from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.rows import HERE
 from text2token.targets.store import documents_of, open_targets, read_card, write_targets
-from text2token.tokens.vocabulary import TargetVocabulary, VocabularySettings, stop_words_of, tokenise
+from text2token.tokens.vocabulary import TargetVocabulary, stop_words_of, tokenise
 
 
 @pytest.fixture

@@ -19,10 +19,11 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from text2token.errors import OutputError, RecipeError, TrainingDiverged
-from text2token.model.adapters import LoraSettings, add_lora
-from text2token.model.backbone import BackboneSettings, embed, load_embedder, tokenizer_of
+from text2token.model.adapters import add_lora
+from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.head import load_head
-from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
+from text2token.recipe import BackboneSettings, DataDrivenSettings, LoraSettings, StageSettings
+from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.store import shuffle_targets
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.objective import TokenTargetLoss
@@ -30,7 +31,6 @@ from text2token.train.stage import (
     PASS_COST_GPU,
     Schedule,
     StageResult,
-    StageSettings,
     TargetCollator,
     last_checkpoint,
     on_one_device,
@@ -281,7 +281,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_training import train, trainable
-from text2token.model.backbone import BackboneSettings
+from text2token.recipe import BackboneSettings
 from safetensors.torch import save_file
 embedder, _ = train(BackboneSettings({backbone!r}, dtype="float32", max_length=64), Path({folder!r}), resume=True)
 save_file(trainable(embedder), {out!r})

@@ -12,7 +12,8 @@ from conftest import BackboneMaker
 import text2token
 from text2token.errors import TargetMismatch, Text2TokenError
 from text2token.lens.reader import open_reader
-from text2token.model.backbone import BackboneSettings, load_embedder, open_embedder
+from text2token.model.backbone import load_embedder, open_embedder
+from text2token.recipe import BackboneSettings
 from text2token.targets.store import read_card
 
 UNPICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

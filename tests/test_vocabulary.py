@@ -5,7 +5,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from text2token.errors import RecipeError
-from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary, VocabularySettings, token_forms
+from text2token.recipe import VocabularySettings
+from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary, token_forms
 
 TOKENIZERS = ["byte_level_tokenizer", "sentencepiece_tokenizer", "wordpiece_tokenizer"]
 

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from text2token.export.static import build_static
     from text2token.lens.fit import learn_from_words
     from text2token.lens.reader import TokenReader, open_reader
-    from text2token.model.backbone import BackboneSettings, load_embedder
+    from text2token.model.backbone import load_embedder
     from text2token.model.whitening import fit_isotropy
+    from text2token.recipe import BackboneSettings, Recipe, read_recipe
     from text2token.search.index import Index, fill_index
-    from text2token.train.run import Recipe, RunResult, build_targets, read_recipe, run
+    from text2token.train.run import RunResult, build_targets, run
 
 _HOMES = {
-    "BackboneSettings": "model.backbone",
+    "BackboneSettings": "recipe",
     "Document": "corpus.documents",
     "Index": "search.index",
-    "Recipe": "train.run",
+    "Recipe": "recipe",
     "RunResult": "train.run",
     "Text2TokenError": "errors",
     "TokenReader": "lens.reader",
@@ -38,7 +39,7 @@ _HOMES = {
     "load_embedder": "model.backbone",
     "open_reader": "lens.reader",
     "read_documents": "corpus.readers",
-    "read_recipe": "train.run",
+    "read_recipe": "recipe",
     "run": "train.run",
 }
 

@@ -48,9 +48,9 @@ from text2token.baselines import (
 )
 from text2token.baselines.peer import Built, Peer, SearchOnly, Settings, Workshop
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+from text2token.corpus.prepare import Corpus, prepare_corpus
 from text2token.corpus.published import without_secrets
-from text2token.corpus.readers import BrokenLines, ReadingSettings, source_state
+from text2token.corpus.readers import BrokenLines, source_state
 from text2token.errors import OutputError, RecipeError, reason
 from text2token.evaluation.label_free import Geometry, RetrievalScores, dense_scores, geometry, retrieval_scores
 from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
@@ -68,10 +68,11 @@ from text2token.leaderboard import (
     leaderboard_html,
     leaderboard_markdown,
 )
-from text2token.model.backbone import BackboneSettings, model_state
+from text2token.model.backbone import model_state
 from text2token.model.encoder import TextEncoder, open_encoder
-from text2token.model.whitening import Isotropy, fit_isotropy
+from text2token.model.whitening import fit_isotropy
 from text2token.progress import Reporter, Silent
+from text2token.recipe import BackboneSettings, CorpusSettings, Isotropy, ReadingSettings
 from text2token.settings import ONE_OR_MORE, Place, checked, difference, to_toml
 
 POSTPROCESSINGS: tuple[Isotropy, ...] = ("none", "centre", "whiten")

@@ -14,9 +14,10 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch import Tensor
 
 from text2token.baselines.peer import Workshop
-from text2token.model.adapters import LoraSettings, add_lora, blend_lora
-from text2token.model.backbone import DEFAULT_PROMPT, cut_last_layers, load_embedder
-from text2token.train.stage import StageResult, StageSettings, plan, text_lengths, train_stage
+from text2token.model.adapters import add_lora, blend_lora
+from text2token.model.backbone import cut_last_layers, load_embedder
+from text2token.recipe import DEFAULT_PROMPT, LoraSettings, StageSettings
+from text2token.train.stage import StageResult, plan, text_lengths, train_stage
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from text2token.baselines.peer import Built, Peer, Settings, Workshop
-from text2token.model.backbone import DEFAULT_PROMPT, embed, load_embedder
+from text2token.model.backbone import embed, load_embedder
 from text2token.model.encoder import TextEncoder, model_fingerprint
 from text2token.model.head import load_head
 from text2token.progress import Progress
+from text2token.recipe import DEFAULT_PROMPT
 
 PROMPT = 'Summarize the sentence: "{text}" in one word:"'
 

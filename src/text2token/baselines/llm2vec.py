@@ -17,10 +17,11 @@ from torch.nn.functional import cross_entropy
 from text2token.baselines.contrastive import ContrastiveSettings, train_contrastive
 from text2token.baselines.peer import Built, Peer, Settings, Workshop, finished, merge_adapters
 from text2token.baselines.simcse import same_text_twice
-from text2token.model.adapters import LoraSettings, add_lora
+from text2token.model.adapters import add_lora
 from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.head import LanguageModelHead, load_head
-from text2token.train.stage import StageResult, StageSettings, plan, text_lengths, train_stage
+from text2token.recipe import LoraSettings, StageSettings
+from text2token.train.stage import StageResult, plan, text_lengths, train_stage
 
 MASK = "_"  # decoders have no mask token; the authors take this one
 SHARE_OF_MNTP = 1 / 3

@@ -11,10 +11,11 @@ from torch import nn
 
 from text2token.leaderboard import Family
 from text2token.model.adapters import merge_lora
-from text2token.model.backbone import BackboneSettings, resolve_dtype, transformer_of
+from text2token.model.backbone import resolve_dtype, transformer_of
 from text2token.model.encoder import TextEncoder, encoder_of
 from text2token.model.whitening import sample_texts
 from text2token.progress import Reporter, Silent
+from text2token.recipe import BackboneSettings
 
 Settings = Mapping[str, Any]
 

@@ -10,8 +10,9 @@ from text2token.files import atomic_folder
 from text2token.leaderboard import Family
 from text2token.model.backbone import cut_last_layers, load_embedder, tokenizer_of
 from text2token.model.head import load_head
+from text2token.recipe import Recipe
 from text2token.tokens.vocabulary import TargetVocabulary
-from text2token.train.run import WEIGHTS, Recipe, RunFolder, Stages, made_from
+from text2token.train.run import WEIGHTS, RunFolder, Stages, made_from
 
 STAGE2_SHARE = "stage2_share"
 STAGE2_BESIDE = "stage2_beside"

@@ -6,7 +6,8 @@ The prompt is PromptEOL (Jiang et al. 2023, "Scaling Sentence Embeddings with La
 from functools import partial
 
 from text2token.baselines.peer import Built, Peer, Settings, Workshop, finished
-from text2token.model.backbone import DEFAULT_PROMPT, cut_last_layers, load_embedder
+from text2token.model.backbone import cut_last_layers, load_embedder
+from text2token.recipe import DEFAULT_PROMPT
 
 CUT_LAYERS = "cut_layers"
 PROMPT_EOL = 'This sentence : "{text}" means in one word:"'

@@ -127,9 +127,8 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train an embedder on unlabelled text."""
-    from text2token.corpus.readers import ReadingSettings
-    from text2token.model.backbone import BackboneSettings
-    from text2token.train.run import Recipe, run
+    from text2token.recipe import BackboneSettings, ReadingSettings, Recipe
+    from text2token.train.run import run
 
     assignments = [f"backbone.pooling={pooling}", f"backbone.attention={attention}"]
     assignments += [f"backbone.prompt={prompt}"] if prompt is not None else []
@@ -183,7 +182,8 @@ def run_recipe(
     json_: Json = False,
 ) -> None:
     """Train an embedder by a recipe; the same command goes on where it stopped and redoes only what has changed."""
-    from text2token.train.run import read_recipe, run
+    from text2token.recipe import read_recipe
+    from text2token.train.run import run
 
     settings = read_recipe(recipe).with_settings(set_ or [])
     reading = reading_with(settings.reading, text_field, format, on_error)
@@ -223,7 +223,8 @@ def quickstart(
     """
     from text2token.corpus.readers import read_documents
     from text2token.files import check_begun
-    from text2token.train.run import RunFolder, read_recipe, run
+    from text2token.recipe import read_recipe
+    from text2token.train.run import RunFolder, run
     from text2token.train.speed import in_minutes
 
     check_begun(folder, RunFolder(folder).record.name)  # before the machine is measured
@@ -265,8 +266,8 @@ def targets(
 ) -> None:
     """Build token targets only, to look at them: Parquet shards and a card."""
     from text2token.export.folder import check_output
-    from text2token.model.backbone import BackboneSettings
-    from text2token.train.run import Recipe, build_targets
+    from text2token.recipe import BackboneSettings, Recipe
+    from text2token.train.run import build_targets
 
     reporter = reporter_for(quiet)
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources)).with_settings(set_ or [])
@@ -298,7 +299,7 @@ def static(
 ) -> None:
     """Make a table of word vectors in seconds: no training, the fastest embedder there is, and it knows no word order."""
     from text2token.export.static import build_static
-    from text2token.model.backbone import BackboneSettings
+    from text2token.recipe import BackboneSettings
 
     broken = broken_lines(on_error)
     documents = documents_of(tuple(sources), text_field, format, broken)
@@ -351,8 +352,9 @@ def export(
     if not sparse:
         return
     broken = broken_lines(on_error)
-    from text2token.corpus.prepare import Corpus, CorpusSettings, temporary_corpus
+    from text2token.corpus.prepare import Corpus, temporary_corpus
     from text2token.export.sparse import build_sparse
+    from text2token.recipe import CorpusSettings
 
     with contextlib.ExitStack() as stack:
         if corpus is None:
@@ -665,8 +667,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Train and score all peers on your text and write a leaderboard."""
-    from text2token.corpus.readers import ReadingSettings
-    from text2token.model.backbone import BackboneSettings
+    from text2token.recipe import BackboneSettings, ReadingSettings
     from text2token.settings import with_assignments
 
     comparison = needing("bench", "text2token.comparison")

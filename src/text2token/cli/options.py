@@ -19,8 +19,9 @@ import typer
 from text2token.errors import RecipeError, printable
 
 if TYPE_CHECKING:
-    from text2token.corpus.readers import BrokenLines, ReadingSettings
+    from text2token.corpus.readers import BrokenLines
     from text2token.progress import Reporter
+    from text2token.recipe import ReadingSettings
     from text2token.train.run import RunResult
 
 Sources = Annotated[
@@ -122,7 +123,7 @@ def to_read(sources: Sequence[str], reading: "ReadingSettings") -> tuple["Broken
 
 def reading_with(reading: "ReadingSettings", text_field: str | None, format: str, on_error: str) -> "ReadingSettings":
     """Return `reading` with what the command line says otherwise than by default."""
-    from text2token.corpus.readers import ReadingSettings
+    from text2token.recipe import ReadingSettings
 
     given = ReadingSettings(text_field, format_of(format), broken_lines(on_error).on_error)
     usual = asdict(ReadingSettings())
@@ -140,7 +141,7 @@ def format_of(name: str) -> Any:
 
 def dtype_of(name: str) -> Any:
     """Return the number format of this name, or raise `RecipeError`."""
-    from text2token.model.backbone import DType
+    from text2token.recipe import DType
 
     if name not in (there := get_args(DType)):
         raise RecipeError(f"--dtype is {name!r}; choose {', '.join(there)}")

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from text2token.errors import CorpusError
+from text2token.recipe import OnError
 
-OnError = Literal["stop", "skip"]
 EXAMPLES = 5  # messages kept, so that a summary can show them
 
 

@@ -20,19 +20,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
 
 import platformdirs
 import pyarrow as pa
 from datasets import Dataset
-from pydantic import Field, NonNegativeInt
 
 from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import normalise
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError
 from text2token.files import atomic_folder, real
-from text2token.settings import Seed, checked
+from text2token.recipe import CorpusSettings
 
 DOCUMENT_SCHEMA = pa.schema([("title", pa.large_string()), ("body", pa.large_string()), ("place", pa.large_string())])
 PASSAGE_SCHEMA = pa.schema([("text", pa.large_string()), ("document", pa.int64())])
@@ -42,19 +40,6 @@ MIN_HALVED_CHARACTERS = 120  # a shorter document has no two halves worth matchi
 MIN_TITLE_CHARACTERS = 20  # shorter titles ("Return self.") name no document
 # with spaces behind them also the danda of Hindi, the question mark of Arabic and the full stop of Urdu
 SENTENCE_END = re.compile(r"(?<=[.!?।॥؟۔])\s+|\n+|(?<=[。！？])\s*")
-
-
-@checked
-class CorpusSettings:
-    """How documents become passages. `held_out` is a number of documents, at most a third of those that qualify.
-
-    A passage is a sentence or two: for the same number of tokens more texts are seen than in long ones, and each target is
-    of fewer words (passages of up to 1,000 characters gained nothing where these did; LOG.md).
-    """
-
-    passage_characters: Annotated[int, Field(ge=50)] = 220
-    held_out: NonNegativeInt = 200
-    seed: Seed = 0
 
 
 @dataclass

@@ -11,11 +11,10 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit
 
 from text2token.corpus.broken import BrokenLines as BrokenLines
-from text2token.corpus.broken import OnError
 from text2token.corpus.docstrings import standard_library_documents
 from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import whole_characters
@@ -34,9 +33,8 @@ from text2token.corpus.streams import (
 )
 from text2token.corpus.tables import read_dataset_folder, read_parquet, read_table
 from text2token.errors import CorpusError, reason
-from text2token.settings import checked, one_or_more
-
-Format = Literal["auto", "txt", "jsonl", "json", "csv", "tsv", "parquet"]
+from text2token.recipe import Format
+from text2token.settings import one_or_more
 
 FORMATS: dict[str, Format] = {
     ".txt": "txt",
@@ -51,18 +49,6 @@ STDIN = "-"
 STANDARD_LIBRARY = "python:stdlib"
 JSON_LIST = re.compile(rb'\s*\[\s*[{"]')
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-
-
-@checked
-class ReadingSettings:
-    """How text is read. `text_field`: the JSON key or column that holds it (None: found); dots lead into objects.
-    `format`: auto, txt, jsonl, json, csv, tsv or parquet. `on_error`: what a broken line does, stop, or skip (counted and
-    shown).
-    """
-
-    text_field: str | None = None
-    format: Format = "auto"
-    on_error: OnError = "stop"
 
 
 def read_documents(

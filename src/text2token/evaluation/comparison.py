@@ -26,8 +26,9 @@ from text2token.lens.reader import WordSplitter
 from text2token.model.backbone import embed, embed_at_two_depths, token_lengths, tokenizer_of, without_last_layers
 from text2token.model.encoder import model_fingerprint
 from text2token.model.head import LanguageModelHead
-from text2token.model.whitening import Isotropy, Whitening, fit_isotropy, sample_texts, texts_enough
+from text2token.model.whitening import Whitening, fit_isotropy, sample_texts, texts_enough
 from text2token.progress import Reporter
+from text2token.recipe import Isotropy
 from text2token.tokens.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after

@@ -15,11 +15,12 @@ from datasets import Dataset
 from transformers.utils.hub import cached_file
 
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings, pair_digest, temporary_corpus
+from text2token.corpus.prepare import Corpus, pair_digest, temporary_corpus
 from text2token.corpus.readers import BrokenLines
 from text2token.files import atomic_file
 from text2token.model.backbone import PYPI, package_file
 from text2token.progress import Reporter
+from text2token.recipe import CorpusSettings
 
 FILE = "held_out.json"
 

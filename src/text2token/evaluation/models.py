@@ -12,7 +12,7 @@ from typing import Any
 import platformdirs
 
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings
+from text2token.corpus.prepare import Corpus
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError, RecipeError
 from text2token.evaluation.held_out import unseen_corpus
@@ -28,9 +28,10 @@ from text2token.evaluation.labelled import LabelledScores, score_benchmark, scor
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.files import atomic_file, check_file
 from text2token.leaderboard import spreadsheet_text
-from text2token.model.backbone import DType, Role
+from text2token.model.backbone import Role
 from text2token.model.encoder import TextEncoder, open_encoder
 from text2token.progress import Reporter, Silent
+from text2token.recipe import CorpusSettings, DType
 from text2token.settings import checked
 
 QUICK_TOKENS = 250_000

@@ -29,8 +29,9 @@ from text2token.export.folder import check_output, export_sparse
 from text2token.model.backbone import embed, open_embedder, room_for_text, tokenizer_of
 from text2token.model.whitening import sample_texts
 from text2token.progress import Reporter, Silent
+from text2token.recipe import VocabularySettings
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.tokens.vocabulary import TargetVocabulary, VocabularySettings
+from text2token.tokens.vocabulary import TargetVocabulary
 
 ACTIVE_TOKENS = 128
 RIDGE = 10.0  # times the mean variance of a dimension

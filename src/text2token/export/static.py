@@ -20,15 +20,16 @@ from torch.nn.functional import embedding_bag
 
 from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import read_first_word_as_any
-from text2token.corpus.prepare import CorpusSettings, temporary_corpus
+from text2token.corpus.prepare import temporary_corpus
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import RecipeError
 from text2token.export.card import static_card
 from text2token.export.folder import check_output, export_static
-from text2token.model.backbone import NO_LIMIT, BackboneSettings, load_embedder, tokenizer_of
+from text2token.model.backbone import NO_LIMIT, load_embedder, tokenizer_of
 from text2token.model.head import load_head, word_table
 from text2token.model.whitening import fit_isotropy, sample_texts
 from text2token.progress import Reporter, Silent
+from text2token.recipe import BackboneSettings, CorpusSettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary, bare_tokenizer, tokenise
 

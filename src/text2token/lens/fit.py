@@ -23,7 +23,8 @@ from text2token.errors import CorpusError
 from text2token.lens.reader import ReaderCard, TokenReader, WordSplitter
 from text2token.model.backbone import NO_LIMIT
 from text2token.model.head import LanguageModelHead
-from text2token.tokens.vocabulary import NOT_A_TARGET, VocabularySettings, tokenizer_fingerprint
+from text2token.recipe import VocabularySettings
+from text2token.tokens.vocabulary import NOT_A_TARGET, tokenizer_fingerprint
 
 MIN_TEXTS = 3  # with a word in them; all words or those of five texts measured alike (LOG.md)
 MAX_WORDS = 10_000  # the most frequent ones: a matrix of texts × words is held in memory

@@ -34,7 +34,6 @@ from text2token.lens.pair import Contributions
 from text2token.lens.reader import CARD, FOLDER, PROBE, TokenReader, as_fast_tokenizer, open_reader, save_reader
 from text2token.model.backbone import (
     NO_LIMIT,
-    BackboneSettings,
     load_embedder,
     model_state,
     open_embedder,
@@ -46,6 +45,7 @@ from text2token.model.encoder import TextEncoder, encoder_of, finish_with, in_tw
 from text2token.model.head import load_head
 from text2token.model.whitening import sample_texts
 from text2token.progress import Progress, Reporter, Silent
+from text2token.recipe import BackboneSettings
 
 LEARNING_TEXTS = 2500  # at 1,000 the first word read is in the text for some points fewer of them (LOG.md)
 TEXTS_PER_SHARD = 250

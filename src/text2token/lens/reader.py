@@ -31,10 +31,10 @@ from text2token.files import atomic_folder
 from text2token.lens.key_tokens import KeyToken
 from text2token.lens.pair import Contributions, taken_apart
 from text2token.model.encoder import TextEncoder
+from text2token.recipe import VocabularySettings
 from text2token.tokens.vocabulary import (
     NOT_A_TARGET,
     TargetVocabulary,
-    VocabularySettings,
     bare_tokenizer,
     is_of_a_word,
     is_unspaced,

@@ -16,13 +16,12 @@ into the weights would give, without the rounding of bfloat16, which would lose 
 
 import re
 import warnings
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
-from pydantic import NonNegativeInt, PositiveInt
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -30,28 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from text2token.errors import RecipeError
 from text2token.model.backbone import transformer_of
-from text2token.settings import Share, ShareBelowOne, checked
-
-
-@checked
-class LoraSettings:
-    """Low-rank adapters on the linear layers of the backbone; `rank` 0 trains all weights instead.
-
-    `blend` is the share of the learnt update that is kept at the end: the weights of the embedder lie so far on the way
-    from the untrained backbone (0) to the trained one (1). After steps that are too large, half way is better than either
-    end (LOG.md; the effect is known for fine-tuning from Wortsman et al. 2022, "WiSE-FT"). It applies to adapters only.
-
-    `last_layers` adapts only so many (None: all). The layers below keep their weights, and no gradient is computed through
-    them, which saves up to half of the time. `modules`: "all" linear layers of these, or those of "attention" only
-    (queries, keys, values, output).
-    """
-
-    rank: NonNegativeInt = 16
-    alpha: PositiveInt = 32
-    dropout: ShareBelowOne = 0.0
-    blend: Share = 1.0
-    last_layers: PositiveInt | None = None
-    modules: Literal["all", "attention"] = "all"
+from text2token.recipe import LoraSettings
 
 
 def add_lora(embedder: SentenceTransformer, settings: LoraSettings, seed: int) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import platformdirs
@@ -29,7 +29,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._validators import validate_repo_id
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Transformer
@@ -45,10 +44,9 @@ from text2token.corpus.normalisation import read_as_text, without_ours
 from text2token.errors import BackboneError, RecipeError, reason
 from text2token.files import alone_in, atomic_folder
 from text2token.progress import Progress
-from text2token.settings import Place, Prompt, checked
+from text2token.recipe import BackboneSettings, DType
 from text2token.tokens.vocabulary import tokenise
 
-DEFAULT_PROMPT = 'This sentence: "{text}" means in one word: "'
 POOLING = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean"}
 TEXT_ONLY: dict[str, Any] = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
@@ -67,27 +65,7 @@ NO_LIMIT = 1_000_000  # tokens; tokenizers without a limit state a number beyond
 # embedding speed (LOG.md). Plain attention holds a matrix of length × length for each head, so it is for short ones only.
 LONGEST_FOR_PLAIN_ATTENTION = 512
 
-DType = Literal["auto", "float32", "bfloat16"]
 Role = Literal["query", "document"]  # what a text is in a search; embedders may be trained with a prompt for each
-
-
-@checked
-class BackboneSettings:
-    """Which model embeds a text, and how.
-
-    `name`: a hub id, a folder, a `.gguf` file, or `pypi:PACKAGE` for a GGUF inside an installed Python package.
-    `prompt`: what stands around the text, with `{text}` in it; `"{text}"` alone for none. `max_length` counts tokens,
-    prompt included. `layers`: keep only the first so many. `dtype`: of training and embedding here; `auto` is bfloat16
-    where the processor computes in it, else float32.
-    """
-
-    name: Place
-    prompt: Prompt = DEFAULT_PROMPT
-    pooling: Literal["last", "mean", "weighted_mean"] = "last"
-    attention: Literal["causal", "bidirectional"] = "causal"
-    max_length: Annotated[int, Field(ge=8)] = 256
-    layers: PositiveInt | None = None
-    dtype: DType = "auto"
 
 
 def load_embedder(settings: BackboneSettings) -> SentenceTransformer:

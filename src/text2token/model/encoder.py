@@ -22,7 +22,6 @@ from transformers import PretrainedConfig
 from text2token.errors import BackboneError
 from text2token.model.backbone import (
     NO_LIMIT,
-    DType,
     Role,
     embed,
     open_embedder,
@@ -34,6 +33,7 @@ from text2token.model.backbone import (
 )
 from text2token.model.whitening import Whitening
 from text2token.progress import Progress
+from text2token.recipe import DType
 from text2token.tokens.vocabulary import bare_tokenizer
 
 Embed = Callable[[Sequence[str], Progress | None], Tensor]

@@ -44,9 +44,10 @@ from text2token.corpus.readers import BrokenLines
 from text2token.corpus.values import UnfitField, plain_fields
 from text2token.errors import CorpusError, OutputError, RecipeError, Text2TokenError, reason
 from text2token.files import atomic_file, atomic_folder, free_bytes, tidy, writing
-from text2token.model.backbone import DType, resolve_dtype
+from text2token.model.backbone import resolve_dtype
 from text2token.model.encoder import TextEncoder, open_encoder
 from text2token.progress import Reporter, Silent
+from text2token.recipe import DType
 from text2token.search.explain import DenseExplanation, Reason, dense_reasons, explanation_beside, shared_words
 from text2token.search.words import LATEST_RULE, RULES, Words, average_length, check_language
 

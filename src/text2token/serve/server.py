@@ -13,8 +13,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from text2token.errors import RecipeError
-from text2token.model.backbone import DType
 from text2token.progress import Reporter, Silent
+from text2token.recipe import DType
 from text2token.serve.app import create_app
 from text2token.serve.limits import Limits
 from text2token.serve.service import open_service

@@ -16,8 +16,8 @@ from text2token.errors import BackboneError
 from text2token.lens.open import SaidWord
 from text2token.lens.pair import Contributions
 from text2token.lens.reader import FOLDER, TokenReader, open_reader
-from text2token.model.backbone import DType
 from text2token.model.encoder import TextEncoder, open_encoder, token_counter
+from text2token.recipe import DType
 from text2token.search.explain import explained_by
 
 if TYPE_CHECKING:  # the engine is an extra

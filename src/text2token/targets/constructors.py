@@ -5,10 +5,9 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,32 +19,26 @@ from text2token.corpus.published import published_model
 from text2token.engine import Engine
 from text2token.errors import TargetMismatch
 from text2token.files import real, scratch_folder
-from text2token.model.backbone import BackboneSettings, load_embedder, open_embedder, room_for_text, tokenizer_of
+from text2token.model.backbone import load_embedder, open_embedder, room_for_text, tokenizer_of
 from text2token.model.head import LanguageModelHead, load_head
 from text2token.progress import Progress
-from text2token.settings import checked
-from text2token.targets.corpus_derived import CorpusDerivedSettings, CorpusDerivedTargets
-from text2token.targets.data_driven import DataDrivenSettings, DataDrivenTargets
-from text2token.targets.likelihood_ratio import LikelihoodRatioSettings, LikelihoodRatioTargets
-from text2token.targets.model_derived import PREVIOUS, UNTRAINED, ModelDerivedSettings, ModelDerivedTargets
+from text2token.recipe import (
+    PREVIOUS,
+    UNTRAINED,
+    BackboneSettings,
+    ConstructorName,
+    TargetSettings,
+)
+from text2token.targets.corpus_derived import CorpusDerivedTargets
+from text2token.targets.data_driven import DataDrivenTargets
+from text2token.targets.likelihood_ratio import LikelihoodRatioTargets
+from text2token.targets.model_derived import ModelDerivedTargets
 from text2token.targets.rows import HERE, TEXTS_PER_PART, Constructor, RecallingConstructor, bounds, text_batches
-from text2token.targets.smoothing import SmoothedRecallingTargets, SmoothedTargets, SmoothingSettings
+from text2token.targets.smoothing import SmoothedRecallingTargets, SmoothedTargets
 from text2token.targets.store import TargetCard, write_targets
 from text2token.tokens.vocabulary import TargetVocabulary
 
-ConstructorName = Literal["data_driven", "likelihood_ratio", "model_derived", "corpus_derived"]
 EXPENSIVE_TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most
-
-
-@checked
-class TargetSettings:
-    """The settings of every constructor; a stage names the one it uses. `smoothing` is for the targets of all."""
-
-    data_driven: DataDrivenSettings = field(default_factory=DataDrivenSettings)
-    likelihood_ratio: LikelihoodRatioSettings = field(default_factory=LikelihoodRatioSettings)
-    model_derived: ModelDerivedSettings = field(default_factory=ModelDerivedSettings)
-    corpus_derived: CorpusDerivedSettings = field(default_factory=CorpusDerivedSettings)
-    smoothing: SmoothingSettings = field(default_factory=SmoothingSettings)
 
 
 @dataclass(frozen=True)

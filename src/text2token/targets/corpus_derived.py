@@ -19,17 +19,15 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt
 from scipy.sparse import csr_array, vstack
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from text2token.engine import Engine
-from text2token.errors import RecipeError
 from text2token.model.head import LanguageModelHead, word_table
 from text2token.model.whitening import fit_isotropy
 from text2token.progress import Progress
-from text2token.settings import Share, checked
+from text2token.recipe import CorpusDerivedSettings
 from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
 from text2token.targets.rows import (
     HERE,
@@ -49,25 +47,6 @@ INDEXED_TEXTS = 100_000
 WHITENED_ON = 10_000  # texts
 ALONE = -1  # in place of the row of the next passage
 SAME = 1e-6  # two targets that differ by less are one
-
-
-@checked
-class CorpusDerivedSettings:
-    """`next_passage`: take the passage that follows. `neighbours`: how many nearest texts of the corpus (0: none).
-
-    `top_k` words are kept. `exclude_in_text`: only words beyond the text. `data_driven_share`: so much of the target is
-    the text's own data-driven one.
-    """
-
-    next_passage: bool = True
-    neighbours: NonNegativeInt = 4
-    top_k: PositiveInt = 64
-    exclude_in_text: bool = False
-    data_driven_share: Share = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.neighbours and not self.next_passage:
-            raise RecipeError("neither next_passage nor neighbours: there is nothing to derive targets from")
 
 
 class CorpusDerivedTargets:

@@ -18,12 +18,11 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import PositiveInt
 from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +30,7 @@ from text2token.engine import Engine
 from text2token.errors import RecipeError
 from text2token.files import atomic_file
 from text2token.progress import Progress
-from text2token.settings import checked
+from text2token.recipe import DataDrivenSettings
 from text2token.targets.rows import (
     HERE,
     TEXTS_PER_PART,
@@ -58,19 +57,6 @@ from text2token.tokens.vocabulary import (
 TEXTS_PER_BATCH = 2048
 CANDIDATE_SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32()))])
 SIF_A = 1e-3  # Arora et al. 2017 recommend 1e-4 … 1e-3
-
-
-@checked
-class DataDrivenSettings:
-    """`weight`: idf, sif or uniform. `top_k`: keep at most so many tokens of a text, those of the largest weight.
-
-    `read`: "tokens" takes those of the text that are in the target vocabulary, spellings merged; "words" (the authors' form)
-    tokenises anew what is left of the text without punctuation and stop words, and takes all tokens as they come.
-    """
-
-    weight: Literal["idf", "sif", "uniform"] = "idf"
-    top_k: PositiveInt = 64
-    read: Literal["tokens", "words"] = "tokens"
 
 
 class DataDrivenTargets:

@@ -20,14 +20,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
 from scipy.sparse import csr_array
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -37,7 +36,7 @@ from text2token.errors import RecipeError
 from text2token.model.backbone import embed
 from text2token.model.head import LanguageModelHead
 from text2token.progress import Progress
-from text2token.settings import checked
+from text2token.recipe import LikelihoodRatioSettings
 from text2token.targets.rows import HERE, Passages, as_dataset, chosen, evenly, record_batch, text_batches
 from text2token.tokens.vocabulary import TargetVocabulary
 
@@ -47,21 +46,6 @@ MASS, MOST_TOKENS = 0.999, 256  # a target keeps its largest tokens up to this m
 EFFECTIVE_TOKENS = 10.0
 TUNED_ON = 64  # texts
 SMALLEST_TAU, LARGEST_TAU, HALVINGS = 1e-12, 1e3, 48
-
-
-@checked
-class LikelihoodRatioSettings:
-    """`teacher`: the model that the "previous" stage made (in a first stage the untrained one), or the "untrained" backbone.
-
-    It embeds as the embedder does, with its prompt and pooling. `tau`: the reciprocal of the likelihood ratio from which on
-    a token is in the target; "auto" follows the model so that the median target has some ten effective tokens. `floor` is
-    added to the prior. `prior_texts`: theta is learnt from so many texts spread evenly over the corpus.
-    """
-
-    teacher: Literal["previous", "untrained"] = "previous"
-    tau: PositiveFloat | Literal["auto"] = 1e-5
-    floor: PositiveFloat = 1e-8
-    prior_texts: PositiveInt = 256
 
 
 class LikelihoodRatioTargets:

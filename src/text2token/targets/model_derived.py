@@ -16,59 +16,28 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from scipy.sparse import csr_array, vstack
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from text2token.engine import Engine
 from text2token.errors import RecipeError
-from text2token.model.backbone import DEFAULT_PROMPT, behind, embed, room_for_text, tokenizer_of
+from text2token.model.backbone import behind, embed, room_for_text, tokenizer_of
 from text2token.model.head import LanguageModelHead
 from text2token.progress import Progress
-from text2token.settings import ONE_OR_MORE, Place, Prompt, Share, checked
+from text2token.recipe import ModelDerivedSettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.rows import HERE, Passages, as_dataset, chosen, evenly, mixed, record_batch, text_batches
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
 ROWS_OF_LOGITS = 64  # 64 × 49,152 probabilities are 12 MB
-UNTRAINED, PREVIOUS = "untrained", "previous"  # teachers
-
-
-@checked
-class ModelDerivedSettings:
-    """Who is asked, and how.
-
-    `teacher`: the "untrained" backbone, at its last token behind `prompts`, which are averaged; the "previous" stage's model
-    as it embeds (in a first stage that is the untrained one); or another embedder (folder, hub id) of the same tokenizer, as
-    it embeds where `prompts` is `[]`. `alpha`: the share of the prior that is subtracted, learnt from `prior_texts` texts.
-    `top_k` words are kept and weighed by a softmax at `temperature`. `exclude_in_text`: only words beyond the text.
-    `data_driven_share`: so much of the target is the data-driven one. `language_model`: another language model of the same
-    tokenizer that is asked instead, a larger one of the family say.
-    """
-
-    prompts: Annotated[tuple[Prompt, ...], ONE_OR_MORE] = (DEFAULT_PROMPT,)
-    alpha: NonNegativeFloat = 0.7
-    top_k: PositiveInt = 32
-    temperature: PositiveFloat = 1.0
-    exclude_in_text: bool = False
-    data_driven_share: Share = 0.0
-    prior_texts: PositiveInt = 1000
-    teacher: Place = UNTRAINED
-    language_model: Place | None = None
-
-    def __post_init__(self) -> None:
-        if self.teacher != UNTRAINED and self.language_model:
-            raise RecipeError("teacher and language_model: only one can be asked")
-        if not self.prompts and self.teacher == UNTRAINED:
-            raise RecipeError("prompts is empty; the backbone needs at least one")
 
 
 class ModelDerivedTargets:

@@ -14,13 +14,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
 from scipy.sparse import csr_array
 
 from text2token.engine import Engine
 from text2token.model.head import LanguageModelHead, word_table
 from text2token.progress import Progress
-from text2token.settings import ShareBelowOne, checked
+from text2token.recipe import SmoothingSettings
 from text2token.targets.rows import (
     HERE,
     Constructor,
@@ -34,18 +33,6 @@ from text2token.targets.rows import (
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 WORDS_AT_A_TIME = 2048
-
-
-@checked
-class SmoothingSettings:
-    """`share` of each target goes to the `neighbours` words nearest to its own; 0 leaves targets as they are.
-
-    `top_k` tokens are kept of what then is in a target.
-    """
-
-    share: ShareBelowOne = 0.0
-    neighbours: PositiveInt = 8
-    top_k: PositiveInt = 128
 
 
 class SmoothedTargets:

@@ -13,22 +13,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Annotated, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from text2token.corpus.normalisation import control_tokens_as_vocabulary, without_ours
-from text2token.errors import BackboneError, RecipeError
-from text2token.settings import checked
+from text2token.errors import BackboneError
+from text2token.recipe import Surface, VocabularySettings
 
 REMEMBERED_WORDS = 100_000  # tens of megabytes; four times as many were no faster (LOG.md)
 NOT_A_TARGET = -1
 
-Surface = Literal["space", "bare", "both", "as_is"]
 
 # Scripts in which words are not set apart by spaces, by the beginning of their characters' Unicode names.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -46,27 +44,6 @@ CHINESE_STOP_WORDS = """
     可以 要 一 个 個 一个 一個 一些 我 你 您 他 她 它 们 們 我们 我們 你们 你們 他们 他們 她们 她們 它们 它們 这 這 那
     这个 這個 那个 那個 这些 這些 那些 这里 這裡 那里 那裡 什么 什麼 自己
 """
-
-
-def _known(languages: str) -> str:
-    stop_words_of(languages)
-    return languages
-
-
-StopWords = Annotated[str, AfterValidator(_known)]
-
-
-@checked
-class VocabularySettings:
-    """Rules of a target vocabulary.
-
-    `stop_words`: ISO 639-1 codes of the languages whose stop words are left out, joined by "+" ("en", "en+de"), or
-    "off". `surface`: which form stands for a word: `space` ("␣girl", how a decoder writes it inside a sentence), `bare`
-    ("girl", after an opening quotation mark), `both` (half the weight each), `as_is` (no merging; for ablation).
-    """
-
-    stop_words: StopWords = "en"
-    surface: Surface = "both"
 
 
 @dataclass(frozen=True)
@@ -317,16 +294,13 @@ def stop_words_of(languages: str) -> frozenset[str]:
     """Return the stop words of `VocabularySettings.stop_words`, folded."""
     if languages == "off":
         return frozenset()
-    from stop_words import LANGUAGE_MAPPING, get_stop_words
+    from stop_words import get_stop_words
 
     found: set[str] = set()
     for language in languages.split("+"):
         if language == "zh":
             found.update(CHINESE_STOP_WORDS.split())
             continue
-        if language not in LANGUAGE_MAPPING:
-            known = ", ".join(sorted([*LANGUAGE_MAPPING, "zh"]))
-            raise RecipeError(f"no stop words for language {language!r}; there are {known}, or off")
         for phrase in get_stop_words(language):
             # "don't" reaches the model as pieces, so its pieces are stop words too
             found.update(folded(phrase).replace("’", "'").split("'"))

@@ -3,8 +3,6 @@
 The KL objective is the paper's; sparse targets and centring before the head are ours.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from sentence_transformers import SentenceTransformer
@@ -13,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from text2token.errors import TrainingDiverged
 from text2token.model.head import LanguageModelHead
-
-ContrastWith = Literal["next_passage", "itself"]
+from text2token.recipe import ContrastWith
 
 
 def sparse_kl(

@@ -12,35 +12,31 @@ setting costs only the steps after it.
 import contextlib
 import dataclasses
 import hashlib
-import importlib.resources
 import itertools
 import json
 import math
 import re
 import shutil
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pydantic
-import tomli_w
 import torch
 from datasets import Dataset
-from pydantic import NonNegativeFloat, NonNegativeInt
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, CorpusSettings, prepare_corpus
+from text2token.corpus.prepare import Corpus, prepare_corpus
 from text2token.corpus.published import published_model, published_source, without_secrets
-from text2token.corpus.readers import STDIN, BrokenLines, ReadingSettings, source_state
+from text2token.corpus.readers import STDIN, BrokenLines, source_state
 from text2token.engine import Engine
-from text2token.errors import CorpusError, OutputError, RecipeError
+from text2token.errors import CorpusError, OutputError
 from text2token.evaluation.comparison import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
 from text2token.evaluation.held_out import write_held_out
 from text2token.evaluation.history import Diary, Watch
@@ -50,9 +46,8 @@ from text2token.files import alone_in, atomic_file, check_ours, claim, forget, i
 from text2token.lens.fit import joined, learn_from_head, learn_from_words
 from text2token.lens.reader import FOLDER as READER_FOLDER
 from text2token.lens.reader import PROBE, TokenReader, WordSplitter, save_reader
-from text2token.model.adapters import LoraSettings, add_lora, blend_lora
+from text2token.model.adapters import add_lora, blend_lora
 from text2token.model.backbone import (
-    BackboneSettings,
     cut_last_layers,
     embed,
     load_embedder,
@@ -62,137 +57,24 @@ from text2token.model.backbone import (
     tokenizer_of,
 )
 from text2token.model.head import LanguageModelHead, load_head
-from text2token.model.whitening import Isotropy
 from text2token.progress import Phases, Reporter, Silent
-from text2token.settings import ONE_OR_MORE, Place, Seed, checked, from_toml, item_name, to_toml, with_assignments
-from text2token.targets.constructors import Materials, TargetSettings, make_constructor, write_constructed
-from text2token.targets.model_derived import PREVIOUS, UNTRAINED
+from text2token.recipe import (
+    PREVIOUS,
+    UNTRAINED,
+    Recipe,
+    StageSettings,
+)
+from text2token.targets.constructors import Materials, make_constructor, write_constructed
 from text2token.targets.rows import HERE
 from text2token.targets.store import TargetCard, documents_of, open_targets, read_card, shuffle_targets
-from text2token.tokens.vocabulary import TargetVocabulary, VocabularySettings
+from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.objective import TokenTargetLoss
 from text2token.train.processes import Processes, together
-from text2token.train.stage import (
-    StageResult,
-    StageSettings,
-    load_trainable,
-    plan,
-    text_lengths,
-    train_stage,
-    trainable_weights,
-)
-
-
-@checked
-class Recipe:
-    """Every setting of a run. `sources` is what was read, for the record and to notice when it changes.
-
-    `stages` follow each other, each with an adapter of its own on top of what those before made; `[[stages]]` in TOML, and
-    `stage1.key`, `stage2.key` where one setting is named; the one after the last is a new one, `stage2=none` leaves one out.
-    `cut_layers` of the last layers are trained with and then left out of the embedder: they turn what a text means into the
-    next token, and the layer before them compares texts better (LOG.md; Bordes et al. 2022 call it guillotine
-    regularisation). `shuffled_targets` gives every text another text's target: the control that must not learn what a text
-    says. `halves_from`: where neighbouring passages are contrasted, a document that would be a single passage of so many
-    characters or more becomes its two halves, so that it too has something to find (0: never; ours, LOG.md 2026-11-26).
-    `looks`: how often in a stage a few held-out documents show what the embedder has become, for the report (0: never); it
-    changes nothing in the embedder.
-    `evaluation_share` bounds what the evaluation costs, before, during and after training, as a share of the training, both
-    counted in tokens: of the held-out documents only so many are asked for (none: all of them).
-    """
-
-    backbone: BackboneSettings
-    sources: Annotated[tuple[Place, ...], ONE_OR_MORE] = ()
-    reading: ReadingSettings = field(default_factory=ReadingSettings)
-    corpus: CorpusSettings = field(default_factory=CorpusSettings)
-    vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
-    targets: TargetSettings = field(default_factory=TargetSettings)
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    stages: tuple[StageSettings, ...] = (StageSettings(),)
-    halves_from: NonNegativeInt = 60
-    cut_layers: NonNegativeInt = 1
-    isotropy: Isotropy = "gently_whiten"
-    shuffled_targets: bool = False
-    looks: NonNegativeInt = 4
-    evaluation_share: NonNegativeFloat | None = 0.1
-    seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        if not self.stages:
-            raise RecipeError("stages: there is none, so nothing is trained")
-        if self.lora.rank and self.lora.last_layers is not None and self.lora.last_layers <= self.cut_layers:
-            raise RecipeError(
-                f"lora.last_layers is {self.lora.last_layers} and cut_layers {self.cut_layers}: "
-                "all that is trained would be left out of the embedder"
-            )
-        if any(stage.reads_twice for stage in self.stages) and not self.lora.dropout:
-            raise RecipeError("contrast with itself needs lora.dropout above zero: without it a text is the same both times")
-
-    @property
-    def named_stages(self) -> dict[str, StageSettings]:
-        """The stages in their order, by name: stage1, stage2."""
-        return {item_name("stages", number): stage for number, stage in enumerate(self.stages, start=1)}
-
-    @property
-    def taught(self) -> list[str]:
-        """The names of the stages whose targets are asked of the model that the stage before made."""
-        later = list(self.named_stages.items())[1:]
-        return [name for name, stage in later if getattr(getattr(self.targets, stage.targets), "teacher", None) == PREVIOUS]
-
-    @property
-    def halves_applied_from(self) -> int:
-        """`halves_from` where a stage contrasts neighbouring passages, else 0."""
-        return self.halves_from if any(stage.contrasts_neighbours for stage in self.stages) else 0
-
-    def with_settings(self, assignments: Iterable[str]) -> "Recipe":
-        """Return a copy changed by `section.key=value` assignments, such as `stage1.learning_rate=1e-4`.
-
-        Raises `RecipeError` for an unknown key (naming the nearest) or a value that does not fit.
-        """
-        return with_assignments(self, assignments)
-
-    def to_toml(self) -> str:
-        """Return the recipe as TOML, which `read_recipe` reads as the same recipe."""
-        return to_toml(self)
-
-
-def read_recipe(name: str) -> Recipe:
-    """Return the recipe in a TOML file, or one that comes with the package by its name (`recipe_names`).
-
-    What the file leaves out has its default. Raises `RecipeError` with the file and the key where something is wrong.
-    """
-    if name in recipe_names():
-        return from_toml(Recipe, (RECIPES / f"{name}.toml").read_text(encoding="utf-8"), name)
-    try:
-        return from_toml(Recipe, _stages_listed(Path(name).read_text(encoding="utf-8-sig")), name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{name}: no such recipe file; those that come along are {', '.join(recipe_names())}") from error
-
-
-def _stages_listed(text: str) -> str:
-    """Return a recipe that has the sections [stage1] and [stage2], as recipes were first written, as it is written now."""
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return text
-    earlier = [content.pop(name, None) for name in ("stage1", "stage2")]
-    if "stages" in content or not all(isinstance(stage, dict | None) for stage in earlier) or earlier == [None, None]:
-        return text
-    stages = [earlier[0] or {}, *([earlier[1]] if earlier[1] else [])]
-    for stage in stages:
-        if "recentre" in stage:
-            stage["centre"] = "begins" if stage.pop("recentre") else "untrained"
-    return tomli_w.dumps({**content, "stages": [stage for stage in stages if stage.get("targets") != "none"]})
-
+from text2token.train.stage import StageResult, load_trainable, plan, text_lengths, train_stage, trainable_weights
 
 DIARY = "diary.jsonl"
 WEIGHTS = "weights.safetensors"
 TRAINING_COST = 3  # of a token, where embedding it is 1; in float32 on CPUs 2 to 3 was measured
-RECIPES = importlib.resources.files("text2token") / "recipes"
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    return sorted(file.name.removesuffix(".toml") for file in RECIPES.iterdir() if file.name.endswith(".toml"))
 
 
 @dataclass(frozen=True)

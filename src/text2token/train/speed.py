@@ -23,9 +23,10 @@ from text2token.model.backbone import embed, load_embedder, token_lengths, token
 from text2token.model.head import load_head
 from text2token.model.whitening import SAMPLE_SIZE
 from text2token.progress import Reporter
+from text2token.recipe import Recipe, read_recipe
 from text2token.tokens.vocabulary import tokenise
 from text2token.train.objective import TokenTargetLoss
-from text2token.train.run import TRAINING_COST, Recipe, read_recipe
+from text2token.train.run import TRAINING_COST
 from text2token.train.stage import plan, train_stage
 
 OTHER_SECONDS = 60.0  # of a run: loading, reading, targets, export, and measuring itself

@@ -15,13 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler
@@ -34,9 +33,7 @@ from text2token.errors import OutputError, RecipeError
 from text2token.files import writing
 from text2token.model.backbone import batches_of, token_lengths, tokenizer_of
 from text2token.progress import Progress
-from text2token.settings import Share, checked
-from text2token.targets.constructors import ConstructorName
-from text2token.train.objective import ContrastWith
+from text2token.recipe import StageSettings
 from text2token.train.processes import together
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
@@ -47,54 +44,6 @@ TRAINER_STATE = "trainer_state.json"
 # weights and 17,000 for 135M (LOG.md 2026-11-26).
 PASS_COST_CPU, PASS_COST_FLOAT32, PASS_COST_GPU = 80, 25, 4096
 CHECKPOINTS_KEPT = 2  # the newest, and the one before it while the newest is being written
-
-
-@checked
-class StageSettings:
-    """How one stage trains. Its length is `max_tokens` (prompt included; None: no limit) or `epochs`, what comes first; the
-    step that reaches it is the last.
-
-    The default is eight minutes for a 135M model on two CPU cores. Half of it has most of the gain, and twice as much gave
-    nothing at home and lost a point elsewhere (LOG.md 2026-11-26).
-
-    `targets` names what is predicted. `centre` says which mean embedding is taken from an embedding before the head reads
-    it: that of the "untrained" backbone, one learnt anew as the stage "begins", or "none" (the authors' form).
-    `tokens_per_batch` bounds one forward pass, `texts_per_batch` too where it is given; an optimiser step takes `accumulate`
-    of them. The learning rate rises over the first `warmup` share of the steps and falls linearly to zero.
-
-    `contrast` is the share of a contrastive loss beside the token loss (1: instead of it; ours, LOG.md 2026-11-24): among
-    the texts of its batch, which then meet at random, a text must find what belongs to it. `contrast_with` says what that
-    is. "next_passage" costs no further tokens: neighbouring passages of a document share a batch, and where no document
-    has two nothing changes. "itself" is SimCSE: every text is read twice, under other dropout (`lora.dropout` must be
-    above zero), at twice the tokens.
-    """
-
-    targets: ConstructorName = "corpus_derived"
-    learning_rate: PositiveFloat = 2e-4
-    max_tokens: PositiveInt | None = 120_000
-    epochs: PositiveInt = 1
-    tokens_per_batch: PositiveInt = 1024
-    texts_per_batch: PositiveInt | None = None
-    accumulate: PositiveInt = 1
-    warmup: Share = 0.1
-    weight_decay: NonNegativeFloat = 0.0
-    max_gradient_norm: NonNegativeFloat = 1.0
-    temperature: PositiveFloat = 1.0
-    contrast: Share = 0.5
-    contrast_with: ContrastWith = "next_passage"
-    contrast_temperature: PositiveFloat = 0.05
-    centre: Literal["untrained", "begins", "none"] = "untrained"
-    steps_per_checkpoint: PositiveInt = 50
-
-    @property
-    def contrasts_neighbours(self) -> bool:
-        """Whether passages of the same document must find each other."""
-        return self.contrast > 0 and self.contrast_with == "next_passage"
-
-    @property
-    def reads_twice(self) -> bool:
-        """Whether the model reads every text two times."""
-        return self.contrast > 0 and self.contrast_with == "itself"
 
 
 @dataclass(frozen=True)

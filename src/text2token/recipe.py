@@ -1,0 +1,376 @@
+"""Every setting of a run, on one page: what it means, its range and its default.
+
+A recipe is written as TOML, in Python, or by `--set section.key=value`; all three are checked here, and an unknown key is
+refused with the nearest one.
+"""
+
+import importlib.resources
+import tomllib
+from collections.abc import Iterable
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tomli_w
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from text2token.errors import RecipeError
+from text2token.settings import (
+    ONE_OR_MORE,
+    Place,
+    Prompt,
+    Seed,
+    Share,
+    ShareBelowOne,
+    checked,
+    from_toml,
+    item_name,
+    to_toml,
+    with_assignments,
+)
+
+DEFAULT_PROMPT = 'This sentence: "{text}" means in one word: "'
+UNTRAINED, PREVIOUS = "untrained", "previous"  # teachers
+RECIPES = importlib.resources.files("text2token") / "recipes"
+
+Format = Literal["auto", "txt", "jsonl", "json", "csv", "tsv", "parquet"]
+OnError = Literal["stop", "skip"]
+DType = Literal["auto", "float32", "bfloat16"]
+Surface = Literal["space", "bare", "both", "as_is"]
+ConstructorName = Literal["data_driven", "likelihood_ratio", "model_derived", "corpus_derived"]
+ContrastWith = Literal["next_passage", "itself"]
+Isotropy = Literal["none", "centre", "gently_whiten", "half_whiten", "whiten"]
+
+
+def check_stop_words(languages: str) -> str:
+    """Return `languages` as given; `ValueError` where one of them has no stop words."""
+    from stop_words import LANGUAGE_MAPPING
+
+    for language in languages.split("+"):
+        if languages != "off" and language not in {*LANGUAGE_MAPPING, "zh"}:
+            known = ", ".join(sorted([*LANGUAGE_MAPPING, "zh"]))
+            raise ValueError(f"no stop words for language {language!r}; there are {known}, or off")
+    return languages
+
+
+@checked
+class BackboneSettings:
+    """Which model embeds a text, and how."""
+
+    name: Place
+    """A hub id, a folder, a `.gguf` file, or `pypi:PACKAGE` for a GGUF inside an installed Python package."""
+    prompt: Prompt = DEFAULT_PROMPT
+    """What stands around the text, with `{text}` in it; `{text}` alone for none."""
+    pooling: Literal["last", "mean", "weighted_mean"] = "last"
+    """Which tokens' hidden states are the embedding."""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """Whether a token sees those behind it."""
+    max_length: Annotated[int, Field(ge=8)] = 256
+    """Tokens of a text that are read, the prompt included."""
+    layers: PositiveInt | None = None
+    """Keep only so many of the first layers (none: all)."""
+    dtype: DType = "auto"
+    """Of training and embedding here; `auto` is bfloat16 where the processor computes in it, else float32."""
+
+
+@checked
+class ReadingSettings:
+    """How text is read."""
+
+    text_field: str | None = None
+    """The JSON key or column that holds the text (none: found); dots lead into objects."""
+    format: Format = "auto"
+    """What the files are; `auto` goes by their names."""
+    on_error: OnError = "stop"
+    """What a broken line does: stop, or skip (counted and shown)."""
+
+
+@checked
+class CorpusSettings:
+    """How documents become passages."""
+
+    passage_characters: Annotated[int, Field(ge=50)] = 220
+    """Length of a passage, about: whole sentences are joined up to it."""
+    held_out: NonNegativeInt = 200
+    """Documents that training never sees, for the evaluation; at most a third of those that qualify."""
+    seed: Seed = 0
+    """Decides which documents are held out."""
+
+
+@checked
+class VocabularySettings:
+    """Which tokens may be targets."""
+
+    stop_words: Annotated[str, AfterValidator(check_stop_words)] = "en"
+    """Languages whose stop words are left out: ISO 639-1 codes joined by `+`, such as `en+de`; or `off`."""
+    surface: Surface = "both"
+    """Which spelling stands for a word: `space` (inside a sentence), `bare` (after a quotation mark), `both`, `as_is`."""
+
+
+@checked
+class DataDrivenSettings:
+    """Targets from the text itself: its meaningful tokens."""
+
+    weight: Literal["idf", "sif", "uniform"] = "idf"
+    """What a token weighs: its rarity in the corpus, or the same for all."""
+    top_k: PositiveInt = 64
+    """Tokens of a target, those of the largest weight."""
+    read: Literal["tokens", "words"] = "tokens"
+    """`tokens`: the text's tokens, spellings merged. `words` (the authors' form): the text without punctuation and stop
+    words is tokenised anew, and all tokens are taken."""
+
+
+@checked
+class LikelihoodRatioSettings:
+    """Targets from a model, in the authors' form: tokens far more likely for this text than for texts in general."""
+
+    teacher: Literal["previous", "untrained"] = "previous"
+    """Whom to ask: the model that the stage before made, or the untrained backbone."""
+    tau: PositiveFloat | Literal["auto"] = 1e-5
+    """One divided by the likelihood ratio from which on a token is in the target; `auto`: some ten tokens in the median."""
+    floor: PositiveFloat = 1e-8
+    """Added to the prior probability of every token."""
+    prior_texts: PositiveInt = 256
+    """Texts from which the prior is learnt."""
+
+
+@checked
+class ModelDerivedSettings:
+    """Targets from a model, in our form: the tokens whose logits rise most above their mean."""
+
+    prompts: Annotated[tuple[Prompt, ...], ONE_OR_MORE] = (DEFAULT_PROMPT,)
+    """The untrained backbone is asked at its last token behind each of them; the answers are averaged."""
+    alpha: NonNegativeFloat = 0.7
+    """Share of the prior that is subtracted from the logits."""
+    top_k: PositiveInt = 32
+    """Tokens of a target, those of the largest logits."""
+    temperature: PositiveFloat = 1.0
+    """Of the softmax that weighs them."""
+    exclude_in_text: bool = False
+    """Take only tokens that are not in the text."""
+    data_driven_share: Share = 0.0
+    """Share of the target that is the text's data-driven one."""
+    prior_texts: PositiveInt = 1000
+    """Texts from which the prior is learnt."""
+    teacher: Place = UNTRAINED
+    """Whom to ask: `untrained`, `previous` (the model that the stage before made), or another embedder."""
+    language_model: Place | None = None
+    """Another language model of the same tokenizer that is asked instead."""
+
+    def __post_init__(self) -> None:
+        if self.teacher != UNTRAINED and self.language_model:
+            raise RecipeError("teacher and language_model: only one can be asked")
+        if not self.prompts and self.teacher == UNTRAINED:
+            raise RecipeError("prompts is empty; the backbone needs at least one")
+
+
+@checked
+class CorpusDerivedSettings:
+    """Targets from the corpus: the data-driven tokens of a text and of texts near it."""
+
+    next_passage: bool = True
+    """Take the tokens of the passage that follows in the document."""
+    neighbours: NonNegativeInt = 4
+    """Take those of so many nearest texts of the corpus."""
+    top_k: PositiveInt = 64
+    """Tokens of a target, those of the largest weight."""
+    exclude_in_text: bool = False
+    """Take only tokens that are not in the text."""
+    data_driven_share: Share = 0.5
+    """Share of the target that is the text's data-driven one."""
+
+    def __post_init__(self) -> None:
+        if not self.neighbours and not self.next_passage:
+            raise RecipeError("neither next_passage nor neighbours: there is nothing to derive targets from")
+
+
+@checked
+class SmoothingSettings:
+    """Targets that give a share of their weight to similar words."""
+
+    share: ShareBelowOne = 0.0
+    """Share of a target that goes to the words nearest to its own."""
+    neighbours: PositiveInt = 8
+    """How many of them."""
+    top_k: PositiveInt = 128
+    """Tokens that are kept of what then is in a target."""
+
+
+@checked
+class TargetSettings:
+    """The settings of every target constructor; a stage names the one it uses."""
+
+    data_driven: DataDrivenSettings = field(default_factory=DataDrivenSettings)
+    likelihood_ratio: LikelihoodRatioSettings = field(default_factory=LikelihoodRatioSettings)
+    model_derived: ModelDerivedSettings = field(default_factory=ModelDerivedSettings)
+    corpus_derived: CorpusDerivedSettings = field(default_factory=CorpusDerivedSettings)
+    smoothing: SmoothingSettings = field(default_factory=SmoothingSettings)
+
+
+@checked
+class LoraSettings:
+    """Low-rank adapters on the linear layers of the backbone."""
+
+    rank: NonNegativeInt = 16
+    """Rank of an adapter; 0 trains all weights instead."""
+    alpha: PositiveInt = 32
+    """Scale of an adapter, divided by its rank."""
+    dropout: ShareBelowOne = 0.0
+    """Dropout before an adapter."""
+    blend: Share = 1.0
+    """Share of the learnt update that is kept at the end."""
+    last_layers: PositiveInt | None = None
+    """Adapt only so many of the last layers (none: all); the others need no gradient."""
+    modules: Literal["all", "attention"] = "all"
+    """Which linear layers: all, or queries, keys, values and output of the attention."""
+
+
+@checked
+class StageSettings:
+    """How one stage trains."""
+
+    targets: ConstructorName = "corpus_derived"
+    """What is predicted."""
+    learning_rate: PositiveFloat = 2e-4
+    """Highest learning rate: it rises over `warmup` and falls linearly to zero."""
+    max_tokens: PositiveInt | None = 120_000
+    """Length in tokens, the prompt included (none: no limit); the step that reaches it is the last."""
+    epochs: PositiveInt = 1
+    """Times that the corpus is seen at most."""
+    tokens_per_batch: PositiveInt = 1024
+    """Tokens of a batch at most."""
+    texts_per_batch: PositiveInt | None = None
+    """Texts of a batch at most (none: no limit)."""
+    accumulate: PositiveInt = 1
+    """Batches of an optimiser step."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Of AdamW."""
+    max_gradient_norm: NonNegativeFloat = 1.0
+    """Gradients are clipped to this norm (0: not)."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits of the head."""
+    contrast: Share = 0.5
+    """Share of an InfoNCE loss between neighbouring passages beside the token loss (1: instead of it)."""
+    contrast_with: ContrastWith = "next_passage"
+    """What a text must find in the batch: its neighbouring passage, or itself under other dropout."""
+    contrast_temperature: PositiveFloat = 0.05
+    """Divides the cosines of the InfoNCE loss."""
+    centre: Literal["untrained", "begins", "none"] = "untrained"
+    """Mean embedding subtracted before the head: that of the untrained backbone, of the stage's beginning, or none."""
+    steps_per_checkpoint: PositiveInt = 50
+    """Optimiser steps between two checkpoints."""
+
+    @property
+    def contrasts_neighbours(self) -> bool:
+        """Whether passages of the same document must find each other."""
+        return self.contrast > 0 and self.contrast_with == "next_passage"
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether the model reads every text two times."""
+        return self.contrast > 0 and self.contrast_with == "itself"
+
+
+@checked
+class Recipe:
+    """Every setting of a run."""
+
+    backbone: BackboneSettings
+    sources: Annotated[tuple[Place, ...], ONE_OR_MORE] = ()
+    """What is read: files, globs, URLs, dataset folders, or `python:stdlib`."""
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
+    vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
+    targets: TargetSettings = field(default_factory=TargetSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    stages: tuple[StageSettings, ...] = (StageSettings(),)
+    """Stages follow each other, each with an adapter of its own on what those before made; `[[stages]]` in TOML, and
+    `stage1.key`, `stage2.key` in `--set`, where `stage2=none` leaves one out."""
+    halves_from: NonNegativeInt = 60
+    """Where passages are contrasted, a document of one passage of so many characters becomes its two halves (0: never)."""
+    cut_layers: NonNegativeInt = 1
+    """Last layers that are trained with and left out of the embedder."""
+    isotropy: Isotropy = "gently_whiten"
+    """Post-processing of the embeddings, learnt on the corpus and written into the model."""
+    shuffled_targets: bool = False
+    """Give every text another text's target: a control."""
+    looks: NonNegativeInt = 4
+    """How often in a stage some held-out documents are evaluated, for the report."""
+    evaluation_share: NonNegativeFloat | None = 0.1
+    """Bounds the cost of the evaluation as a share of the training's (none: all held-out documents)."""
+    seed: Seed = 0
+    """Of everything random but the choice of held-out documents."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise RecipeError("stages: there is none, so nothing is trained")
+        if self.lora.rank and self.lora.last_layers is not None and self.lora.last_layers <= self.cut_layers:
+            raise RecipeError(
+                f"lora.last_layers is {self.lora.last_layers} and cut_layers {self.cut_layers}: "
+                "all that is trained would be left out of the embedder"
+            )
+        if any(stage.reads_twice for stage in self.stages) and not self.lora.dropout:
+            raise RecipeError("contrast with itself needs lora.dropout above zero: without it a text is the same both times")
+
+    @property
+    def named_stages(self) -> dict[str, StageSettings]:
+        """The stages in their order, by name: stage1, stage2."""
+        return {item_name("stages", number): stage for number, stage in enumerate(self.stages, start=1)}
+
+    @property
+    def taught(self) -> list[str]:
+        """The names of the stages whose targets are asked of the model that the stage before made."""
+        later = list(self.named_stages.items())[1:]
+        return [name for name, stage in later if getattr(getattr(self.targets, stage.targets), "teacher", None) == PREVIOUS]
+
+    @property
+    def halves_applied_from(self) -> int:
+        """`halves_from` where a stage contrasts neighbouring passages, else 0."""
+        return self.halves_from if any(stage.contrasts_neighbours for stage in self.stages) else 0
+
+    def with_settings(self, assignments: Iterable[str]) -> "Recipe":
+        """Return a copy changed by `section.key=value` assignments, such as `stage1.learning_rate=1e-4`.
+
+        Raises `RecipeError` for an unknown key (naming the nearest) or a value that does not fit.
+        """
+        return with_assignments(self, assignments)
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML, which `read_recipe` reads as the same recipe."""
+        return to_toml(self)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(file.name.removesuffix(".toml") for file in RECIPES.iterdir() if file.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> Recipe:
+    """Return the recipe in a TOML file, or one that comes with the package by its name (`recipe_names`).
+
+    What the file leaves out has its default. Raises `RecipeError` with the file and the key where something is wrong.
+    """
+    if name in recipe_names():
+        return from_toml(Recipe, (RECIPES / f"{name}.toml").read_text(encoding="utf-8"), name)
+    try:
+        return from_toml(Recipe, _stages_listed(Path(name).read_text(encoding="utf-8-sig")), name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{name}: no such recipe file; those that come along are {', '.join(recipe_names())}") from error
+
+
+def _stages_listed(text: str) -> str:
+    """Return a recipe that has the sections [stage1] and [stage2], as recipes were first written, as it is written now."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return text
+    earlier = [content.pop(name, None) for name in ("stage1", "stage2")]
+    if "stages" in content or not all(isinstance(stage, dict | None) for stage in earlier) or earlier == [None, None]:
+        return text
+    stages = [earlier[0] or {}, *([earlier[1]] if earlier[1] else [])]
+    for stage in stages:
+        if "recentre" in stage:
+            stage["centre"] = "begins" if stage.pop("recentre") else "untrained"
+    return tomli_w.dumps({**content, "stages": [stage for stage in stages if stage.get("targets") != "none"]})
