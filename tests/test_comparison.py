@@ -17,7 +17,7 @@ from text2token import comparison as bench
 from text2token.baselines.peer import Built, Peer, Settings, Workshop
 from text2token.comparison import Comparison, choose_peers, compare_peers
 from text2token.corpus.readers import read_documents
-from text2token.errors import OutputError, RecipeError
+from text2token.errors import OutputError, UsageError
 from text2token.leaderboard import Leaderboard, best_rows
 from text2token.recipe import BackboneSettings, CorpusSettings, ReadingSettings
 
@@ -183,7 +183,7 @@ def test_a_changed_text_or_suite_is_another_comparison(comparison: Comparison, t
 
 
 def test_unknown_peers_are_named(comparison: Comparison, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no peer 'simsce'; there are text2token-data-driven"):
+    with pytest.raises(UsageError, match="no peer 'simsce'; there are text2token-data-driven"):
         choose_peers(["simsce"])
-    with pytest.raises(RecipeError, match="above zero"):
+    with pytest.raises(UsageError, match="above zero"):
         compare_peers(comparison, [], tmp_path, [], seeds=0)

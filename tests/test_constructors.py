@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerFast
 
 from text2token.engine import Engine
-from text2token.errors import RecipeError, TargetMismatch
+from text2token.errors import TargetMismatch, UsageError
 from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.head import load_head, word_table
 from text2token.progress import Progress
@@ -196,7 +196,7 @@ def test_another_language_model_is_asked_through_its_own_head(
 
 
 def test_only_one_other_model_can_be_asked() -> None:
-    with pytest.raises(RecipeError, match="only one can be asked"):
+    with pytest.raises(UsageError, match="only one can be asked"):
         ModelDerivedSettings(teacher="an-embedder", language_model="a-language-model")
 
 
@@ -369,9 +369,9 @@ def test_a_killed_construction_goes_on_after_its_last_part(
     ids=str,
 )
 def test_impossible_settings_are_refused(mistake: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=next(iter(mistake))):
+    with pytest.raises(UsageError, match=next(iter(mistake))):
         ModelDerivedSettings(**mistake)
-    with pytest.raises(RecipeError, match="nothing to derive"):
+    with pytest.raises(UsageError, match="nothing to derive"):
         CorpusDerivedSettings(neighbours=0, next_passage=False)
 
 

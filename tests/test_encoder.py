@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.errors import BackboneError, RecipeError
+from text2token.errors import ModelError, UsageError
 from text2token.export.folder import export_embedder
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, resolve_dtype, tokenizer_of
@@ -140,7 +140,7 @@ def test_without_prompts_a_text_is_embedded_once_whatever_its_role(exported: Pat
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "banana", ""])
 def test_a_number_format_is_one_of_three(exported: Path, dtype: str) -> None:
-    with pytest.raises(RecipeError, match="choose auto, float32, bfloat16"):
+    with pytest.raises(UsageError, match="choose auto, float32, bfloat16"):
         open_encoder(str(exported), dtype)  # type: ignore[arg-type]
 
 
@@ -201,7 +201,7 @@ def test_a_model_that_ends_with_its_pooling_opens_in_every_number_format(
 def test_weights_cut_short_are_one_clear_line(exported: Path) -> None:
     weights = exported / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
-    with pytest.raises(BackboneError, match="cannot be loaded as an embedder"):
+    with pytest.raises(ModelError, match="cannot be loaded as an embedder"):
         open_encoder(str(exported))
 
 
@@ -210,13 +210,13 @@ def test_weights_cut_short_are_one_clear_line(exported: Path) -> None:
 )
 def test_a_list_of_modules_that_is_none_is_one_clear_line(exported: Path, listed: str) -> None:
     (exported / "modules.json").write_text(listed, encoding="utf-8")
-    with pytest.raises(BackboneError, match=f"^{exported}: (cannot be loaded as an embedder|holds no embedder)") as caught:
+    with pytest.raises(ModelError, match=f"^{exported}: (cannot be loaded as an embedder|holds no embedder)") as caught:
         open_encoder(str(exported))
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_embedder_is_one_clear_line(tmp_path: Path) -> None:
     for name in (str(tmp_path), "pypi:no-such-package-at-all"):
-        with pytest.raises(BackboneError) as caught:
+        with pytest.raises(ModelError) as caught:
             open_encoder(name)
         assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from text2token.corpus.documents import Document
 from text2token.engine import Engine, LocalEngine, check_written, open_engine
-from text2token.errors import CorpusError, EngineError, RecipeError
+from text2token.errors import CorpusError, EngineUnavailable, UsageError
 from text2token.export.vectors import embed_corpus, read_card
 from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.encoder import open_encoder
@@ -128,16 +128,16 @@ def test_what_workers_wrote_on_a_disk_of_their_own_is_missed(tiny: BackboneSetti
     load_embedder(tiny).save(str(tmp_path / "model"))
     encoder = open_encoder(str(tmp_path / "model"))
     out = tmp_path / "vectors"
-    with pytest.raises(EngineError, match=r"vectors-00000.parquet: is not here, .* a disk that they share"):
+    with pytest.raises(EngineUnavailable, match=r"vectors-00000.parquet: is not here, .* a disk that they share"):
         embed_corpus(encoder, documents, out, rows_per_shard=7, engine=Elsewhere(tmp_path))
     assert read_card(out).rows == 0  # nobody takes it for finished
     assert embed_corpus(encoder, documents, out, rows_per_shard=7, resume=True).rows == len(CORPUS)
     recipe = Recipe(tiny).with_settings(["stage1.targets=model_derived"])
-    with pytest.raises(EngineError, match="is not here"):
+    with pytest.raises(EngineUnavailable, match="is not here"):
         build_targets(recipe, documents, tmp_path / "targets", engine=Elsewhere(tmp_path))
     assert not (tmp_path / "targets").exists()
     pq.write_table(pa.table({"a": [1]}), tmp_path / "short.parquet")
-    with pytest.raises(EngineError, match=r"has 1 rows here, though a worker wrote it with 2"):
+    with pytest.raises(EngineUnavailable, match=r"has 1 rows here, though a worker wrote it with 2"):
         check_written(tmp_path, {"short.parquet": 2})
 
 
@@ -174,14 +174,14 @@ def test_a_worker_that_dies_is_started_again_and_its_part_done_again(ray_engine:
         return part
 
     assert sorted(ray_engine.map(dies_once, range(4))) == [0, 1, 2, 3]
-    with pytest.raises(EngineError, match="a Ray worker died, 4 times with one part"):
+    with pytest.raises(EngineUnavailable, match="a Ray worker died, 4 times with one part"):
         list(ray_engine.map(lambda part, progress: os._exit(1), [0]))
 
 
 def test_an_engine_that_is_not_there_is_refused() -> None:
-    with pytest.raises(RecipeError, match="choose local or ray"), open_engine("spark"):
+    with pytest.raises(UsageError, match="choose local or ray"), open_engine("spark"):
         pass
-    with pytest.raises(RecipeError, match="needs --engine ray"), open_engine("local", "auto"):
+    with pytest.raises(UsageError, match="needs --engine ray"), open_engine("local", "auto"):
         pass
-    with pytest.raises(EngineError, match=r"no Ray at 127\.0\.0\.1:9 \(.*refused"), open_engine("ray", "127.0.0.1:9"):
+    with pytest.raises(EngineUnavailable, match=r"no Ray at 127\.0\.0\.1:9 \(.*refused"), open_engine("ray", "127.0.0.1:9"):
         pass

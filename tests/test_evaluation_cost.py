@@ -12,7 +12,7 @@ from test_recipe import Listening, run_here
 
 from text2token.corpus.prepare import prepare_corpus
 from text2token.corpus.readers import read_documents
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.evaluation.comparison import FEWEST_DOCUMENTS, EvaluationTexts, affordable
 from text2token.model.backbone import load_embedder, token_lengths, tokenizer_of
 from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
@@ -111,5 +111,5 @@ def test_held_out_documents_are_in_random_order_and_nested(tmp_path: Path) -> No
 
 def test_a_share_is_a_number_not_below_zero(long: Recipe) -> None:
     for value in ("-1", "nan", "inf", "much"):
-        with pytest.raises(RecipeError, match="evaluation_share"):
+        with pytest.raises(UsageError, match="evaluation_share"):
             long.with_settings([f"evaluation_share={value}"])

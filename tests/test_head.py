@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from text2token.corpus.documents import Document
-from text2token.errors import BackboneError
+from text2token.errors import ModelError
 from text2token.export.static import build_static
 from text2token.model.backbone import load_embedder
 from text2token.model.head import load_head, word_table
@@ -74,7 +74,7 @@ def test_a_family_whose_logits_are_made_otherwise_is_refused(
     config = getattr(transformers, name)(vocab_size=len(byte_level_tokenizer), **{**SIZES, **more})
     backbone = saved(byte_level_tokenizer, config, tmp_path)
     embedder = load_embedder(backbone)
-    with pytest.raises(BackboneError, match=rf"the head of {family} models is not known here: .* of their spread"):
+    with pytest.raises(ModelError, match=rf"the head of {family} models is not known here: .* of their spread"):
         load_head(embedder, backbone.name)
 
 
@@ -103,9 +103,7 @@ def test_words_beyond_the_rows_of_the_head_are_refused(
 ) -> None:
     config = family_configs(len(byte_level_tokenizer) - 40)["llama_tied"]
     backbone = saved(byte_level_tokenizer, config, tmp_path)
-    with pytest.raises(
-        BackboneError, match=r"36 tokens that are text .* have none\. Do tokenizer and model belong together"
-    ):
+    with pytest.raises(ModelError, match=r"36 tokens that are text .* have none\. Do tokenizer and model belong together"):
         load_head(load_embedder(backbone), backbone.name)
 
 

@@ -33,7 +33,7 @@ from text2token.cli.commands import app
 from text2token.cli.options import filters_of
 from text2token.corpus.documents import Document
 from text2token.corpus.readers import BrokenLines
-from text2token.errors import BackboneError, CorpusError, OutputError, RecipeError
+from text2token.errors import CorpusError, ModelError, OutputError, UsageError
 from text2token.export.static import build_static
 from text2token.progress import Silent
 from text2token.recipe import BackboneSettings
@@ -162,7 +162,7 @@ def test_a_document_has_every_word_that_its_query_has_and_no_other_however_it_is
 
 
 def test_a_language_without_a_list_is_refused_with_what_works(table: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"--language is 'thai', of which no stop words and stems.*or none"):
+    with pytest.raises(UsageError, match=r"--language is 'thai', of which no stop words and stems.*or none"):
         fill_index(tmp_path / "index", table, named(*SCRIPTS), language="thai")
     assert not (tmp_path / "index").exists()
 
@@ -210,7 +210,7 @@ def test_what_the_engine_is_asked_does_not_grow_with_the_query(
                 assert len(hit.reasons) <= QUERY_WORDS
                 assert mode != "sparse" or hit.sparse == pytest.approx(hit.score, rel=1e-4)
         assert max(map(len, calls)) <= 3, calls
-        with pytest.raises(RecipeError, match="k is 0"):
+        with pytest.raises(UsageError, match="k is 0"):
             index.search("garden", 0)
 
 
@@ -268,7 +268,7 @@ def test_a_filter_that_no_field_could_meet_is_refused(
     table: str, vector: torch.Tensor, tmp_path: Path, filters: Any
 ) -> None:
     fill_index(tmp_path / "index", table, [Document("text", "a", fields={"f": 1})])
-    with Index.open(tmp_path / "index") as index, pytest.raises(RecipeError, match=r"^filters: .*give"):
+    with Index.open(tmp_path / "index") as index, pytest.raises(UsageError, match=r"^filters: .*give"):
         index.search("text", 9, "dense", filters, vector=vector)
 
 
@@ -287,9 +287,9 @@ def test_values_and_fields_of_any_length_and_with_any_sign_can_be_filtered_by(
         assert (places(f"url={url}"), places(f"url={url}&b=1")) == ({"0"}, {"1"})
         assert (places('"a"=b=1'), places('"a=b"=1')) == ({"2"}, {"3"})
         assert (places("v=1.10"), places("v=1.1"), places("x" * 9000 + "=1")) == ({"4"}, {"5"}, {"6"})
-        with pytest.raises(RecipeError, match='which field is meant\\? Write "a"=b=1 or "a=b"=1'):
+        with pytest.raises(UsageError, match='which field is meant\\? Write "a"=b=1 or "a=b"=1'):
             places("a=b=1")
-        with pytest.raises(RecipeError, match=r"no document has a field 'u'; there are: a, a=b, url, v, x+$"):
+        with pytest.raises(UsageError, match=r"no document has a field 'u'; there are: a, a=b, url, v, x+$"):
             places("u=1")
 
 
@@ -328,7 +328,7 @@ def test_fields_of_a_filling_that_was_broken_off_can_be_filtered_by(
     )  # as after a kill
     with Index.open(tmp_path / "index") as index:
         assert len(index.search("girl", 9, "dense", {"early": "1"})) == 4
-        with pytest.raises(RecipeError, match="there are: early"):
+        with pytest.raises(UsageError, match="there are: early"):
             index.search("girl", 9, "dense", {"late": "1"})
     assert read_card(tmp_path / "index") == card
 
@@ -405,9 +405,9 @@ def test_what_is_no_index_is_told_what_to_do_with_it(table: str, tmp_path: Path)
         with pytest.raises(OutputError, match=said):
             Index.open(place)
     for name in ("nothere", "no/there", "./nothere", "not there"):
-        with pytest.raises(BackboneError, match=f"{name}: no such folder"):
+        with pytest.raises(ModelError, match=f"{name}: no such folder"):
             find_once(name, named("a text"), "text")
-        with pytest.raises(BackboneError, match=f"{name}: no such folder"):
+        with pytest.raises(ModelError, match=f"{name}: no such folder"):
             fill_index(tmp_path / "index", name, named("a text"))
     assert not (tmp_path / "index").exists()
 
@@ -439,7 +439,7 @@ def test_a_search_once_needs_no_cache(table: str, tmp_path: Path, monkeypatch: p
     assert hits() == expected
     assert len(heard) == 1
     assert "cannot be written" in heard[0]
-    with pytest.raises(RecipeError, match="the query is empty"):
+    with pytest.raises(UsageError, match="the query is empty"):
         find_once(table, documents, " \u00a0\n")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sentence_transformers.util import cos_sim
 
-from text2token.errors import BackboneError, CorpusError
+from text2token.errors import CorpusError, ModelError
 from text2token.evaluation.label_free import dense_scores, geometry, retrieval_scores, tfidf_scores
 from text2token.model.encoder import TextEncoder
 
@@ -57,7 +57,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_an_encoder_gives_numbers_or_refuses(remembers: bool, broken: float) -> None:
     encoder = TextEncoder("mine", "", lambda texts, _: torch.tensor([[1.0, broken], [1.0, 2.0]][: len(texts)]))
-    with pytest.raises(BackboneError, match="mine: 1 of 2 vectors"):
+    with pytest.raises(ModelError, match="mine: 1 of 2 vectors"):
         (encoder if remembers else replace(encoder, memory=None))(["a", "b"])
 
 

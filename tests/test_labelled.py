@@ -12,7 +12,7 @@ from mteb.types import PromptType
 from test_suite import write_suite
 from torch import Tensor
 
-from text2token.errors import CorpusError, RecipeError
+from text2token.errors import CorpusError, UsageError
 from text2token.evaluation.labelled import _Encoder, named_tasks, score_benchmark, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite
 from text2token.model.encoder import Embed, TextEncoder, open_encoder
@@ -83,7 +83,7 @@ def test_a_second_model_gets_the_same_draws(suite: list[SuiteTask], tmp_path: Pa
 def test_mteb_s_benchmarks_are_found_by_name_and_misspelt_ones_named() -> None:
     assert len(named_tasks("MTEB(eng, v2)")) == 41
     assert [task.metadata.name for task in named_tasks("STS12")] == ["STS12"]
-    with pytest.raises(RecipeError, match="Did you mean: MTEB"):
+    with pytest.raises(UsageError, match="Did you mean: MTEB"):
         named_tasks("MTEB(eng, v22)")
 
 

@@ -14,7 +14,7 @@ from test_cli import FAST
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerFast
 
-from text2token.errors import BackboneError, CorpusError
+from text2token.errors import CorpusError, ModelError
 from text2token.export.static import static_embedder
 from text2token.lens.fit import joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import alignment, alignment_of_scores
@@ -183,7 +183,7 @@ def test_joined_readers_say_what_both_say(
 def test_a_saved_reader_reads_the_same_and_only_its_model(
     reader: TokenReader, encoder: TextEncoder, texts: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(BackboneError, match="has no reader of its embeddings"):
+    with pytest.raises(ModelError, match="has no reader of its embeddings"):
         open_reader(tmp_path)
     save_reader(reader, tmp_path / "lens")
     opened = open_reader(tmp_path, encoder)
@@ -193,16 +193,16 @@ def test_a_saved_reader_reads_the_same_and_only_its_model(
     assert torch.allclose(opened.scores(encoder(texts)), reader.scores(encoder(texts)), atol=1e-3)  # kept in half precision
 
     other = TextEncoder("other", "", lambda texts, progress: encoder.embed(texts, progress).flip(1))
-    with pytest.raises(BackboneError, match="other: is not the model that its reader was learnt on"):
+    with pytest.raises(ModelError, match="other: is not the model that its reader was learnt on"):
         open_reader(tmp_path, other)
     narrow = TextEncoder("narrow", "", lambda texts, progress: encoder.embed(texts, progress)[:, :8])
-    with pytest.raises(BackboneError, match="narrow: its embeddings have 8 dimensions, the reader's 32"):
+    with pytest.raises(ModelError, match="narrow: its embeddings have 8 dimensions, the reader's 32"):
         open_reader(tmp_path, narrow)
     rounded = TextEncoder("rounded", "", lambda texts, progress: encoder.embed(texts, progress).bfloat16().float())
     open_reader(tmp_path, rounded)
 
     (tmp_path / "lens" / "reader.safetensors").write_bytes(b"\0" * 9)
-    with pytest.raises(BackboneError, match="lens: is damaged"):
+    with pytest.raises(ModelError, match="lens: is damaged"):
         open_reader(tmp_path)
 
 

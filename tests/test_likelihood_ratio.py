@@ -15,7 +15,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.recipe import BackboneSettings, LikelihoodRatioSettings, TargetSettings
 from text2token.targets.constructors import CONSTRUCTORS, Materials, write_constructed
@@ -173,5 +173,5 @@ def test_another_teacher_has_another_prior_in_the_description(tiny: BackboneSett
 
 @pytest.mark.parametrize("mistake", [{"tau": 0.0}, {"tau": float("nan")}, {"floor": 0.0}, {"prior_texts": 0}], ids=str)
 def test_impossible_settings_are_refused(mistake: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=next(iter(mistake))):
+    with pytest.raises(UsageError, match=next(iter(mistake))):
         LikelihoodRatioSettings(**mistake)

@@ -22,7 +22,7 @@ def print_(lines: int, text: str = "dough … 生 \\U0001f600", fail: bool = Fal
     for _ in range(lines):
         print(text)
     if fail:
-        raise cli.RecipeError("a setting … 生 cannot be")
+        raise cli.UsageError("a setting … 生 cannot be")
 cli.main()
 """
 

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
-from text2token.errors import BackboneError, OutputError
+from text2token.errors import ModelError, OutputError
 from text2token.export.folder import export_embedder
 from text2token.export.onnx import PortableEmbedder, export_portable
 from text2token.model.backbone import embed, load_embedder
@@ -71,7 +71,7 @@ def test_what_does_not_survive_eight_bits_is_told_of_more(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("text2token.export.onnx.LEAST_COSINE", 2.0)
-    with pytest.raises(BackboneError, match=r"does not survive 8 bits .* --bits 32"):
+    with pytest.raises(ModelError, match=r"does not survive 8 bits .* --bits 32"):
         export_portable(str(model), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -93,11 +93,11 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(OutputError, match="exists and is not empty"):
         export_portable(str(model), portable)
-    with pytest.raises(BackboneError, match="8 and 32"):
+    with pytest.raises(ModelError, match="8 and 32"):
         export_portable(str(model), tmp_path / "new", bits=4)
     backend = Tokenizer.from_str(byte_level_tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
     table = SentenceTransformer(modules=[StaticEmbedding(backend, embedding_dim=8)])
     table.save(str(tmp_path / "table"), create_model_card=False)
-    with pytest.raises(BackboneError, match="no transformer"):
+    with pytest.raises(ModelError, match="no transformer"):
         export_portable(str(tmp_path / "table"), tmp_path / "new")
     assert not (tmp_path / "new").exists()

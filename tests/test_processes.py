@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.recipe import StageSettings
 from text2token.train.processes import together
 from text2token.train.stage import plan
@@ -81,7 +81,7 @@ def test_alone_there_is_nobody_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_run_whose_weights_would_be_cut_into_shards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     together.cache_clear()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RecipeError, match="FSDP cuts the weights"):
+    with pytest.raises(UsageError, match="FSDP cuts the weights"):
         together()
 
 
@@ -105,5 +105,5 @@ def test_a_token_budget_is_that_of_all_processes() -> None:
     alone, four = plan(lengths, stage, 0), plan(lengths, stage, 0, processes=4)
     assert (alone.tokens_to_see, alone.steps) == (4000, 40)
     assert (four.tokens_to_see, four.steps) == (4000, 10)
-    with pytest.raises(RecipeError, match="too few for 200 processes"):
+    with pytest.raises(UsageError, match="too few for 200 processes"):
         plan(lengths, stage, 0, processes=200)

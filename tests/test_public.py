@@ -8,16 +8,24 @@ from pathlib import Path
 import pytest
 
 import text2token
+from text2token.errors import exit_codes
 
 # to take a name away, or to give one another meaning, is a new major version
 PUBLIC = [
     "BackboneSettings",
+    "CorpusError",
     "Document",
+    "EngineUnavailable",
     "Index",
+    "ModelError",
+    "OutputError",
     "Recipe",
     "RunResult",
+    "TargetMismatch",
     "Text2TokenError",
     "TokenReader",
+    "TrainingDiverged",
+    "UsageError",
     "Yardsticks",
     "build_static",
     "build_targets",
@@ -56,6 +64,15 @@ def test_type_checkers_see_every_name_where_it_is() -> None:
 def test_importing_the_package_imports_no_heavy_library() -> None:
     seen = "import sys, text2token; print(*{'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_every_error_is_public_and_has_an_exit_code_of_its_own() -> None:
+    tree = text2token.Text2TokenError.__subclasses__()
+    codes = {kind.exit_code for kind in tree}
+    assert {kind.__name__ for kind in tree} < set(PUBLIC)
+    assert len(codes) == len(tree)
+    assert not codes & {0, 1, 130, 141}  # done, a mistake of ours, interrupted, nobody reads the results
+    assert codes < exit_codes().keys()
 
 
 @pytest.mark.parametrize(("name", "package", "extra"), [("Index", "qdrant_edge", "search"), ("Yardsticks", "mteb", "bench")])

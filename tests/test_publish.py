@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from text2token.cli.commands import app
 from text2token.corpus.documents import Document
-from text2token.errors import BackboneError, OutputError, Text2TokenError
+from text2token.errors import ModelError, OutputError, Text2TokenError
 from text2token.export.card import static_card
 from text2token.export.static import build_static
 from text2token.files import MADE
@@ -64,7 +64,7 @@ def test_a_dry_run_shows_the_card_and_every_file_and_sends_nothing(table: Path) 
 )
 def test_what_is_no_whole_embedder_is_refused_in_one_line(table: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
     spoil(table)
-    with pytest.raises(BackboneError, match=message) as refused:
+    with pytest.raises(ModelError, match=message) as refused:
         prepare_publication(table, "somebody/my-table")
     assert "\n" not in str(refused.value)
 

@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus
 from text2token.corpus.readers import read_documents
-from text2token.errors import OutputError, RecipeError
+from text2token.errors import OutputError, UsageError
 from text2token.evaluation.label_free import dense_scores
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import load_embedder, tokenizer_of
@@ -378,10 +378,10 @@ def test_a_recipe_is_read_from_toml_and_comes_back(recipe: Recipe, tmp_path: Pat
 )
 def test_mistaken_recipe_files_are_explained_in_one_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "r.toml").write_text(content, encoding="utf-8")
-    with pytest.raises(RecipeError, match=f"r.toml: {message}") as caught:
+    with pytest.raises(UsageError, match=f"r.toml: {message}") as caught:
         read_recipe(str(tmp_path / "r.toml"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(RecipeError, match="no such recipe file; those that come along are data_driven, llm_7b"):
+    with pytest.raises(UsageError, match="no such recipe file; those that come along are data_driven, llm_7b"):
         read_recipe("two_stages")
 
 
@@ -422,7 +422,7 @@ def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
     ],
 )
 def test_mistaken_settings_are_explained_in_one_line(tiny: BackboneSettings, assignment: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         Recipe(tiny).with_settings([assignment])
     assert "\n" not in str(caught.value)
 
@@ -451,7 +451,7 @@ def test_stages_are_named_added_and_left_out(tiny: BackboneSettings) -> None:
         replace(three.stages[2], epochs=4),
     )
     assert from_toml(Recipe, three.to_toml(), "") == three
-    with pytest.raises(RecipeError, match="there is no stage2 before it"):
+    with pytest.raises(UsageError, match="there is no stage2 before it"):
         one.with_settings(["stage3.epochs=1", "seed=1"])
     assert list(three.named_stages) == ["stage1", "stage2", "stage3"]
 

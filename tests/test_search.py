@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from text2token.cli.commands import app
 from text2token.corpus.documents import Document
 from text2token.corpus.readers import read_documents
-from text2token.errors import BackboneError, CorpusError, OutputError, RecipeError
+from text2token.errors import CorpusError, ModelError, OutputError, UsageError
 from text2token.export.folder import export_embedder
 from text2token.export.sparse import fit_words, sparse_embedder
 from text2token.export.static import build_static
@@ -127,7 +127,7 @@ def test_filters_compare_as_text_and_join_by_and_of_ors(index: Index) -> None:
     assert years(year=["2001", "2002"], read=["true"]) == {(2001, True), (2002, True)}
     assert years(tags=["3"]) == {(2000, True)}
     assert years(year=["1900"]) == set()
-    with pytest.raises(RecipeError, match="no document has a field 'yaer'; there are: read, tags, year"):
+    with pytest.raises(UsageError, match="no document has a field 'yaer'; there are: read, tags, year"):
         years(yaer=["2001"])
 
 
@@ -135,7 +135,7 @@ def test_a_query_of_stop_words_is_no_error(index: Index) -> None:
     assert index.search("the of and", 3, "sparse") == []
     assert len(index.search("the of and", 3)) == 3
     for wrong, message in ((("", 1), "query is empty"), (("a", 1, "both"), "choose dense, sparse, hybrid")):
-        with pytest.raises(RecipeError, match=message):
+        with pytest.raises(UsageError, match=message):
             index.search(*wrong)  # type: ignore[arg-type]
 
 
@@ -197,7 +197,7 @@ def test_an_index_belongs_to_one_model_and_one_process(
         Index.open(tmp_path / "nothing")
     with pytest.raises(CorpusError, match="no text"):
         fill_index(tmp_path / "new", table, [Document(" ", "1")])
-    with pytest.raises(RecipeError, match=r"klingon.*or none"):
+    with pytest.raises(UsageError, match=r"klingon.*or none"):
         fill_index(tmp_path / "new", table, DOCUMENTS, language="klingon")
     assert not (tmp_path / "new").exists()
     index.lock.acquire()
@@ -279,7 +279,7 @@ def test_the_command_line_fills_searches_and_explains(
         ((table, source, "x", "--mode", "dense"), "are for an index"),
         ((store, "two", "words", "more"), "quotation marks"),
     ):
-        with pytest.raises(RecipeError, match=message):
+        with pytest.raises(UsageError, match=message):
             said("search", *wrong)
 
 
@@ -315,7 +315,7 @@ def test_a_sparse_export_loads_in_plain_sentence_transformers_and_decodes(
     assert encoder.similarity_fn_name == "cosine"
     with pytest.raises(OutputError, match="is not empty"):
         export("--sparse", tmp_path / "sparse", "--corpus", text_file)
-    with pytest.raises(RecipeError, match="--corpus FILE"):
+    with pytest.raises(UsageError, match="--corpus FILE"):
         export("--sparse", tmp_path / "second")
 
 
@@ -334,7 +334,7 @@ def test_the_decoder_solves_its_least_squares(embedder: Path) -> None:
 
 
 def test_a_sparse_export_wants_layers_and_texts(table: str, embedder: Path) -> None:
-    with pytest.raises(BackboneError, match="table of vectors"):
+    with pytest.raises(ModelError, match="table of vectors"):
         sparse_embedder(open_embedder(table), TEXTS * 9)
     with pytest.raises(CorpusError, match="10 texts are too few"):
         sparse_embedder(open_embedder(str(embedder)), TEXTS)

@@ -25,7 +25,7 @@ from serving import DOCUMENTS, HOSTILE, RIGHT_TO_LEFT, make_index, make_model, r
 from test_cli import COMMAND
 from torch import Tensor
 
-from text2token.errors import BackboneError, OutputError, RecipeError
+from text2token.errors import ModelError, OutputError, UsageError
 from text2token.lens.reader import open_reader
 from text2token.model.backbone import load_embedder
 from text2token.model.encoder import open_encoder, token_counter
@@ -251,7 +251,7 @@ def test_behind_a_prefix_everything_is_found(table: Path, kept: str) -> None:
 
 def test_a_root_path_that_is_none_is_refused(table: Path) -> None:
     for wrong in ("embedder", "/embedder/", "/", '/"><script>', "/a b"):
-        with pytest.raises(RecipeError, match="root_path"):
+        with pytest.raises(UsageError, match="root_path"):
             create_app(Service("x", None, None, 1), root_path=wrong)  # type: ignore[arg-type]
 
 
@@ -574,7 +574,7 @@ def test_a_limit_that_cannot_be_is_refused() -> None:
         ({"seconds": float("nan")}, "nan"),
         ({"batch_wait": float("inf")}, "inf"),
     ):
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(UsageError, match=said):
             Limits(**wrong)
     with pytest.raises(Overloaded, match="5 texts are waiting"):
         raise Overloaded(5, 1)
@@ -617,9 +617,9 @@ def test_the_key_is_read_from_a_file_or_the_environment(tmp_path: Path, monkeypa
         file.write_text(content, encoding="utf-8")
         monkeypatch.setenv("TEXT2TOKEN_API_KEY", content)
         for place in (file, None):
-            with pytest.raises(RecipeError, match="holds no key"):
+            with pytest.raises(UsageError, match="holds no key"):
                 read_api_key(place)
-    with pytest.raises(RecipeError, match="no key can be read"):
+    with pytest.raises(UsageError, match="no key can be read"):
         read_api_key(tmp_path / "nowhere")
 
 
@@ -636,7 +636,7 @@ def test_a_stopped_server_finishes_what_it_has_begun(table: Path, tmp_path: Path
             said += line
         assert "32 dimensions" in said
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)", said)[1])  # type: ignore[index]
-        with pytest.raises(RecipeError, match=f"127.0.0.1:{port} cannot be listened on"):
+        with pytest.raises(UsageError, match=f"127.0.0.1:{port} cannot be listened on"):
             serve(str(table), port=port)
         body = json.dumps({"input": TEXTS}).encode()
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
@@ -666,9 +666,9 @@ def test_a_stopped_server_finishes_what_it_has_begun(table: Path, tmp_path: Path
 def test_what_cannot_be_served_is_told(table: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="holds no index"):
         serve(str(table), tmp_path, port=0)
-    with pytest.raises(BackboneError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         serve(str(tmp_path), port=0)
-    with pytest.raises(RecipeError, match="cannot be listened on"):
+    with pytest.raises(UsageError, match="cannot be listened on"):
         serve(str(table), host="nowhere.invalid")
 
 

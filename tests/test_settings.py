@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from text2token import BackboneSettings, Recipe, read_documents, read_recipe
 from text2token.comparison import Comparison
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.recipe import CorpusSettings, ModelDerivedSettings, StageSettings
 from text2token.serve.limits import Limits
 from text2token.settings import from_toml, item_name, to_toml, with_assignments
@@ -42,19 +42,19 @@ def numbers(settings: Any) -> list[tuple[type, str, str, Any]]:
 def test_no_number_may_be_negative_or_none_at_all_wherever_it_is_given(whole: Any, value: str) -> None:
     assert len(numbers(whole)) > 5
     for kind, name, path, _ in numbers(whole):
-        with pytest.raises(RecipeError, match=rf"^{path} is '{value}': ") as refused:
+        with pytest.raises(UsageError, match=rf"^{path} is '{value}': ") as refused:
             with_assignments(whole, [f"{path}={value}"])
         assert "\n" not in str(refused.value)
         needed = {"name": "x"} if kind is BackboneSettings else {"backbone": RECIPE.backbone}
         others = needed if kind in (BackboneSettings, Recipe, Comparison) else {}
         in_python = value if value in ("many", "") else float(value)
-        with pytest.raises(RecipeError, match=rf"^{name} is "):
+        with pytest.raises(UsageError, match=rf"^{name} is "):
             kind(**others, **{name: in_python})
 
 
 def test_a_number_too_large_for_a_seed_is_refused() -> None:
     assert RECIPE.with_settings([f"seed={2**32 - 1}"]).seed == 2**32 - 1
-    with pytest.raises(RecipeError, match="seed is"):
+    with pytest.raises(UsageError, match="seed is"):
         RECIPE.with_settings([f"seed={2**32}"])
 
 
@@ -62,7 +62,7 @@ def test_a_whole_number_beyond_64_bits_is_refused() -> None:
     whole = [leaf for leaf in numbers(RECIPE) if int in {leaf[3], *typing.get_args(leaf[3])}]
     assert len(whole) > 5
     for _, _, path, _ in whole:
-        with pytest.raises(RecipeError, match=f"{path.rpartition('.')[2]} is "):
+        with pytest.raises(UsageError, match=f"{path.rpartition('.')[2]} is "):
             RECIPE.with_settings([f"{path}={2**63}"])
 
 
@@ -110,18 +110,18 @@ def test_a_text_is_taken_to_the_last_space(prompt: str, name: str) -> None:
 
 @given(st.text(min_size=1).filter(lambda name: name not in {field.name for field in dataclasses.fields(StageSettings)}))
 def test_a_name_that_is_no_settings_is_refused_in_python_too(name: str) -> None:
-    with pytest.raises(RecipeError, match="no setting"):
+    with pytest.raises(UsageError, match="no setting"):
         StageSettings(**{name: 1})
 
 
 def test_the_nearest_name_is_told_and_what_is_missing() -> None:
-    with pytest.raises(RecipeError, match="did you mean 'learning_rate'"):
+    with pytest.raises(UsageError, match="did you mean 'learning_rate'"):
         StageSettings(learning_rat=1)  # type: ignore[call-arg]
-    with pytest.raises(RecipeError, match="backbone: is missing"):
+    with pytest.raises(UsageError, match="backbone: is missing"):
         Recipe()  # type: ignore[call-arg]
-    with pytest.raises(RecipeError, match=r"prompts is .*exactly once"):
+    with pytest.raises(UsageError, match=r"prompts is .*exactly once"):
         ModelDerivedSettings(prompts=("no room",))
-    with pytest.raises(RecipeError, match="no stop words for language 'xx'"):
+    with pytest.raises(UsageError, match="no stop words for language 'xx'"):
         RECIPE.with_settings(["vocabulary.stop_words=en+xx"])
 
 

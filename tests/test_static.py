@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import read_first_word_as_any
 from text2token.corpus.readers import read_documents
-from text2token.errors import CorpusError, OutputError, RecipeError
+from text2token.errors import CorpusError, OutputError, UsageError
 from text2token.export.static import build_static, static_embedder
 from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder
@@ -55,7 +55,7 @@ def test_a_text_is_the_whitened_mean_of_its_tokens(tiny: BackboneSettings) -> No
     assert torch.allclose(model.encode(TEXTS, convert_to_tensor=True), expected, atol=1e-5)
     cut = static_embedder(tiny, PASSAGES, dimensions=4).encode(TEXTS, convert_to_tensor=True)
     assert torch.allclose(cut, normalize(expected[:, :4]), atol=1e-4)
-    with pytest.raises(RecipeError, match=r"dimensions is 99; .* has 32"):
+    with pytest.raises(UsageError, match=r"dimensions is 99; .* has 32"):
         static_embedder(tiny, PASSAGES, dimensions=99)
 
 

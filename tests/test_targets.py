@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from text2token.errors import RecipeError, TargetMismatch
+from text2token.errors import TargetMismatch, UsageError
 from text2token.recipe import DataDrivenSettings, VocabularySettings
 from text2token.targets import data_driven, store
 from text2token.targets.data_driven import DataDrivenTargets
@@ -158,10 +158,10 @@ def test_a_text_of_stop_words_falls_back_to_its_tokens(
 def test_idf_without_fit_and_no_tokens_at_all_are_refused(
     byte_level_tokenizer: PreTrainedTokenizerFast, vocabulary: TargetVocabulary, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match="call fit first"):
+    with pytest.raises(UsageError, match="call fit first"):
         list(constructor(byte_level_tokenizer, vocabulary).transform(["a"]))
     assert constructor(byte_level_tokenizer, vocabulary, weight="sif").token_weights().min() > 0  # Zipf needs no corpus
-    with pytest.raises(RecipeError, match="top_k is 0"):
+    with pytest.raises(UsageError, match="top_k is 0"):
         DataDrivenSettings(top_k=0)
     with pytest.raises(TargetMismatch, match="no text has a single usable token"):
         write(tmp_path / "none", vocabulary, lambda _: [])

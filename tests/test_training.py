@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from text2token.errors import OutputError, RecipeError, TrainingDiverged
+from text2token.errors import OutputError, TrainingDiverged, UsageError
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.head import load_head
@@ -357,7 +357,7 @@ def test_a_loss_that_is_not_a_number_stops_training(tiny: BackboneSettings, tmp_
 
 @pytest.mark.parametrize("field", ["learning_rate", "epochs", "tokens_per_batch", "temperature", "max_tokens"])
 def test_impossible_settings_are_refused(field: str) -> None:
-    with pytest.raises(RecipeError, match=field):
+    with pytest.raises(UsageError, match=field):
         StageSettings(**{field: 0})
 
 

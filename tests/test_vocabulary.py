@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.recipe import VocabularySettings
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary, token_forms
 
@@ -93,7 +93,7 @@ def test_stop_words_by_language_and_off(byte_level_tokenizer: PreTrainedTokenize
     assert "the" not in words("en")
     assert "auf" in words("en")
     assert not {"the", "auf"} & words("en+de")
-    with pytest.raises(RecipeError, match="no stop words for language 'xx'"):
+    with pytest.raises(UsageError, match="no stop words for language 'xx'"):
         words("xx")
 
 

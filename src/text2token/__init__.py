@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from text2token.corpus.documents import Document
     from text2token.corpus.readers import read_documents
-    from text2token.errors import Text2TokenError
+    from text2token.errors import (
+        CorpusError,
+        EngineUnavailable,
+        ModelError,
+        OutputError,
+        TargetMismatch,
+        Text2TokenError,
+        TrainingDiverged,
+        UsageError,
+    )
     from text2token.evaluation.models import Yardsticks, evaluate_models
     from text2token.export.static import build_static
     from text2token.lens.fit import learn_from_words
@@ -23,12 +32,19 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BackboneSettings": "recipe",
+    "CorpusError": "errors",
     "Document": "corpus.documents",
+    "EngineUnavailable": "errors",
     "Index": "search.index",
+    "ModelError": "errors",
+    "OutputError": "errors",
     "Recipe": "recipe",
     "RunResult": "train.run",
+    "TargetMismatch": "errors",
     "Text2TokenError": "errors",
     "TokenReader": "lens.reader",
+    "TrainingDiverged": "errors",
+    "UsageError": "errors",
     "Yardsticks": "evaluation.models",
     "build_static": "export.static",
     "build_targets": "train.run",
@@ -47,12 +63,19 @@ _EXTRAS = {"evaluation.models": "bench", "search.index": "search"}  # homes that
 
 __all__ = [
     "BackboneSettings",
+    "CorpusError",
     "Document",
+    "EngineUnavailable",
     "Index",
+    "ModelError",
+    "OutputError",
     "Recipe",
     "RunResult",
+    "TargetMismatch",
     "Text2TokenError",
     "TokenReader",
+    "TrainingDiverged",
+    "UsageError",
     "Yardsticks",
     "build_static",
     "build_targets",

@@ -51,7 +51,7 @@ from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, prepare_corpus
 from text2token.corpus.published import without_secrets
 from text2token.corpus.readers import BrokenLines, source_state
-from text2token.errors import OutputError, RecipeError, reason
+from text2token.errors import OutputError, UsageError, reason
 from text2token.evaluation.label_free import Geometry, RetrievalScores, dense_scores, geometry, retrieval_scores
 from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
@@ -111,11 +111,11 @@ class Comparison:
 def choose_peers(names: Sequence[str] = (), reference: str | None = None) -> list[Peer]:
     """Return the peers of these names (none: all), and `reference`, a supervised embedder, to show beside them.
 
-    `reference` is a folder, hub id or pypi:PACKAGE. Raises `RecipeError` for a name that is no peer's.
+    `reference` is a folder, hub id or pypi:PACKAGE. Raises `UsageError` for a name that is no peer's.
     """
     known = {_slug(peer.name): peer for peer in PEERS}
     if unknown := [name for name in names if _slug(name) not in known]:
-        raise RecipeError(f"no peer {unknown[0]!r}; there are {', '.join(known)}")
+        raise UsageError(f"no peer {unknown[0]!r}; there are {', '.join(known)}")
     chosen = [known[_slug(name)] for name in names] if names else list(PEERS)
     return [*chosen, _reference_peer(reference)] if reference else chosen
 
@@ -172,10 +172,10 @@ def compare_peers(
     """Run `peers` in `folder`, or what of it is missing there, and return the leaderboard of all that the folder holds.
 
     Raises `OutputError` when the folder belongs to another comparison, or to this one when its texts or tasks were others:
-    scores of the one and of the other say nothing beside each other. `RecipeError` for less than one seed.
+    scores of the one and of the other say nothing beside each other. `UsageError` for less than one seed.
     """
     if seeds < 1:
-        raise RecipeError("seeds must be above zero")
+        raise UsageError("seeds must be above zero")
     reporter = reporter or Silent()
     tasks = _tasks(comparison)
     record = folder / "comparison.toml"

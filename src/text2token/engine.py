@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from text2token.errors import EngineError, RecipeError, Text2TokenError, reason
+from text2token.errors import EngineUnavailable, Text2TokenError, UsageError, reason
 
 if TYPE_CHECKING:  # a worker starts in a second without torch
     from text2token.progress import Progress
@@ -120,7 +120,7 @@ class RayEngine:
                 raise error.cause from None
             raise
         except ray.exceptions.RayActorError as error:
-            raise EngineError(
+            raise EngineUnavailable(
                 f"a Ray worker died, {TRIES_OF_A_PART} times with one part ({reason(error)}). "
                 "Out of memory? Each worker holds the model: start Ray with fewer --num-cpus"
             ) from error
@@ -157,7 +157,7 @@ class _Worker:
 
 
 def check_written(folder: Path, rows: Mapping[str, int]) -> None:
-    """Raise `EngineError` unless `folder`, as this machine sees it, has each Parquet file of `rows` with so many rows.
+    """Raise `EngineUnavailable` unless `folder`, as this machine sees it, has each Parquet file of `rows` with so many rows.
 
     Whoever has work done elsewhere asks for it at the end: a worker that sees another disk under the same path writes there,
     and nothing else would tell.
@@ -172,7 +172,7 @@ def check_written(folder: Path, rows: Mapping[str, int]) -> None:
             found = None
         if found != expected:
             there = "is not here" if found is None else f"has {found:,} rows here"
-            raise EngineError(
+            raise EngineUnavailable(
                 f"{path}: {there}, though a worker wrote it with {expected:,}. All machines must see the same files under "
                 "the same path: choose an --output on a disk that they share"
             )
@@ -183,21 +183,21 @@ def open_engine(name: str = "local", ray_address: str | None = None, workers: in
     """Yield the engine `name`, local or ray, and stop what was started for it in the end.
 
     Ray runs at `ray_address` (`auto`, `host:6379`, or that of RAY_ADDRESS); where none is given it is started here, with
-    `workers` of the cores or all. Raises `RecipeError` for a name or setting that does not fit, `EngineError` when there is
-    no Ray at the address.
+    `workers` of the cores or all. Raises `UsageError` for a name or setting that does not fit, `EngineUnavailable` when
+    there is no Ray at the address.
     """
     if name not in ("local", "ray"):
-        raise RecipeError(f"--engine is {name!r}; choose local or ray")
+        raise UsageError(f"--engine is {name!r}; choose local or ray")
     if name == "local":
         if ray_address:
-            raise RecipeError("--ray-address needs --engine ray")
+            raise UsageError("--ray-address needs --engine ray")
         yield LocalEngine()
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     try:
         import ray
     except ModuleNotFoundError:
-        raise RecipeError("--engine ray needs the package ray: pip install 'text2token[ray]'") from None
+        raise UsageError("--engine ray needs the package ray: pip install 'text2token[ray]'") from None
     address = ray_address or os.environ.get("RAY_ADDRESS")
     own = {} if address else {"num_cpus": workers, "include_dashboard": False}
     host, _, port = (address or "").rpartition(":")
@@ -206,7 +206,7 @@ def open_engine(name: str = "local", ray_address: str | None = None, workers: in
             socket.create_connection((host.rpartition("/")[2], int(port)), timeout=10).close()
         ray.init(address, logging_level="ERROR", log_to_driver=False, **own)
     except (OSError, RuntimeError, ValueError) as error:
-        raise EngineError(f"no Ray at {address or 'this machine'} ({reason(error)})") from error
+        raise EngineUnavailable(f"no Ray at {address or 'this machine'} ({reason(error)})") from error
     try:
         yield RayEngine(workers)
     finally:

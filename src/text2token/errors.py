@@ -1,14 +1,34 @@
-"""What can go wrong for a user, as a tree. The CLI prints the message on one line and exits with `exit_code`.
+"""What a user can mend, as a tree whose classes say what is wrong; all of them are names of `text2token`.
 
-Anything that is not a `Text2TokenError` is our mistake and keeps its traceback. A message says what was found, where,
-and what to do about it.
+    Text2TokenError
+    ├── UsageError           exit code 2
+    ├── CorpusError          3
+    ├── ModelError           4
+    ├── TargetMismatch       5
+    ├── OutputError          6
+    ├── TrainingDiverged     7
+    └── EngineUnavailable    8
+
+A message is one line: what was found, where, and what to do. The command line prints it and exits with `exit_code`. Anything
+that is no `Text2TokenError` is a mistake of this package and keeps its traceback.
 """
+
+import re
+from typing import ClassVar
+
+INTERRUPTED, NOBODY_READS = 130, 141  # exit codes: 128 and the number of the signal that ends other programs then
 
 
 class Text2TokenError(Exception):
-    """Base of everything a user can mend. `exit_code` is what the command line returns."""
+    """Base of everything a user can mend; a subclass says what is wrong and has the command line's `exit_code`."""
 
-    exit_code = 3
+    exit_code: ClassVar[int]
+
+
+class UsageError(Text2TokenError):
+    """A setting, an option or a request does not make sense, or needs a package or port that is not to be had."""
+
+    exit_code = 2
 
 
 class CorpusError(Text2TokenError):
@@ -17,8 +37,8 @@ class CorpusError(Text2TokenError):
     exit_code = 3
 
 
-class BackboneError(Text2TokenError):
-    """The model cannot be found, loaded or used as a decoder backbone."""
+class ModelError(Text2TokenError):
+    """The model cannot be found, loaded, or used for this."""
 
     exit_code = 4
 
@@ -30,7 +50,7 @@ class TargetMismatch(Text2TokenError):
 
 
 class OutputError(Text2TokenError):
-    """A result cannot be written, or would overwrite something."""
+    """A result cannot be written, would replace something, or is there and cannot be read."""
 
     exit_code = 6
 
@@ -41,16 +61,17 @@ class TrainingDiverged(Text2TokenError):
     exit_code = 7
 
 
-class EngineError(Text2TokenError):
+class EngineUnavailable(Text2TokenError):
     """The engine of the work (`--engine`) cannot be reached, its workers keep dying, or they write where nobody sees it."""
 
     exit_code = 8
 
 
-class RecipeError(Text2TokenError):
-    """A setting is unknown or out of range."""
-
-    exit_code = 2
+def exit_codes() -> dict[int, str]:
+    """Return what each exit code of the command line means, in a word or two: the names of the tree, spelt out."""
+    kinds = {kind.exit_code: kind.__name__ for kind in Text2TokenError.__subclasses__()}
+    spelt = {code: re.sub(r"\B(?=[A-Z])", " ", name.removesuffix("Error")).lower() for code, name in sorted(kinds.items())}
+    return {0: "done", **spelt, INTERRUPTED: "interrupted", NOBODY_READS: "nobody reads the results"}
 
 
 VISIBLE = {

@@ -8,7 +8,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from text2token.corpus.published import HUB_ID, secrets_in
-from text2token.errors import BackboneError, OutputError, reason
+from text2token.errors import ModelError, OutputError, reason
 from text2token.export.card import PLACE
 
 CARD = "README.md"
@@ -32,7 +32,7 @@ class Publication:
 def prepare_publication(folder: Path, repository: str) -> Publication:
     """Return what `publish` would send; nothing is asked of the network.
 
-    Raises `BackboneError` unless `folder` is an embedder that plain sentence-transformers loads, with a model card;
+    Raises `ModelError` unless `folder` is an embedder that plain sentence-transformers loads, with a model card;
     `OutputError` where `repository` is no name that a hub can have, a link in the folder leads out of it, or an address in
     the card or in what reads the embedding has a user, a password or a query.
     """
@@ -79,13 +79,13 @@ def _check_embedder(folder: Path) -> None:
         foreign = [module["type"] for module in modules if not module["type"].startswith("sentence_transformers.")]
         absent = [module["path"] for module in modules if not (folder / module["path"]).is_dir()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        raise BackboneError(f"{folder}: is no embedder (there is no modules.json that can be read)") from None
+        raise ModelError(f"{folder}: is no embedder (there is no modules.json that can be read)") from None
     if foreign:
-        raise BackboneError(f"{folder}: needs code that is not sentence-transformers' ({foreign[0]})")
+        raise ModelError(f"{folder}: needs code that is not sentence-transformers' ({foreign[0]})")
     if absent or not list(folder.rglob("*.safetensors")):
-        raise BackboneError(f"{folder}: is no whole embedder: {f'{absent[0]} is' if absent else 'its weights are'} missing")
+        raise ModelError(f"{folder}: is no whole embedder: {f'{absent[0]} is' if absent else 'its weights are'} missing")
     if not (folder / CARD).is_file():
-        raise BackboneError(f"{folder}: has no model card; write {folder / CARD}, so that others know what it is")
+        raise ModelError(f"{folder}: has no model card; write {folder / CARD}, so that others know what it is")
 
 
 def _belongs(path: Path, folder: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tomli_w
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.settings import (
     ONE_OR_MORE,
     Place,
@@ -159,9 +159,9 @@ class ModelDerivedSettings:
 
     def __post_init__(self) -> None:
         if self.teacher != UNTRAINED and self.language_model:
-            raise RecipeError("teacher and language_model: only one can be asked")
+            raise UsageError("teacher and language_model: only one can be asked")
         if not self.prompts and self.teacher == UNTRAINED:
-            raise RecipeError("prompts is empty; the backbone needs at least one")
+            raise UsageError("prompts is empty; the backbone needs at least one")
 
 
 @checked
@@ -181,7 +181,7 @@ class CorpusDerivedSettings:
 
     def __post_init__(self) -> None:
         if not self.neighbours and not self.next_passage:
-            raise RecipeError("neither next_passage nor neighbours: there is nothing to derive targets from")
+            raise UsageError("neither next_passage nor neighbours: there is nothing to derive targets from")
 
 
 @checked
@@ -305,14 +305,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not self.stages:
-            raise RecipeError("stages: there is none, so nothing is trained")
+            raise UsageError("stages: there is none, so nothing is trained")
         if self.lora.rank and self.lora.last_layers is not None and self.lora.last_layers <= self.cut_layers:
-            raise RecipeError(
+            raise UsageError(
                 f"lora.last_layers is {self.lora.last_layers} and cut_layers {self.cut_layers}: "
                 "all that is trained would be left out of the embedder"
             )
         if any(stage.reads_twice for stage in self.stages) and not self.lora.dropout:
-            raise RecipeError("contrast with itself needs lora.dropout above zero: without it a text is the same both times")
+            raise UsageError("contrast with itself needs lora.dropout above zero: without it a text is the same both times")
 
     @property
     def named_stages(self) -> dict[str, StageSettings]:
@@ -333,7 +333,7 @@ class Recipe:
     def with_settings(self, assignments: Iterable[str]) -> "Recipe":
         """Return a copy changed by `section.key=value` assignments, such as `stage1.learning_rate=1e-4`.
 
-        Raises `RecipeError` for an unknown key (naming the nearest) or a value that does not fit.
+        Raises `UsageError` for an unknown key (naming the nearest) or a value that does not fit.
         """
         return with_assignments(self, assignments)
 
@@ -350,14 +350,14 @@ def recipe_names() -> list[str]:
 def read_recipe(name: str) -> Recipe:
     """Return the recipe in a TOML file, or one that comes with the package by its name (`recipe_names`).
 
-    What the file leaves out has its default. Raises `RecipeError` with the file and the key where something is wrong.
+    What the file leaves out has its default. Raises `UsageError` with the file and the key where something is wrong.
     """
     if name in recipe_names():
         return from_toml(Recipe, (RECIPES / f"{name}.toml").read_text(encoding="utf-8"), name)
     try:
         return from_toml(Recipe, _stages_listed(Path(name).read_text(encoding="utf-8-sig")), name)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{name}: no such recipe file; those that come along are {', '.join(recipe_names())}") from error
+        raise UsageError(f"{name}: no such recipe file; those that come along are {', '.join(recipe_names())}") from error
 
 
 def _stages_listed(text: str) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from text2token.corpus.prepare import Corpus
 from text2token.corpus.published import published_recipe
-from text2token.errors import OutputError, Text2TokenError
+from text2token.errors import CorpusError, OutputError, Text2TokenError, reason
 from text2token.evaluation.history import read_diary
 from text2token.files import atomic_file, check_file
 from text2token.lens.reader import open_reader
@@ -106,7 +106,7 @@ def read_run(run: Path) -> RunReport:
         results = json.loads(work.results.read_text(encoding="utf-8")) if work.results.exists() else None
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"{run}: is not the folder of a run ({error}). It stands beside the model, as MODEL.run"
+            f"{run}: is not the folder of a run ({reason(error)}). It stands beside the model, as MODEL.run"
         ) from error
     diaries = {path.parent.name: read_diary(path) for path in sorted(work.stages.glob(f"*/{DIARY}"))}
     name = Path(results["model"]).name if results else run.name.removesuffix(".run")
@@ -157,7 +157,7 @@ def corpus_map(run: Path, model: Path, count: int, reporter: Reporter) -> tuple[
     with reporter.progress("Embedding for the map", len(texts), "texts") as progress:
         vectors = encoder(texts, progress)
     if len(texts) < 10:
-        raise OutputError(f"{run}: {len(texts)} passages make no map")
+        raise CorpusError(f"{run}: {len(texts)} passages make no map")
     said = [words[0].word if words else "" for words in reader.words(vectors, k=1)]
     frequent = Counter(word for word in said if word).most_common(MAP_WORDS)
     return _scatter(_plane(vectors), said, [word for word, _ in frequent]), frequent

@@ -1,6 +1,6 @@
 """Settings are frozen dataclasses that pydantic checks; here they are changed by text, written as TOML and compared.
 
-A range stands in a field's type (`PositiveInt`, `Share`). What does not fit is a `RecipeError` wherever it was given: in
+A range stands in a field's type (`PositiveInt`, `Share`). What does not fit is a `UsageError` wherever it was given: in
 Python, on the command line, in a file. No value is altered: a prompt keeps its outer spaces.
 """
 
@@ -20,7 +20,7 @@ import pydantic.dataclasses
 import tomli_w
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError, reason
 
 Settings = TypeVar("Settings")
 
@@ -55,7 +55,7 @@ Place = Annotated[str, BeforeValidator(_as_text)]  # a path, URL or name
 def checked(kind: type[Settings]) -> type[Settings]:
     """Make a class of settings: a frozen dataclass whose values are checked against their types whenever one is made.
 
-    What does not fit, and a name that is no setting's (with the nearest one), is a `RecipeError`.
+    What does not fit, and a name that is no setting's (with the nearest one), is a `UsageError`.
     """
     made: Any = pydantic.dataclasses.dataclass(kind, frozen=True, config=RULES)
     check = made.__init__
@@ -65,11 +65,11 @@ def checked(kind: type[Settings]) -> type[Settings]:
         try:
             check(self, *values, **named)
         except pydantic.ValidationError as error:
-            raise RecipeError(_explained(error, made)) from None
+            raise UsageError(_explained(error, made)) from None
         for entry in dataclasses.fields(made):
             value = getattr(self, entry.name)
             if isinstance(value, int) and value > LARGEST_INTEGER:
-                raise RecipeError(f"{entry.name} is {value}: it should be at most {LARGEST_INTEGER}")
+                raise UsageError(f"{entry.name} is {value}: it should be at most {LARGEST_INTEGER}")
 
     made.__init__ = init
     return typing.cast(type[Settings], made)
@@ -81,13 +81,13 @@ _Change = tuple[list[str], str, str]  # keys from the outermost section inwards,
 def with_assignments(settings: Settings, assignments: Iterable[str]) -> Settings:
     """Return a copy of a (nested) dataclass changed by `section.key=value` texts; `none` stands for None.
 
-    Raises `RecipeError` for an unknown key (naming the nearest) or a value that does not fit its type.
+    Raises `UsageError` for an unknown key (naming the nearest) or a value that does not fit its type.
     """
     changes: list[_Change] = []
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         if not equals:
-            raise RecipeError(f"{assignment!r}: expected section.key=value, such as stage1.learning_rate=1e-4")
+            raise UsageError(f"{assignment!r}: expected section.key=value, such as stage1.learning_rate=1e-4")
         changes.append((path.strip().split("."), value, path.strip()))
     return typing.cast(Settings, _replaced(settings, changes))
 
@@ -95,15 +95,15 @@ def with_assignments(settings: Settings, assignments: Iterable[str]) -> Settings
 def from_toml(kind: type[Settings], text: str, where: str) -> Settings:
     """Return the (nested) dataclass that a TOML text describes; what it leaves out has its default.
 
-    Raises `RecipeError`, beginning with `where`, for what is no TOML, an unknown key (naming the nearest), a value that does
+    Raises `UsageError`, beginning with `where`, for what is no TOML, an unknown key (naming the nearest), a value that does
     not fit, or one that has no default and is missing.
     """
     try:
         return _read(kind, tomllib.loads(text), "")
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{where}: is no TOML ({error})") from error
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from error
+        raise UsageError(f"{where}: is no TOML ({reason(error)})") from error
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def to_toml(settings: Any) -> str:
@@ -120,11 +120,11 @@ def _read(kind: type[Settings], content: dict[str, Any], path: str) -> Settings:
         _check_key(key, list(fields), path + key)
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
-                raise RecipeError(f"{path}{key}: is a section; write [{path}{key}] and settings below it")
+                raise UsageError(f"{path}{key}: is a section; write [{path}{key}] and settings below it")
             values[key] = _read(typing.cast(type, hints[key]), value, f"{path}{key}.")
         elif section := _section_of(hints[key]):
             if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-                raise RecipeError(
+                raise UsageError(
                     f"{path}{key}: is a list of sections; write [[{path}{key}]] and settings below it, for each"
                 )
             values[key] = tuple(
@@ -134,7 +134,7 @@ def _read(kind: type[Settings], content: dict[str, Any], path: str) -> Settings:
             values[key] = _fitting(hints[key], value, path + key)
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
-            raise RecipeError(
+            raise UsageError(
                 f"{path}{name}: is missing" + (f"; add [{path}{name}]" if dataclasses.is_dataclass(hints[name]) else "")
             )
     return kind(**values)
@@ -165,15 +165,15 @@ def _replaced(settings: Any, changes: list[_Change]) -> Any:
             continue
         _check_key(keys[0], [*names, *items], path)
         if keys[0] in lists:
-            raise RecipeError(f"{path}: is a list of sections; name one, such as {item_name(keys[0], 1)}")
+            raise UsageError(f"{path}: is a list of sections; name one, such as {item_name(keys[0], 1)}")
         current = getattr(settings, keys[0])
         if dataclasses.is_dataclass(current) and len(keys) == 1:
             first = dataclasses.fields(current)[0].name
-            raise RecipeError(f"{path}: is a section; name a setting in it, such as {path}.{first}")
+            raise UsageError(f"{path}: is a section; name a setting in it, such as {path}.{first}")
         if dataclasses.is_dataclass(current):
             inside.setdefault(keys[0], []).append((keys[1:], value, path))
         elif len(keys) > 1:
-            raise RecipeError(f"{path}: {keys[0]!r} holds no further settings")
+            raise UsageError(f"{path}: {keys[0]!r} holds no further settings")
         else:
             values[keys[0]] = _fitting(hints[keys[0]], value, path)
     values |= {key: _replaced(getattr(settings, key), own) for key, own in inside.items()}
@@ -195,11 +195,11 @@ def _replaced_items(name: str, section: type, current: tuple[Any, ...], changes:
         path = own[0][2]
         if removed:
             first = dataclasses.fields(section)[0].name
-            raise RecipeError(
+            raise UsageError(
                 f"{path}: is a section; name a setting in it, such as {path}.{first}, or leave it out with =none"
             )
         if number > len(current) + 1 and number - 1 not in items:
-            raise RecipeError(f"{path}: there is no {item_name(name, number - 1)} before it")
+            raise UsageError(f"{path}: there is no {item_name(name, number - 1)} before it")
         items[number] = _replaced(items.get(number, section()), own)
     return tuple(items[number] for number in sorted(items))
 
@@ -219,14 +219,14 @@ def _check_key(key: str, names: list[str], path: str) -> None:
     if key not in names:
         near = difflib.get_close_matches(key, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-        raise RecipeError(f"{path}: no setting {key!r}; {hint}")
+        raise UsageError(f"{path}: no setting {key!r}; {hint}")
 
 
 def _fitting(type_: Any, value: Any, path: str) -> Any:
     try:
         return _converted(type_, value)
     except pydantic.ValidationError as error:
-        raise RecipeError(f"{path} is {value!r}: {_wrong(error)}") from None
+        raise UsageError(f"{path} is {value!r}: {_wrong(error)}") from None
 
 
 def _explained(error: pydantic.ValidationError, kind: Any) -> str:

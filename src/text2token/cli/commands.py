@@ -1,8 +1,6 @@
 """The command line. Results go to stdout, everything else to stderr; heavy imports happen inside the commands.
 
-Exit codes: 0 done, 2 wrong usage or setting, 3 text cannot be read, 4 model cannot be used, 5 targets do not fit,
-6 result cannot be written, 7 training diverged, 8 engine cannot be reached, 130 interrupted, 141 nobody reads the
-results any more; 1 is a mistake of ours, with its traceback.
+Exit codes are those of `errors.exit_codes`; 1 is a mistake of ours, with its traceback.
 """
 
 import contextlib
@@ -49,9 +47,17 @@ from text2token.cli.options import (
     warn,
     workers_of,
 )
-from text2token.errors import OutputError, RecipeError, Text2TokenError, printable, reason
+from text2token.errors import (
+    INTERRUPTED,
+    NOBODY_READS,
+    OutputError,
+    Text2TokenError,
+    UsageError,
+    exit_codes,
+    printable,
+    reason,
+)
 
-INTERRUPTED, NOBODY_READS = 130, 141  # 128 and the number of the signal that ends other programs then
 QUICKSTART_MINUTES = 10.0
 # On CPUs torch compiles kernels for every shape of a batch and keeps the last 1,024 of them, twice: half a gigabyte of a
 # server's memory. A pass needs two dozen, and compiling more often cost no time that could be seen (LOG.md 2026-11-26).
@@ -63,8 +69,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 2 usage, 3 text, 4 model, 5 targets, 6 output, 7 training diverged, 8 engine, "
-    "130 interrupted.",
+    epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in exit_codes().items()) + ".",
 )
 
 
@@ -189,7 +194,7 @@ def run_recipe(
     reading = reading_with(settings.reading, text_field, format, on_error)
     settings = replace(settings, sources=tuple(sources or settings.sources), reading=reading)
     if not settings.sources:
-        raise RecipeError(f'{recipe}: names no text; give files after it, or sources = ["docs.jsonl"] in it')
+        raise UsageError(f'{recipe}: names no text; give files after it, or sources = ["docs.jsonl"] in it')
     broken, documents = to_read(settings.sources, reading)
     folder = run_folder or output.with_name(output.name + ".run")
     reporter = reporter_for(quiet)
@@ -340,7 +345,7 @@ def export(
     from text2token.export.folder import check_output
 
     if not (sparse or onnx):
-        raise RecipeError("say what to make: --sparse FOLDER or --onnx FOLDER")
+        raise UsageError("say what to make: --sparse FOLDER or --onnx FOLDER")
     for folder in filter(None, (sparse, onnx)):
         check_output(folder, overwrite, model)
     reporter = reporter_for(quiet)
@@ -360,7 +365,7 @@ def export(
         if corpus is None:
             read = Path(model.rstrip("/") + ".run") / "corpus"
             if not (read / "summary.json").exists():
-                raise RecipeError(f"{read}: is not there; say what to learn the words from: --corpus FILE")
+                raise UsageError(f"{read}: is not there; say what to learn the words from: --corpus FILE")
             passages = Corpus.open(read).passages
         else:
             documents = documents_of([corpus], text_field, format, broken)
@@ -439,9 +444,9 @@ def search(
             show_hits(hits, mode)
         return
     if len(words) != 2:
-        raise RecipeError("give INDEX QUERY, or MODEL SOURCE QUERY; put a query of several words in quotation marks")
+        raise UsageError("give INDEX QUERY, or MODEL SOURCE QUERY; put a query of several words in quotation marks")
     if filter_ or model or mode != "hybrid":
-        raise RecipeError("--filter, --mode and --model are for an index: make one with text2token index")
+        raise UsageError("--filter, --mode and --model are for an index: make one with text2token index")
     from text2token.corpus.readers import read_documents
     from text2token.search.one_off import search as find
 
@@ -494,15 +499,15 @@ def lens(
 ) -> None:
     """Read embeddings: which words they say, and which words make two texts similar."""
     if not (texts or file or pair or metrics or (head and corpus) or save):
-        raise RecipeError(
+        raise UsageError(
             "nothing to read: give texts, - for standard input, --file FILE, --pair A B, or --corpus with --metrics"
         )
     if metrics and not corpus:
-        raise RecipeError("--metrics needs text to measure on: --corpus FILE")
+        raise UsageError("--metrics needs text to measure on: --corpus FILE")
     if backbone and head != "fit":
-        raise RecipeError("--backbone says what a word is when a reader is learnt: it goes with --head fit")
+        raise UsageError("--backbone says what a word is when a reader is learnt: it goes with --head fit")
     if save and not Path(model).is_dir():
-        raise RecipeError(f"--save keeps the reader in the model's folder, and {model} is none")
+        raise UsageError(f"--save keeps the reader in the model's folder, and {model} is none")
     reporter = reporter_for(quiet)
     from text2token.evaluation.held_out import unseen_corpus
     from text2token.lens.open import HowToRead, open_readable, save_beside
@@ -628,7 +633,7 @@ def evaluate(
     """Score embedders: on labelled tasks, on mteb, or without labels on your own text."""
     reporter = reporter_for(quiet)
     if not (suite or benchmark or corpus):
-        raise RecipeError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
+        raise UsageError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
     evaluation = needing("bench", "text2token.evaluation.models")
     if output:
         evaluation.check_reports(output)
@@ -756,7 +761,7 @@ def doctor(json_: Json = False) -> None:
 
         show_diagnosis(diagnosis)
     if not diagnosis.able:
-        raise RecipeError(f"the installation is not complete: {diagnosis.parts[0].remedy}")
+        raise UsageError(f"the installation is not complete: {diagnosis.parts[0].remedy}")
 
 
 @app.command()

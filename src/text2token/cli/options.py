@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from text2token.errors import RecipeError, printable
+from text2token.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from text2token.corpus.readers import BrokenLines
@@ -53,7 +53,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 
 
 def filters_of(assignments: Sequence[str], is_field: Callable[[str], bool]) -> dict[str, list[str]]:
-    """Return field → values of `field=value`s, or raise `RecipeError`.
+    """Return field → values of `field=value`s, or raise `UsageError`.
 
     A name that holds "=" itself is known by `is_field`, and wherever that leaves a doubt it is written as JSON writes it.
     """
@@ -72,11 +72,11 @@ def _parted(assignment: str, is_field: Callable[[str], bool]) -> tuple[str, str]
                 return name, assignment[end + 1 :]
     parts = [(assignment[:place], assignment[place + 1 :]) for place, sign in enumerate(assignment) if place and sign == "="]
     if not parts:
-        raise RecipeError(f"--filter is {assignment!r}; it must be field=value")
+        raise UsageError(f"--filter is {assignment!r}; it must be field=value")
     meant = [part for part in parts if is_field(part[0])]
     if len(meant) > 1:
         quoted = " or ".join(f"{json.dumps(name, ensure_ascii=False)}={value}" for name, value in meant)
-        raise RecipeError(f"--filter is {assignment!r}: which field is meant? Write {quoted}, marks included")
+        raise UsageError(f"--filter is {assignment!r}: which field is meant? Write {quoted}, marks included")
     return (meant or parts)[0]
 
 
@@ -87,7 +87,7 @@ def needing(extra: str, module: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("text2token"):
             raise
-        raise RecipeError(f"this needs the package {error.name}: pip install 'text2token[{extra}]'") from None
+        raise UsageError(f"this needs the package {error.name}: pip install 'text2token[{extra}]'") from None
 
 
 def go_on_in_background(folder: Path) -> None:
@@ -131,20 +131,20 @@ def reading_with(reading: "ReadingSettings", text_field: str | None, format: str
 
 
 def format_of(name: str) -> Any:
-    """Return the format of this name, or raise `RecipeError`."""
+    """Return the format of this name, or raise `UsageError`."""
     from text2token.corpus.readers import FORMATS
 
     if name not in {"auto", *FORMATS.values()}:
-        raise RecipeError(f"--format is {name!r}; choose auto, {', '.join(sorted(set(FORMATS.values())))}")
+        raise UsageError(f"--format is {name!r}; choose auto, {', '.join(sorted(set(FORMATS.values())))}")
     return name
 
 
 def dtype_of(name: str) -> Any:
-    """Return the number format of this name, or raise `RecipeError`."""
+    """Return the number format of this name, or raise `UsageError`."""
     from text2token.recipe import DType
 
     if name not in (there := get_args(DType)):
-        raise RecipeError(f"--dtype is {name!r}; choose {', '.join(there)}")
+        raise UsageError(f"--dtype is {name!r}; choose {', '.join(there)}")
     return name
 
 
@@ -162,7 +162,7 @@ def broken_lines(on_error: str) -> "BrokenLines":
     from text2token.corpus.readers import BrokenLines
 
     if on_error not in ("stop", "skip"):
-        raise RecipeError(f"--on-error is {on_error!r}; choose stop or skip")
+        raise UsageError(f"--on-error is {on_error!r}; choose stop or skip")
     return BrokenLines(on_error, tell=lambda note: print(note, file=sys.stderr))  # type: ignore[arg-type]
 
 

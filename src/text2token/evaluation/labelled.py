@@ -28,7 +28,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 from sklearn.exceptions import UndefinedMetricWarning
 
-from text2token.errors import CorpusError, RecipeError, reason
+from text2token.errors import CorpusError, UsageError, reason
 from text2token.evaluation.suite import Row, SuiteTask, TaskType
 from text2token.files import writing
 from text2token.model.encoder import TextEncoder
@@ -104,14 +104,14 @@ def score_benchmark(encoder: TextEncoder, name: str, cache: Path, reporter: Repo
 
 
 def named_tasks(name: str) -> list[AbsTask]:
-    """Return the tasks of the benchmark or the one task that mteb knows as `name`, or raise `RecipeError`."""
+    """Return the tasks of the benchmark or the one task that mteb knows as `name`, or raise `UsageError`."""
     try:
         return list(mteb.get_benchmark(name).tasks)
     except KeyError as error:
         try:
             return [mteb.get_task(name)]
         except KeyError:
-            raise RecipeError(f"mteb knows no benchmark or task {name!r}. {str(error).strip(chr(34))}") from None
+            raise UsageError(f"mteb knows no benchmark or task {name!r}. {str(error).strip(chr(34))}") from None
 
 
 def _name(model: Any) -> str:

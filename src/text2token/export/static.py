@@ -22,7 +22,7 @@ from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import read_first_word_as_any
 from text2token.corpus.prepare import temporary_corpus
 from text2token.corpus.readers import BrokenLines
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.export.card import static_card
 from text2token.export.folder import check_output, export_static
 from text2token.model.backbone import NO_LIMIT, load_embedder, tokenizer_of
@@ -37,14 +37,14 @@ from text2token.tokens.vocabulary import TargetVocabulary, bare_tokenizer, token
 def static_embedder(backbone: BackboneSettings, passages: Dataset, dimensions: int | None = None) -> SentenceTransformer:
     """Return `[StaticEmbedding, Normalize]` made of the backbone's head and the words of `passages` (column `text`).
 
-    Its vectors have the head's dimension, or the first `dimensions` principal ones. Raises `BackboneError` when the backbone
-    has no head, `RecipeError` when it has fewer dimensions than asked for.
+    Its vectors have the head's dimension, or the first `dimensions` principal ones. Raises `ModelError` when the backbone
+    has no head, `UsageError` when it has fewer dimensions than asked for.
     """
     embedder = load_embedder(replace(backbone, prompt="{text}"))
     tokenizer, head = tokenizer_of(embedder), load_head(embedder, backbone.name)
     width = head.weight.shape[1]
     if dimensions is not None and not 0 < dimensions <= width:
-        raise RecipeError(f"dimensions is {dimensions}; {backbone.name} has {width}")
+        raise UsageError(f"dimensions is {dimensions}; {backbone.name} has {width}")
     read_first_word_as_any(tokenizer.backend_tokenizer)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
     words = DataDrivenTargets(tokenizer, vocabulary, max_tokens=NO_LIMIT).fit(passages)

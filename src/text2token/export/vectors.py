@@ -98,7 +98,7 @@ def read_card(folder: Path) -> VectorCard:
         content = json.loads((folder / CARD).read_text(encoding="utf-8"))
         return VectorCard(**{**content, "sources": tuple(content["sources"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise OutputError(f"{folder}: holds no vectors that can be read ({error})") from error
+        raise OutputError(f"{folder}: holds no vectors that can be read ({reason(error)})") from error
 
 
 def read_vectors(folder: Path) -> Iterator[pa.RecordBatch]:

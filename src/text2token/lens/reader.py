@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from text2token.errors import BackboneError, reason
+from text2token.errors import ModelError, reason
 from text2token.files import atomic_folder
 from text2token.lens.key_tokens import KeyToken
 from text2token.lens.pair import Contributions, taken_apart
@@ -131,15 +131,15 @@ class TokenReader:
         return self._splitter.words_in(texts, self.card.max_tokens)
 
     def check(self, encoder: TextEncoder) -> None:
-        """Raise `BackboneError` unless `encoder` gives the embeddings that this reader was learnt on."""
+        """Raise `ModelError` unless `encoder` gives the embeddings that this reader was learnt on."""
         found = encoder(PROBE)
         if found.shape[1] != len(self.mean):
-            raise BackboneError(
+            raise ModelError(
                 f"{encoder.name}: its embeddings have {found.shape[1]} dimensions, the reader's {len(self.mean)}. {AGAIN}"
             )
         likeness = float((normalize(found.float()) * normalize(self.probe)).sum(1).min())
         if likeness < SAME_MODEL:
-            raise BackboneError(
+            raise ModelError(
                 f"{encoder.name}: is not the model that its reader was learnt on (the same text has cosine {likeness:.2f}). "
                 f"{AGAIN}"
             )
@@ -199,12 +199,12 @@ def save_reader(reader: TokenReader, folder: Path) -> None:
 def open_reader(folder: Path | str, encoder: TextEncoder | None = None) -> TokenReader:
     """Return the reader of the embedder in `folder` (its folder `lens`, or itself such a folder).
 
-    With `encoder`, what embeds, it is checked that this is the reader's model. Raises `BackboneError` when there is no
+    With `encoder`, what embeds, it is checked that this is the reader's model. Raises `ModelError` when there is no
     reader, it is damaged or another model's.
     """
     place = Path(folder) / FOLDER if (Path(folder) / FOLDER).is_dir() else Path(folder)
     if not (place / CARD).is_file():
-        raise BackboneError(f"{folder}: has no reader of its embeddings. {AGAIN}")
+        raise ModelError(f"{folder}: has no reader of its embeddings. {AGAIN}")
     try:
         content = json.loads((place / CARD).read_text(encoding="utf-8"))
         lexicon = tuple(content.pop("words"))
@@ -215,7 +215,7 @@ def open_reader(folder: Path | str, encoder: TextEncoder | None = None) -> Token
         if len(reader.directions) != len(lexicon):
             raise ValueError(f"{len(lexicon)} words and {len(reader.directions)} directions")
     except Exception as error:  # tokenizers and safetensors raise what they like
-        raise BackboneError(f"{place}: is damaged ({reason(error)}). {AGAIN}") from error
+        raise ModelError(f"{place}: is damaged ({reason(error)}). {AGAIN}") from error
     if encoder is not None:
         reader.check(encoder)
     return reader

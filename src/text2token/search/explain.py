@@ -50,7 +50,7 @@ def shared_words(query: dict[int, str], document: dict[int, float], rarity: dict
 def explanation_beside(model: str, encoder: TextEncoder) -> DenseExplanation | None:
     """Return what says which words two vectors of `encoder` share; None where `model` has no reader in its folder.
 
-    Raises `BackboneError` when the reader is damaged or another model's.
+    Raises `ModelError` when the reader is damaged or another model's.
     """
     if not (Path(model) / FOLDER).is_dir():
         return None

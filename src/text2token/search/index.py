@@ -42,7 +42,7 @@ from text2token.corpus.normalisation import normalise, whole_characters
 from text2token.corpus.prepare import normalised_text
 from text2token.corpus.readers import BrokenLines
 from text2token.corpus.values import UnfitField, plain_fields
-from text2token.errors import CorpusError, OutputError, RecipeError, Text2TokenError, reason
+from text2token.errors import CorpusError, OutputError, Text2TokenError, UsageError, reason
 from text2token.files import atomic_file, atomic_folder, free_bytes, tidy, writing
 from text2token.model.backbone import resolve_dtype
 from text2token.model.encoder import TextEncoder, open_encoder
@@ -389,15 +389,15 @@ class Index:
         (docs/searching.md). Of the query's words the first 256 that count are looked for. `filters`: a document must have
         one of the values of every field named; they are compared as text, whole numbers and truth values however they
         are spelt (1, 1.0, "1"), lists by each of their elements. `vector`, shape (dimension,), is the query's embedding
-        where the caller has it already. Raises `RecipeError` for a mode or field that there is not.
+        where the caller has it already. Raises `UsageError` for a mode or field that there is not.
         """
         if mode not in MODES:
-            raise RecipeError(f"mode is {mode!r}; choose {', '.join(MODES)}")
+            raise UsageError(f"mode is {mode!r}; choose {', '.join(MODES)}")
         query = normalise(query)
         if not query:
-            raise RecipeError("the query is empty; say what to look for")
+            raise UsageError("the query is empty; say what to look for")
         if k < 1:
-            raise RecipeError(f"k is {k}; at least one hit must be wanted")
+            raise UsageError(f"k is {k}; at least one hit must be wanted")
         k = min(k, max(1, self.count))
         condition = self._condition(filters or {})
         spelt = self.words.of_query(query)
@@ -498,13 +498,13 @@ class Index:
         try:
             plain = plain_fields(filters)
         except (UnfitField, AttributeError) as problem:
-            raise RecipeError(f"filters: {reason(problem)}; give each field with its value, or a list of values") from None
+            raise UsageError(f"filters: {reason(problem)}; give each field with its value, or a list of values") from None
         unfit = [name for name, value in filters.items() if isinstance(value, Mapping | bytes | bytearray | memoryview)]
         if unfit:
-            raise RecipeError(f"filters: {unfit[0]!r} is asked for by {type(filters[unfit[0]]).__name__}; give values")
+            raise UsageError(f"filters: {unfit[0]!r} is asked for by {type(filters[unfit[0]]).__name__}; give values")
         for name in plain:
             if not self.has_field(name):
-                raise RecipeError(f"no document has a field {name[:200]!r}; there are: {self._some_fields()}")
+                raise UsageError(f"no document has a field {name[:200]!r}; there are: {self._some_fields()}")
         must: list[Any] = []
         for name, given in plain.items():
             values = given if isinstance(given, list) else [given]
@@ -556,7 +556,8 @@ def read_card(folder: Path) -> IndexCard:
         return IndexCard(**{**content, "fields": tuple(content["fields"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OutputError(
-            f"{folder}: holds no index that can be read ({error}). Make one: text2token index MODEL FILES --store {quoted}"
+            f"{folder}: holds no index that can be read ({reason(error)}). "
+            f"Make one: text2token index MODEL FILES --store {quoted}"
         ) from None
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import normalise
 from text2token.corpus.prepare import normalised_text
-from text2token.errors import CorpusError, OutputError, RecipeError
+from text2token.errors import CorpusError, OutputError, UsageError
 from text2token.files import atomic_file
 from text2token.model.encoder import TextEncoder, open_encoder
 from text2token.progress import Reporter, Silent
@@ -40,14 +40,14 @@ def search(
     """Return the `k` documents most similar to `query`, best first.
 
     `model` is the folder or hub id of an embedder. The first search embeds all documents, with progress; later ones
-    only the query. Raises `CorpusError` when there are no documents, `RecipeError` when the
+    only the query. Raises `CorpusError` when there are no documents, `UsageError` when the
     query is empty.
     """
     if not documents:
         raise CorpusError("no documents: the input holds no text")
     query = normalise(query)
     if not query:
-        raise RecipeError("the query is empty; say what to look for")
+        raise UsageError("the query is empty; say what to look for")
     reporter = reporter or Silent()
     encoder = open_encoder(model, "auto")
     texts = [normalised_text(document) for document in documents]

@@ -16,7 +16,7 @@ from typing import Any
 import regex
 from qdrant_edge import Bm25, Bm25Config, DisabledStemmer, SparseVector, StopwordsSet, TokenizerType
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 
 NO_LANGUAGE = "none"
 REMEMBERED_WORDS = 100_000
@@ -109,7 +109,7 @@ def average_length(texts: Iterable[str], language: str) -> float:
 
 
 def check_language(language: str) -> None:
-    """Raise `RecipeError` where the engine has no stop words and stemmer for `language`."""
+    """Raise `UsageError` where the engine has no stop words and stemmer for `language`."""
     _bm25(language)
 
 
@@ -121,7 +121,7 @@ def _bm25(language: str, k: float = 1.2, b: float = 0.75, average_length: float 
             return Bm25(Bm25Config(**given, stemmer=DisabledStemmer(), stopwords=StopwordsSet()))
         return Bm25(Bm25Config(**given, language=language))
     except ValueError:
-        raise RecipeError(
+        raise UsageError(
             f"--language is {language!r}, of which no stop words and stems are known. Name one in English and small letters "
             "(german), or none, with which words of every language are found as they are spelt"
         ) from None

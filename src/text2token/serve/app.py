@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from text2token.errors import RecipeError, Text2TokenError
+from text2token.errors import Text2TokenError, UsageError
 from text2token.model.backbone import Role
 from text2token.serve import answers
 from text2token.serve.batching import Batcher, Overloaded
@@ -96,11 +96,11 @@ def create_app(
 
     With `api_key`, all but the page and /healthz asks for it. `hosts`, where given, are the only names it answers to.
     `root_path` is the part of the address that a proxy before it answers at, such as /embedder; it may take it off or leave
-    it. `names` are what clients may call the model besides its own name. Raises `RecipeError` for a root path that is none.
+    it. `names` are what clients may call the model besides its own name. Raises `UsageError` for a root path that is none.
     """
     limits = limits or Limits()
     if not ROOT_PATH.fullmatch(root_path):
-        raise RecipeError(f"root_path is {root_path!r}; it must be like /embedder, without a slash at its end")
+        raise UsageError(f"root_path is {root_path!r}; it must be like /embedder, without a slash at its end")
     names = tuple(dict.fromkeys([service.name, *names]))
     shown = (PAGE / "index.html").read_text(encoding="utf-8").replace('="/page/', f'="{root_path}/page/')
     batcher = Batcher(service.encoder, limits, lambda *batch: metrics.batch(*batch))
@@ -125,6 +125,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Text2TokenError, _mendable)
+    app.add_exception_handler(Overloaded, _busy)
     app.add_exception_handler(Exception, _broken)
 
     def called(model: str) -> str:
@@ -313,10 +314,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _mendable(request: Request, error: Exception) -> Response:
-    if isinstance(error, Overloaded):
-        headers = {"Retry-After": str(error.retry_after)}
-        return Refused(429, str(error), code="rate_limit_exceeded", headers=headers).response()
     return Refused(400, str(error)).response()
+
+
+async def _busy(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Overloaded)
+    headers = {"Retry-After": str(error.retry_after)}
+    return Refused(429, str(error), code="rate_limit_exceeded", headers=headers).response()
 
 
 async def _broken(request: Request, error: Exception) -> Response:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from text2token.errors import Text2TokenError
 from text2token.model.backbone import Role
 from text2token.serve.limits import Limits
 
@@ -27,7 +26,7 @@ LONGEST_RETRY = 60  # seconds
 Observe = Callable[[int, int, float], None]  # texts, tokens and seconds of a batch
 
 
-class Overloaded(Text2TokenError):
+class Overloaded(Exception):
     """The queue is full. `retry_after` is in how many seconds, as far as can be known, it will have been worked off."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:

@@ -4,7 +4,7 @@ from dataclasses import field
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.model.backbone import tokens_per_pass
 from text2token.settings import checked
 
@@ -38,6 +38,6 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.queue_texts < self.texts:
-            raise RecipeError(
+            raise UsageError(
                 f"queue_texts is {self.queue_texts}, less than the {self.texts} texts that one request may have"
             )

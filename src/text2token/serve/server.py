@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError, reason
 from text2token.progress import Reporter, Silent
 from text2token.recipe import DType
 from text2token.serve.app import create_app
@@ -127,7 +127,7 @@ def _settings(app: ASGIApp, limits: Limits) -> uvicorn.Config:
 
 
 def read_api_key(file: Path | None) -> str | None:
-    """Return the key that `file` holds, else that of the environment, else None; `RecipeError` where it cannot be one."""
+    """Return the key that `file` holds, else that of the environment, else None; `UsageError` where it cannot be one."""
     if file is None:
         if (given := os.environ.get(KEY_VARIABLE)) is None:
             return None
@@ -135,10 +135,10 @@ def read_api_key(file: Path | None) -> str | None:
         try:
             given = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{file}: no key can be read from it ({error})") from None
+            raise UsageError(f"{file}: no key can be read from it ({reason(error)})") from None
     key = given.strip()
     if not (key.isascii() and key.isprintable() and key) or " " in key:
-        raise RecipeError(
+        raise UsageError(
             f"{file or KEY_VARIABLE}: holds no key; it must be one line of letters, digits and signs, without spaces"
         )
     return key
@@ -155,5 +155,5 @@ def _bound(host: str, port: int) -> socket.socket:
             listening.close()
             raise
     except (OSError, OverflowError) as error:
-        raise RecipeError(f"{host}:{port} cannot be listened on ({error}). Choose another --host or --port") from None
+        raise UsageError(f"{host}:{port} cannot be listened on ({reason(error)}). Choose another --host or --port") from None
     return listening

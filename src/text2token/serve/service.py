@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from text2token.errors import BackboneError
+from text2token.errors import ModelError
 from text2token.lens.open import SaidWord
 from text2token.lens.pair import Contributions
 from text2token.lens.reader import FOLDER, TokenReader, open_reader
@@ -56,7 +56,7 @@ class Service:
         return self._reader.contributions(a, b, k)
 
     def search(self, query: str, vector: Tensor, k: int, mode: "Mode", filters: Mapping[str, Sequence[str]]) -> "list[Hit]":
-        """Return the `k` best documents; `vector`, shape (dimension,), is the query's. `RecipeError` for a bad filter."""
+        """Return the `k` best documents; `vector`, shape (dimension,), is the query's. `UsageError` for a bad filter."""
         assert self.index
         return self.index.search(query, k, mode, filters, vector=vector)
 
@@ -86,7 +86,7 @@ def open_service(model: str, index: Path | None = None, dtype: DType = "auto") -
     try:
         encoder = opened.encoder if opened else replace(open_encoder(model, dtype), memory=None)
         if encoder.model is None:
-            raise BackboneError(f"{model}: has no tokenizer, so nothing says how long a text is")
+            raise ModelError(f"{model}: has no tokenizer, so nothing says how long a text is")
         folder = Path(model).expanduser()
         reader = open_reader(folder, encoder) if (folder / FOLDER).is_dir() else None
         if opened and reader:

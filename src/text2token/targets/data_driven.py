@@ -27,7 +27,7 @@ from scipy.sparse import csr_array
 from transformers import PreTrainedTokenizerBase
 
 from text2token.engine import Engine
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.files import atomic_file
 from text2token.progress import Progress
 from text2token.recipe import DataDrivenSettings
@@ -148,7 +148,7 @@ class DataDrivenTargets:
             return np.ones(self.vocabulary.size, dtype=np.float32)
         if self.settings.weight == "idf":
             if not self.documents_:
-                raise RecipeError("idf weights need document frequencies: call fit first, or choose sif or uniform")
+                raise UsageError("idf weights need document frequencies: call fit first, or choose sif or uniform")
             idf: NDArray[np.float64] = np.log((1 + self.documents_) / (1 + self.document_frequencies_)) + 1
             return idf.astype(np.float32)
         if self.documents_:

@@ -32,7 +32,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from text2token.engine import Engine
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 from text2token.model.backbone import embed
 from text2token.model.head import LanguageModelHead
 from text2token.progress import Progress
@@ -98,7 +98,7 @@ class LikelihoodRatioTargets:
     ) -> Iterator[pa.RecordBatch]:
         """Yield the targets of `passages`, or of those `rows` of them, in batches of the store's schema; all have one."""
         if not self.fitted_on:
-            raise RecipeError("the prior is not learnt yet: call fit first")
+            raise UsageError("the prior is not learnt yet: call fit first")
         for texts in text_batches(chosen(passages, rows), TEXTS_PER_BATCH):
             parts = [ratio_targets(misses, self.tau_) for misses in self._misses(embed(self.teacher, texts))]
             ids, weights, counts = (np.concatenate(part) for part in zip(*parts, strict=True))

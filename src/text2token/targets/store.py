@@ -24,7 +24,7 @@ from datasets import config as datasets_config
 from numpy.typing import NDArray
 
 from text2token.engine import Engine, check_written
-from text2token.errors import TargetMismatch
+from text2token.errors import TargetMismatch, reason
 from text2token.files import atomic_file, atomic_folder, claim, forget, real, writing
 from text2token.progress import Progress
 from text2token.tokens.vocabulary import TargetVocabulary
@@ -134,7 +134,7 @@ def read_card(folder: Path) -> TargetCard:
     except FileNotFoundError:
         raise TargetMismatch(f"{folder}: no targets here ({CARD} is missing). Build them: text2token targets") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise TargetMismatch(f"{folder / CARD}: not readable ({error}). {_remedy(folder)}") from error
+        raise TargetMismatch(f"{folder / CARD}: not readable ({reason(error)}). {_remedy(folder)}") from error
     if card.version != FORMAT_VERSION:
         raise TargetMismatch(
             f"{folder}: written in format {card.version}, this is format {FORMAT_VERSION}. {_remedy(folder)}"

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from text2token.corpus.normalisation import control_tokens_as_vocabulary, without_ours
-from text2token.errors import BackboneError
+from text2token.errors import ModelError
 from text2token.recipe import Surface, VocabularySettings
 
 REMEMBERED_WORDS = 100_000  # tens of megabytes; four times as many were no faster (LOG.md)
@@ -238,7 +238,7 @@ def is_of_a_word(character: str) -> bool:
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise BackboneError(f"{tokenizer.name_or_path}: only fast tokenizers (tokenizer.json) are supported")
+        raise ModelError(f"{tokenizer.name_or_path}: only fast tokenizers (tokenizer.json) are supported")
     return cast(Tokenizer, backend)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 
-from text2token.errors import RecipeError
+from text2token.errors import UsageError
 
 Value = TypeVar("Value")
 
@@ -62,12 +62,12 @@ class Processes:
 def together() -> Processes:
     """Join the processes that this one was begun with, on its own device, and return them; alone where there are none.
 
-    Raises `RecipeError` where accelerate was told to cut the model's weights into shards: the first process, which alone
+    Raises `UsageError` where accelerate was told to cut the model's weights into shards: the first process, which alone
     evaluates and exports, would have a part of them and wait for the rest for ever.
     """
     for name, words in SHARDED.items():
         if os.environ.get(name, "false") == "true":
-            raise RecipeError(
+            raise UsageError(
                 f"{words} cuts the weights into shards, which a run needs whole: leave it out of accelerate's settings"
             )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

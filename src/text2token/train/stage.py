@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from text2token.errors import OutputError, RecipeError
+from text2token.errors import OutputError, UsageError
 from text2token.files import writing
 from text2token.model.backbone import batches_of, token_lengths, tokenizer_of
 from text2token.progress import Progress
@@ -119,7 +119,7 @@ def plan(
     random, for losses that compare the texts of a batch; padding then counts towards the bound. A contrastive term is
     such a loss. `documents`, shape (rows,), says which document each row was cut from: for that term two successive rows
     of one are a pair, which shares a batch. A step takes
-    `accumulate` batches for each of `processes`, and `max_tokens` counts those of all. Raises `RecipeError` where there are
+    `accumulate` batches for each of `processes`, and `max_tokens` counts those of all. Raises `UsageError` where there are
     fewer batches than processes.
     """
     follows = np.zeros(len(lengths), dtype=bool)
@@ -136,7 +136,7 @@ def plan(
     batches = batches_of(order, lengths, settings.tokens_per_batch, second, settings.texts_per_batch)
     tokens = np.array([int(lengths[batch].sum()) for batch in batches], dtype=np.int64)
     if len(batches) < processes:
-        raise RecipeError(
+        raise UsageError(
             f"{len(batches)} batches of {settings.tokens_per_batch} tokens are too few for {processes} processes"
         )
     schedule = Schedule(batches, tokens, 0, seed, settings.accumulate, processes)
