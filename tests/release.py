@@ -36,7 +36,7 @@ USES: dict[str, list[list[str]]] = {
     ],
     "search": [["index", "embedder", "docs.txt", "--store", "index"], ["search", "index", "a girl plays the guitar"]],
     "report": [["report", "embedder.run"]],
-    "bench": [["evaluate", "embedder", "table", "--corpus", "docs.txt", "--held-out", "20"]],
+    "evaluate": [["evaluate", "embedder", "table", "--corpus", "docs.txt", "--held-out", "20"]],
     "onnx": [["export", "embedder", "--onnx", "small"]],
     "serve": [["serve", "--help"]],
 }

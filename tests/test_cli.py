@@ -42,7 +42,6 @@ FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "corpus.held_out=10", "
         "doctor",
         "embed",
         "evaluate",
-        "compare",
     ],
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
@@ -309,20 +308,3 @@ def test_mistaken_evaluations_are_one_line(arguments: list[str], code: int, mess
     assert result.returncode == code
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
-
-
-def test_compare_in_the_background(make_backbone: BackboneMaker, text_file: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    settings = ["--peers", "mean,last-token", "--set", "corpus.held_out=10", "--set", "corpus.passage_characters=80"]
-    arguments = [text_file, "--backbone", make_backbone("llama_tied"), "--output", output, *settings]
-    started = call("compare", *arguments, "--background")
-    assert started.returncode == 0, started.stderr
-    assert "compare.log" in started.stdout
-    deadline = time.monotonic() + PATIENCE
-    while "leaderboard.csv" not in (output / "compare.log").read_text(encoding="utf-8") and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert "Open" in (output / "compare.log").read_text(encoding="utf-8")
-    assert (output / "leaderboard.html").stat().st_size > 5000
-    mistaken = call("compare", *arguments, "--peers", "meen")
-    assert mistaken.returncode == 2
-    assert "no peer 'meen'" in mistaken.stderr

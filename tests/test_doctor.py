@@ -63,5 +63,5 @@ def test_the_command_knows_this_very_installation() -> None:
     said = json.loads(answer.stdout)
     assert said["machine"]["text2token"] == importlib.metadata.version("text2token")
     assert said["parts"][0]["missing"] == []
-    assert {"bench", "dev"} <= {part["extra"] for part in said["parts"]}
+    assert {"evaluate", "dev"} <= {part["extra"] for part in said["parts"]}
     assert all(part["used_by"] for part in said["parts"])

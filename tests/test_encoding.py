@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = [path for folder in ("src", "tests", "docs", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+FILES = [path for folder in ("src", "tests", "docs", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
 BEFORE_ENCODING = {"read_text": 0, "write_text": 1, "open": 2}  # positional arguments
 OTHERS = ("gzip", "bz2", "lzma", "zstandard", "Image", "os", "webbrowser", "cls", "Corpus", "Index", "Run", "files", "pq")
 

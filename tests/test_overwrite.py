@@ -12,10 +12,7 @@ from test_files import contents, written
 from typer.testing import CliRunner
 
 from text2token.cli.commands import app
-from text2token.comparison import Comparison, choose_peers, compare_peers
-from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError, Text2TokenError
-from text2token.recipe import BackboneSettings, CorpusSettings
 
 # the names that commands use below their folders, and those by which our own results are told
 PROJECT = {
@@ -162,29 +159,6 @@ def test_vectors_are_not_written_among_other_things(tmp_path: Path, text_file: P
         refused = called("embed", tmp_path / "table", text_file, "--output", foreign(tmp_path / "theirs"), *resume)
         assert isinstance(refused, OutputError)
         assert contents(tmp_path / "theirs") == PROJECT
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_comparison_is_refused_in_a_folder_of_others(tmp_path: Path, text_file: Path, overwrite: bool) -> None:
-    comparison = Comparison(BackboneSettings("x"), sources=str(text_file))  # type: ignore[arg-type]
-    with pytest.raises(OutputError, match=r"holds cache and no comparison\.toml"):
-        compare_peers(
-            comparison, read_documents(text_file), foreign(tmp_path / "p"), choose_peers(["bm25"]), overwrite=overwrite
-        )
-    assert contents(tmp_path / "p") == PROJECT
-
-
-def test_a_comparison_begun_anew_deletes_its_own_runs_only(tmp_path: Path, text_file: Path, tiny: BackboneSettings) -> None:
-    def compare(**options: Any) -> None:
-        comparison = Comparison(tiny, str(text_file), corpus=CorpusSettings(held_out=10))  # type: ignore[arg-type]
-        peers = [peer for peer in choose_peers() if peer.family == "lexical"][:1]
-        compare_peers(comparison, read_documents(text_file), tmp_path / "p", peers, seeds=1, **options)
-
-    compare()
-    theirs = {"runs/quickstart/model.bin": b"years", "runs/quickstart/results.json": b"{}", "work/thesis.txt": b"years"}
-    written(tmp_path / "p", theirs)
-    compare(overwrite=True)
-    assert theirs.items() <= contents(tmp_path / "p").items()
 
 
 def test_the_current_folder_is_no_output(

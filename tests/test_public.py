@@ -75,7 +75,9 @@ def test_every_error_is_public_and_has_an_exit_code_of_its_own() -> None:
     assert codes < exit_codes().keys()
 
 
-@pytest.mark.parametrize(("name", "package", "extra"), [("Index", "qdrant_edge", "search"), ("Yardsticks", "mteb", "bench")])
+@pytest.mark.parametrize(
+    ("name", "package", "extra"), [("Index", "qdrant_edge", "search"), ("Yardsticks", "mteb", "evaluate")]
+)
 def test_a_name_whose_extra_is_missing_says_how_to_install_it(name: str, package: str, extra: str) -> None:
     tried = f"import sys; sys.modules[{package!r}] = None; from text2token import {name}"
     error = subprocess.run([sys.executable, "-c", tried], capture_output=True, text=True).stderr

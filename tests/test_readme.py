@@ -21,8 +21,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"^(?:    |\$ )(text2token (?:.*\\\n)*.*)$", re.MULTILINE)
 COMMANDS = COMMAND.findall(README)
-# the first trains every peer, which tests/test_comparison.py does on less; the second ends only when it is stopped
-ELSEWHERE = ("compare", "serve")
+ELSEWHERE = ("serve",)  # ends only when it is stopped
 
 
 @pytest.fixture(scope="module")

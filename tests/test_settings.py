@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2token import BackboneSettings, Recipe, read_documents, read_recipe
-from text2token.comparison import Comparison
 from text2token.errors import UsageError
 from text2token.recipe import CorpusSettings, ModelDerivedSettings, StageSettings
 from text2token.serve.limits import Limits
-from text2token.settings import from_toml, item_name, to_toml, with_assignments
+from text2token.settings import from_toml, item_name, with_assignments
 
 RECIPE = Recipe(BackboneSettings("x"))
 
@@ -37,7 +36,7 @@ def numbers(settings: Any) -> list[tuple[type, str, str, Any]]:
     return [leaf for leaf in leaves(settings) if {int, float} & {leaf[3], *typing.get_args(leaf[3])}]
 
 
-@pytest.mark.parametrize("whole", [RECIPE, Comparison(BackboneSettings("x")), Limits()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("whole", [RECIPE, Limits()], ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e400", "many", ""])
 def test_no_number_may_be_negative_or_none_at_all_wherever_it_is_given(whole: Any, value: str) -> None:
     assert len(numbers(whole)) > 5
@@ -46,7 +45,7 @@ def test_no_number_may_be_negative_or_none_at_all_wherever_it_is_given(whole: An
             with_assignments(whole, [f"{path}={value}"])
         assert "\n" not in str(refused.value)
         needed = {"name": "x"} if kind is BackboneSettings else {"backbone": RECIPE.backbone}
-        others = needed if kind in (BackboneSettings, Recipe, Comparison) else {}
+        others = needed if kind in (BackboneSettings, Recipe) else {}
         in_python = value if value in ("many", "") else float(value)
         with pytest.raises(UsageError, match=rf"^{name} is "):
             kind(**others, **{name: in_python})
@@ -93,13 +92,6 @@ recipes = st.builds(
 @given(recipes)
 def test_what_is_written_is_read_as_the_same(recipe: Recipe) -> None:
     assert from_toml(Recipe, recipe.to_toml(), "here") == recipe
-
-
-@given(texts, texts, st.none() | counts)
-def test_a_comparison_is_written_whole_too(source: str, suite: str, tokens: int | None) -> None:
-    comparison = Comparison(BackboneSettings("x"), sources=(source,), suite=suite, suite_tokens=tokens)
-    read = from_toml(Comparison, to_toml(comparison), "here")
-    assert read == comparison
 
 
 @given(prompts, texts.filter(lambda name: name != "none"))

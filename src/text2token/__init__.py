@@ -59,7 +59,7 @@ _HOMES = {
     "run": "train.run",
 }
 
-_EXTRAS = {"evaluation.models": "bench", "search.index": "search"}  # homes that stand on the packages of an extra
+_EXTRAS = {"evaluation.models": "evaluate", "search.index": "search"}  # homes that stand on the packages of an extra
 
 __all__ = [
     "BackboneSettings",

@@ -18,8 +18,8 @@ from text2token.model.backbone import resolve_dtype
 PACKAGE = "text2token"
 # what an extra is for; the names are those of pyproject.toml
 USED_BY = {
-    "bench": "evaluate, compare",
     "docs": "make docs",
+    "evaluate": "evaluate",
     "http": "sources that are https:// addresses",
     "onnx": "export --onnx",
     "ray": "targets, embed, train, run with --engine ray",

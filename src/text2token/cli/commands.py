@@ -35,7 +35,6 @@ from text2token.cli.options import (
     dtype_of,
     filters_of,
     format_of,
-    go_on_in_background,
     is_first,
     needing,
     proposed,
@@ -634,7 +633,7 @@ def evaluate(
     reporter = reporter_for(quiet)
     if not (suite or benchmark or corpus):
         raise UsageError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
-    evaluation = needing("bench", "text2token.evaluation.models")
+    evaluation = needing("evaluate", "text2token.evaluation.models")
     if output:
         evaluation.check_reports(output)
     broken = broken_lines(on_error)
@@ -650,55 +649,6 @@ def evaluate(
         from text2token.cli.show import show_reports
 
         show_reports(reports)
-
-
-@app.command()
-def compare(
-    sources: Sources,
-    backbone: Annotated[str, typer.Option(help="Decoder LLM that all peers start from.")],
-    output: Annotated[Path, typer.Option(help="Folder of the comparison; the same command goes on in it.")],
-    suite: Annotated[Path | None, typer.Option(help="Folder of labelled tasks.")] = None,
-    suite_tokens: Annotated[int, typer.Option(help="Sample the suite to about so many tokens; 0 for all of it.")] = 250_000,
-    peers: Annotated[str, typer.Option(help="Some peers only, by name, with commas between. Default: all.")] = "",
-    reference: Annotated[str | None, typer.Option(help="A supervised embedder to show beside them.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens that each training may process.")] = 100_000,
-    seeds: Annotated[int, typer.Option(help="Seeds 0, 1, … of every trained peer.")] = 3,
-    background: Annotated[bool, typer.Option("--background", help="Go on without this terminal.")] = False,
-    text_field: TextField = None,
-    format: Format = "auto",
-    on_error: OnError = "stop",
-    set_: Set = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train and score all peers on your text and write a leaderboard."""
-    from text2token.recipe import BackboneSettings, ReadingSettings
-    from text2token.settings import with_assignments
-
-    comparison = needing("bench", "text2token.comparison")
-    settings = comparison.Comparison(
-        BackboneSettings(backbone, max_length=128),
-        sources=tuple(sources),
-        reading=reading_with(ReadingSettings(), text_field, format, on_error),
-        suite=str(suite) if suite else None,
-        suite_tokens=suite_tokens or None,
-        max_tokens=max_tokens,
-    )
-    settings = with_assignments(settings, set_ or [])
-    chosen = comparison.choose_peers([name for name in peers.split(",") if name.strip()], reference)
-    broken = broken_lines(on_error)
-    documents = documents_of(settings.sources, text_field, format, broken)
-    if background:
-        return go_on_in_background(output)
-    board = comparison.compare_peers(
-        settings, documents, output, chosen, seeds=seeds, overwrite=overwrite, broken=broken, reporter=reporter_for(quiet)
-    )
-    warn(broken)
-    if not quiet:
-        from text2token.cli.show import show_leaderboard
-
-        show_leaderboard(board)
-        sys.stderr.write(f"Open {output / 'leaderboard.html'} in a browser; the figures are in leaderboard.csv beside it.\n")
 
 
 @app.command()
@@ -844,7 +794,7 @@ def _interrupted(command: str) -> str:
     """Return what to say after an interrupt, by the words that were typed."""
     if command in ("train", "embed"):
         return "interrupted. The same command with --resume goes on where it stopped"
-    if command in ("run", "quickstart", "targets", "index", "compare"):
+    if command in ("run", "quickstart", "targets", "index"):
         again = "without --overwrite " if "--overwrite" in sys.argv else ""
         return f"interrupted. The same command {again}goes on where it stopped"
     return "interrupted"

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -88,16 +87,6 @@ def needing(extra: str, module: str) -> Any:
         if (error.name or "").startswith("text2token"):
             raise
         raise UsageError(f"this needs the package {error.name}: pip install 'text2token[{extra}]'") from None
-
-
-def go_on_in_background(folder: Path) -> None:
-    """Start this same command once more, detached, its words going to a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "compare.log"
-    command = [sys.executable, "-m", "text2token", *(word for word in sys.argv[1:] if word != "--background")]
-    with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
-    print(f"Process {process.pid} goes on; what it says is in {log}. The same command resumes it if it is stopped.")
 
 
 def proposed(*words: object) -> str:

@@ -23,7 +23,6 @@ from text2token.doctor import Diagnosis
 from text2token.errors import printable
 from text2token.evaluation.comparison import Evaluation
 from text2token.evaluation.label_free import TASK
-from text2token.leaderboard import Leaderboard, best_rows, score_columns
 from text2token.lens.key_tokens import KeyToken
 from text2token.lens.metrics import Alignment
 from text2token.lens.open import ReadableModel, SaidWord
@@ -39,7 +38,6 @@ SECONDS_BETWEEN_LINES = 15.0
 RECENT = 60.0  # seconds that the pace looks back
 LONGEST_BAR = 24  # characters
 NARROWEST = 10  # characters of a column of figures, with what stands around it
-POSTPROCESSED = {"centre": "centred", "whiten": "whitened"}
 Model = TypeVar("Model")
 
 
@@ -286,22 +284,6 @@ def show_hits(hits: "Sequence[Hit]", mode: str) -> None:
             why.append(f"by meaning: {said}")
         scores = f"cosine {hit.dense:.3f}, BM25 {hit.sparse:.1f}"
         console.print(_text(f"       {'; '.join([*why, scores])}"), style="dim", soft_wrap=True)
-
-
-def show_leaderboard(board: Leaderboard) -> None:
-    """Print the best row of each peer to stdout."""
-    best = best_rows(board.rows)
-    columns = [column for column in score_columns(best) if not column.name.startswith("type_")]
-    table = Table(title=board.title)
-    table.add_column("", overflow="fold")
-    for heading in (*(column.heading for column in columns), "tokens", "seconds"):
-        table.add_column(heading, justify="right")
-    for row in best:
-        name = row.peer if row.postprocessing == "none" else f"{row.peer}, {POSTPROCESSED[row.postprocessing]}"
-        scores = (str(column.of(row) or "") for column in columns)
-        cost = (f"{row.tokens or 0:,}", f"{row.seconds or 0:,.0f}")
-        table.add_row(name, *scores, *cost, style="bold" if row.family == "text2token" else "")
-    _Console().print(table)
 
 
 def show_words(texts: Sequence[str], models: Sequence[ReadableModel], said: Sequence[Sequence[Sequence[SaidWord]]]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +28,6 @@ from text2token.evaluation.label_free import (
 from text2token.evaluation.labelled import LabelledScores, score_benchmark, score_suite
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.files import atomic_file, check_file
-from text2token.leaderboard import spreadsheet_text
 from text2token.model.backbone import Role
 from text2token.model.encoder import TextEncoder, open_encoder
 from text2token.progress import Reporter, Silent
@@ -142,6 +142,14 @@ def reports_csv(reports: Sequence[ModelReport]) -> str:
                 score = round(getattr(report.label_free, measure), 4)
                 writer.writerow([model, "label_free", "own text", measure, score])
     return file.getvalue()
+
+
+def spreadsheet_text(cell: Any) -> Any:
+    """Return a cell of a CSV as one line that no spreadsheet takes for a formula; what is no text is left as it is."""
+    if not isinstance(cell, str):
+        return cell
+    cell = re.sub(r"[\r\n]+", " ", cell)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t")) else cell
 
 
 def check_reports(path: Path) -> None:

@@ -4,7 +4,7 @@
 
 with the vectors of `head.word_table`. No training and no forward pass: the head already knows which words are alike, and the
 corpus says which matter. Whitening is linear, so it is folded into the table, and the result is one stock module. Ours; how
-it compares with the layers on top of it is in docs/results.md.
+it compares with the layers on top of it is in bench/docs/results.md.
 """
 
 from collections.abc import Iterable

@@ -1,0 +1,49 @@
+"""One vector per token, no layers: the speed limit that everybody is compared with.
+
+Model2Vec sends every token through the backbone once; ours takes the rows of its head (`text2token.export.static`).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from model2vec.distill import distill_from_model
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from text2token.export.static import static_embedder
+from text2token.model.backbone import resolve_backbone
+from text2token.model.encoder import TextEncoder, encoder_of
+from text2token.progress import Progress
+from text2token_bench.peers.peer import Built, Peer, Settings, Workshop
+
+
+def build(workshop: Workshop, settings: Settings) -> Built:
+    """Return the distilled table; every token of the vocabulary went through the backbone once."""
+    folder = resolve_backbone(workshop.backbone.name)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    static = distill_from_model(model, tokenizer, quantize_to="float32", device="cpu", **settings)
+
+    def embed(texts: Sequence[str], progress: Progress | None) -> Tensor:
+        vectors = torch.from_numpy(static.encode(list(texts))).float()
+        if progress:
+            progress(len(texts))
+        return vectors
+
+    fingerprint = hashlib.sha256(static.embedding.tobytes()).hexdigest()[:16]
+    return Built(TextEncoder("Model2Vec", fingerprint, embed))
+
+
+def build_ours(workshop: Workshop, settings: Settings) -> Built:
+    """Return the table made of the head and the passages' words, whitened already."""
+    return Built(encoder_of(static_embedder(workshop.backbone, workshop.passages), "text2token, static"))
+
+
+# A token is embedded alone, so mean and last pooling are one; it stands at the first place, which decoders use to park
+# attention, and its vector says little (LOG.md).
+PEERS = (
+    Peer("Model2Vec", "static", build, ({"pca_dims": 256}, {"pca_dims": 512})),
+    Peer("text2token, static", "static", build_ours),
+)

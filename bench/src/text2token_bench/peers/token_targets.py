@@ -1,0 +1,96 @@
+"""Our own method, under the same rules as its peers, and its control with shuffled targets."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from text2token.evaluation.comparison import centre_for_head
+from text2token.files import atomic_folder
+from text2token.model.backbone import cut_last_layers, load_embedder, tokenizer_of
+from text2token.model.head import load_head
+from text2token.recipe import Recipe
+from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.train.run import WEIGHTS, RunFolder, Stages, made_from
+from text2token_bench.leaderboard import Family
+from text2token_bench.peers.peer import Built, Peer, Settings, Workshop, finished
+
+STAGE2_SHARE = "stage2_share"
+STAGE2_BESIDE = "stage2_beside"
+
+
+def build(workshop: Workshop, settings: Settings, name: str, kept: Path | None = None) -> Built:
+    """Return the embedder that a recipe makes of the passages.
+
+    `settings` are the recipe's, by their dotted names; `stage2_share` is the share of the budget that the second stage has,
+    `stage2_beside` one that it has on top. Stages that another variant has trained are taken from the folder `kept`; the
+    time they took is not this variant's.
+    """
+    second, beside = float(settings.get(STAGE2_SHARE, 0)), float(settings.get(STAGE2_BESIDE, 0))
+    lengths = {"stage1": 1 - second, **({"stage2": second + beside} if second + beside else {})}
+    chosen = {f"{stage}.max_tokens": round(share * workshop.max_tokens) for stage, share in lengths.items()}
+    chosen |= {f"{stage}.epochs": 1000 for stage in lengths} | {f"{stage}.tokens_per_batch": 512 for stage in lengths}
+    chosen |= {key: value for key, value in settings.items() if key not in (STAGE2_SHARE, STAGE2_BESIDE)}
+    recipe = Recipe(workshop.backbone, seed=workshop.seed).with_settings(f"{key}={value}" for key, value in chosen.items())
+    embedder = load_embedder(recipe.backbone)
+    head = load_head(embedder, recipe.backbone.name)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
+    work, steps, sample = RunFolder(workshop.folder / "run"), made_from(recipe, None), workshop.sample()
+    centre = centre_for_head(embedder, sample)
+    stages = Stages(recipe, embedder, head, vocabulary, workshop.passages, sample, centre, work, steps)
+    if kept:
+        for stage in recipe.named_stages:
+            if (kept / steps[stage]).exists():
+                shutil.copytree(kept / steps[stage], work.stages / stage)
+                work.finished(stage, steps[stage])
+    _, results = stages.train(workshop.reporter)
+    if kept:
+        for stage in recipe.named_stages:
+            if not (kept / steps[stage]).exists():
+                with atomic_folder(kept / steps[stage]) as folder:
+                    for file in (WEIGHTS, "result.json"):
+                        shutil.copy(work.stages / stage / file, folder / file)
+    cut_last_layers(embedder, recipe.cut_layers)
+    return finished(workshop, embedder, name, sum(result.tokens for result in results.values()))
+
+
+def variant(name: str, *candidates: Settings, family: Family = "text2token", kept: Path | None = None) -> Peer:
+    """Return a peer that makes embedders by our recipe with other settings; see `build` for `kept`."""
+    return Peer(name, family, partial(build, name=name, kept=kept), candidates, seeded=True)
+
+
+# small steps, all of them kept; tokens alone, as in the paper
+_WHOLE = {"stage1.targets": "data_driven", "stage1.learning_rate": 1e-4, "stage1.contrast": 0.0, "lora.blend": 1.0}
+_SECOND = {**_WHOLE, "cut_layers": 0, "stage2.learning_rate": 1e-4, "stage2.contrast": 0.0, STAGE2_SHARE: 0.3}
+_BESIDE = {"stage1.targets": "corpus_derived", "lora.blend": 1.0, "cut_layers": 1, "stage1.tokens_per_batch": 1024}
+PEERS = (
+    variant(
+        "text2token, data-driven",
+        {**_WHOLE, "stage1.learning_rate": 3e-4, "lora.blend": 0.5, "cut_layers": 0},
+        {**_WHOLE, "cut_layers": 0},
+        {**_WHOLE, "cut_layers": 1},
+    ),
+    variant("text2token, corpus-derived", {**_WHOLE, "stage1.targets": "corpus_derived", "cut_layers": 1}),
+    variant(
+        "text2token, default",
+        {**_BESIDE, "stage1.learning_rate": 2e-4, "stage1.contrast": 0.5},
+        {**_BESIDE, "stage1.learning_rate": 2e-4, "stage1.contrast": 0.3},
+        {**_BESIDE, "stage1.learning_rate": 2e-4, "stage1.contrast": 0.7},
+    ),
+    variant(
+        "text2token, two stages",
+        {**_SECOND, "stage2.targets": "model_derived"},
+        {**_SECOND, "stage2.targets": "model_derived", "targets.model_derived.data_driven_share": 0.5},
+        {
+            **_SECOND,
+            "cut_layers": 1,
+            "stage1.targets": "corpus_derived",
+            "stage2.targets": "model_derived",
+            "targets.model_derived.data_driven_share": 0.5,
+        },
+    ),
+    variant(
+        "shuffled targets",
+        {**_WHOLE, "cut_layers": 1, "shuffled_targets": True},
+        family="control",
+    ),
+)
