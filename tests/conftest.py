@@ -142,25 +142,28 @@ def family_configs(vocabulary_size: int) -> dict[str, transformers.PretrainedCon
 BackboneMaker = Callable[[str], Path]
 
 
+def save_backbone(family: str, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a two-layer random model of this family, and the tokenizer, to `folder`."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(family_configs(len(tokenizer))[family])
+    for parameter in model.parameters():  # biases and norms start at constants that would hide mistakes
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model.get_output_embeddings().weight.data *= 8  # else logits are too flat to learn by
+    if model.config.tie_word_embeddings:
+        model.tie_weights()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def make_backbone(byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> BackboneMaker:
     """Return a function family → folder of a saved two-layer random model with the byte-level tokenizer."""
     made: dict[str, Path] = {}
-    configs = family_configs(len(byte_level_tokenizer))
 
     def make(family: str) -> Path:
         if family not in made:
-            folder = tmp_path_factory.mktemp(family)
-            torch.manual_seed(0)
-            model = transformers.AutoModelForCausalLM.from_config(configs[family])
-            for parameter in model.parameters():  # biases and norms start at constants that would hide mistakes
-                parameter.data += 0.05 * torch.randn_like(parameter)
-            model.get_output_embeddings().weight.data *= 8  # else logits are too flat to learn by
-            if model.config.tie_word_embeddings:
-                model.tie_weights()
-            model.save_pretrained(folder)
-            byte_level_tokenizer.save_pretrained(folder)
-            made[family] = folder
+            made[family] = tmp_path_factory.mktemp(family)
+            save_backbone(family, byte_level_tokenizer, made[family])
         return made[family]
 
     return make
