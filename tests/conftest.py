@@ -12,6 +12,7 @@ from typing import NoReturn
 import pytest
 import torch
 import transformers
+from datasets import Dataset, concatenate_datasets
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -209,6 +210,12 @@ def own_cache(
     """Keep the user's cache out of the tests, but for the real backbone, which takes half a minute to convert."""
     if "slow" not in request.keywords:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def with_others_targets(targets: Dataset) -> Dataset:
+    """Return the same texts with each other's targets: the control that shows what the right target is worth."""
+    others = targets.shuffle(seed=0).remove_columns("text")
+    return concatenate_datasets([targets.select_columns(["text"]), others], axis=1)
 
 
 PATIENCE = 900  # seconds until what does not end counts as hanging, however slow or busy the machine is

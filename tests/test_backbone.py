@@ -20,7 +20,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from text2token.errors import ModelError, UsageError
-from text2token.model.adapters import add_lora, blend_lora, merge_lora
+from text2token.model.adapters import add_lora, merge_lora
 from text2token.model.backbone import (
     cut_last_layers,
     embed,
@@ -232,25 +232,6 @@ def test_merging_adapters_changes_nothing_but_their_absence(tiny: BackboneSettin
     merge_lora(embedder)
     assert torch.allclose(adapted, embed(embedder, TEXTS), atol=1e-5)
     assert not any("lora" in name for name, _ in embedder.named_parameters())
-
-
-def test_a_blend_lies_between_the_untrained_and_the_trained_weights(tiny: BackboneSettings) -> None:
-    weights = []
-    for blend in (0.0, 0.25, 1.0):
-        embedder = load_embedder(tiny)
-        add_lora(embedder, LoraSettings(rank=4), seed=0)
-        torch.manual_seed(1)
-        for name, parameter in embedder.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.2)
-        blend_lora(embedder, blend)
-        merge_lora(embedder)
-        weights.append(embedder.state_dict())
-    untrained, quarter, whole = weights
-    for name, value in load_embedder(tiny).state_dict().items():
-        assert torch.equal(untrained[name], value)
-        assert torch.allclose(quarter[name], 0.75 * untrained[name] + 0.25 * whole[name], atol=1e-6)
-    assert not all(torch.equal(whole[name], value) for name, value in untrained.items())
 
 
 def test_mistaken_backbones_are_told_apart(tmp_path: Path, tiny: BackboneSettings) -> None:

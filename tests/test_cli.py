@@ -18,7 +18,7 @@ from test_suite import write_suite
 
 from text2token.export.folder import export_embedder
 from text2token.model.backbone import embed, load_embedder
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, recipe_names
 
 FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "corpus.held_out=10", "--set", "lora.rank=4"]
@@ -39,7 +39,6 @@ FAST = ["--set", "stage1.tokens_per_batch=512", "--set", "corpus.held_out=10", "
         "lens",
         "report",
         "serve",
-        "doctor",
         "embed",
         "evaluate",
     ],
@@ -134,7 +133,7 @@ def test_a_recipe_file_runs_and_runs_no_more_when_nothing_has_changed(
 def test_targets_to_look_at_are_of_the_passages_that_training_sees(
     make_backbone: BackboneMaker, text_file: Path, tmp_path: Path
 ) -> None:
-    for settings, texts in (([], 240), (["--set", "halves_from=0"], 120)):
+    for settings, texts in (([], 240), (["--set", "corpus.halves_from=0"], 120)):
         made = call(
             "targets",
             text_file,
@@ -262,7 +261,7 @@ def test_broken_lines_can_be_skipped_and_are_counted(make_backbone: BackboneMake
 @pytest.fixture
 def model(tiny: BackboneSettings, tmp_path: Path) -> Path:
     embedder = load_embedder(tiny)
-    export_embedder(embedder, fit_isotropy(embed(embedder, TEXTS)), tmp_path / "model", "# card")
+    export_embedder(embedder, fit_postprocessing(embed(embedder, TEXTS)), tmp_path / "model", "# card")
     return tmp_path / "model"
 
 

@@ -16,12 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from transformers import PreTrainedTokenizerFast
 
 from text2token.engine import Engine
-from text2token.errors import TargetMismatch, UsageError
+from text2token.errors import UsageError
 from text2token.model.backbone import load_embedder, tokenizer_of
-from text2token.model.head import load_head, word_table
 from text2token.progress import Progress
 from text2token.recipe import (
     BackboneSettings,
@@ -29,7 +27,6 @@ from text2token.recipe import (
     CorpusDerivedSettings,
     LikelihoodRatioSettings,
     ModelDerivedSettings,
-    SmoothingSettings,
     TargetSettings,
 )
 from text2token.targets import constructors
@@ -38,8 +35,7 @@ from text2token.targets.constructors import CONSTRUCTORS, Materials, data_driven
 from text2token.targets.corpus_derived import CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.model_derived import ModelDerivedTargets
-from text2token.targets.rows import HERE, Passages, distributions, heaviest, mixed, record_batch, without
-from text2token.targets.smoothing import SmoothedTargets, alike_words
+from text2token.targets.rows import HERE, Passages, distributions, heaviest, mixed, record_batch
 from text2token.targets.store import SCHEMA, open_targets
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
 
@@ -80,13 +76,10 @@ def test_the_heaviest_are_kept_and_the_rest_is_gone(rows: csr_array, k: int) -> 
 
 
 @given(sparse_rows, st.integers(0, 2**32 - 1), st.sampled_from([0, 0.3, 1]))
-def test_rows_mix_subtract_and_normalise(rows: csr_array, seed: int, share: float) -> None:
+def test_rows_mix_and_normalise(rows: csr_array, seed: int, share: float) -> None:
     others = csr_array(np.random.default_rng(seed).permutation(rows.toarray().ravel()).reshape(rows.shape))
     sums = distributions(rows).sum(axis=1)
     assert np.allclose(sums, rows.sum(axis=1) > 0)
-    left = without(rows, others).toarray()
-    overlap = (rows.toarray() > 0) & (others.toarray() > 0)
-    assert np.array_equal(left, np.where(overlap, 0, rows.toarray()))
     blend = mixed(distributions(rows), distributions(others), share).toarray()
     both = (rows.sum(axis=1) > 0) & (others.sum(axis=1) > 0)
     expected = (1 - share) * distributions(rows).toarray() + share * distributions(others).toarray()
@@ -135,14 +128,6 @@ def test_model_derived_targets_are_the_formula(make_backbone: BackboneMaker, fam
         assert all(target[token] == pytest.approx(weight, abs=2e-4) for token, weight in expected.items())
 
 
-def test_beyond_the_text_means_no_token_of_the_text(tiny: BackboneSettings) -> None:
-    beyond = model_derived(tiny, exclude_in_text=True, top_k=20).fit(TEXTS)
-    inside = beyond.data_driven.in_text(TEXTS).toarray() > 0
-    plain = model_derived(tiny, top_k=20).fit(TEXTS).rows(TEXTS).toarray()
-    assert (plain[inside] > 0).any()
-    assert not beyond.rows(TEXTS).toarray()[inside].any()
-
-
 def test_a_share_of_the_target_can_be_data_driven(tiny: BackboneSettings) -> None:
     pure, half = model_derived(tiny).fit(TEXTS), model_derived(tiny, data_driven_share=0.25).fit(TEXTS)
     own = half.data_driven.rows(TEXTS).toarray()
@@ -157,47 +142,6 @@ def test_asking_the_model_leaves_the_embedder_as_it_was(tiny: BackboneSettings) 
     before = tokenizer_of(given.embedder)("a girl")["input_ids"]
     list(CONSTRUCTORS["model_derived"](given).fit(TEXTS).transform(TEXTS))
     assert tokenizer_of(given.embedder)("a girl")["input_ids"] == before
-
-
-def test_a_teacher_must_speak_the_same_tokens(
-    tiny: BackboneSettings, make_backbone: BackboneMaker, wordpiece_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    embedder = load_embedder(replace(tiny, prompt="{text}", pooling="mean"))
-    embedder.save(str(tmp_path / "teacher"))
-    asked = model_derived(tiny, teacher=str(tmp_path / "teacher"), prompts=()).fit(TEXTS)
-    assert (asked.rows(TEXTS) != model_derived(tiny).fit(TEXTS).rows(TEXTS)).nnz  # another prompt, another answer
-    tokenizer_of(embedder).backend_tokenizer.add_tokens(["another"])
-    embedder.save(str(tmp_path / "other"))
-    with pytest.raises(TargetMismatch, match="has another tokenizer"):
-        model_derived(tiny, teacher=str(tmp_path / "other"))
-
-
-def test_another_language_model_is_asked_through_its_own_head(
-    tiny: BackboneSettings, byte_level_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    torch.manual_seed(1)
-    shape = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = transformers.LlamaConfig(**shape, vocab_size=len(byte_level_tokenizer), tie_word_embeddings=False)
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
-    byte_level_tokenizer.save_pretrained(tmp_path)
-    wider = replace(tiny, name=str(tmp_path))
-
-    asked = model_derived(replace(tiny, layers=1), language_model=wider.name).fit(TEXTS)
-    by_itself = model_derived(wider).fit(TEXTS)
-    assert asked.head.weight.shape[1] == 48
-    assert abs(asked.rows(TEXTS) - by_itself.rows(TEXTS)).max() < 1e-6  # all its layers, its own head
-    assert (asked.rows(TEXTS) != model_derived(tiny).fit(TEXTS).rows(TEXTS)).nnz
-
-    other = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    other.add_tokens(["another"])
-    other.save_pretrained(tmp_path)
-    with pytest.raises(TargetMismatch, match="has another tokenizer"):
-        model_derived(tiny, language_model=wider.name)
-
-
-def test_only_one_other_model_can_be_asked() -> None:
-    with pytest.raises(UsageError, match="only one can be asked"):
-        ModelDerivedSettings(teacher="an-embedder", language_model="a-language-model")
 
 
 def corpus(documents: list[list[str]]) -> Dataset:
@@ -234,11 +178,6 @@ def test_neighbours_are_the_texts_that_share_words(tiny: BackboneSettings) -> No
     found = as_dicts(constructor.transform(texts))
     for row, neighbour in ((0, 1), (1, 0), (2, 3), (3, 2)):
         assert found[row] == pytest.approx(own[neighbour], abs=1e-6)
-    beyond = corpus_derived(tiny, neighbours=1, next_passage=False, data_driven_share=0, exclude_in_text=True).fit(texts)
-    added = as_dicts(beyond.transform(texts))
-    for row, neighbour in ((0, 1), (1, 0), (3, 2)):
-        assert set(added[row]) == set(own[neighbour]) - set(own[row])
-    assert added[2] == pytest.approx(own[2], abs=1e-6)  # its neighbour says nothing that it does not say itself
 
 
 def test_of_a_large_corpus_an_even_sample_gives_the_neighbours(
@@ -276,7 +215,7 @@ class LettersAlone:
     def __init__(self, data_driven: DataDrivenTargets) -> None:
         self.data_driven = data_driven
 
-    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "LettersAlone":
+    def fit(self, passages: Passages, engine: Engine = HERE) -> "LettersAlone":
         self.data_driven.fit(passages, engine)
         return self
 
@@ -289,12 +228,11 @@ class LettersAlone:
         return {}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3])
-def test_a_constructor_that_recalls_nothing_is_written_like_one_that_does(
-    tiny: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: Callable[[int], None], share: float
+def test_candidates_that_are_remembered_give_the_files_that_a_second_reading_gives(
+    tiny: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: Callable[[int], None]
 ) -> None:
     small_parts(3)
-    given = replace(materials(tiny), settings=TargetSettings(smoothing=SmoothingSettings(share)))
+    given = materials(tiny)
     monkeypatch.setitem(CONSTRUCTORS, "letters", lambda given: LettersAlone(data_driven(given)))  # type: ignore[misc]
     for name in ("letters", "data_driven"):
         constructor = make_constructor(name, given)  # type: ignore[arg-type]
@@ -328,7 +266,7 @@ def test_every_constructor_writes_distributions_that_open(
     assert written == [pytest.approx(target, abs=1e-6) for target in every]
     some = as_dicts(fitted.transform(passages, rows=np.array([1, 3, 8])))
     assert some == [pytest.approx(every[row], abs=1e-6) for row in (1, 3, 8)]
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # what was left to recall is gone
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # what was remembered is gone
 
 
 def test_a_killed_construction_goes_on_after_its_last_part(
@@ -373,41 +311,3 @@ def test_impossible_settings_are_refused(mistake: dict[str, Any]) -> None:
         ModelDerivedSettings(**mistake)
     with pytest.raises(UsageError, match="nothing to derive"):
         CorpusDerivedSettings(neighbours=0, next_passage=False)
-
-
-def test_a_word_s_like_words_are_the_nearest_in_the_head_and_not_itself(make_backbone: BackboneMaker) -> None:
-    given = materials(BackboneSettings(str(make_backbone("llama_tied")), dtype="float32"))
-    head, vocabulary = load_head(given.embedder, given.backbone.name), given.vocabulary
-    alike = alike_words(head, vocabulary, 3).toarray()
-    first = vocabulary.representatives[:, 0]
-    table = torch.nn.functional.normalize(word_table(head, vocabulary, torch.ones(vocabulary.size)).double()).numpy()
-    heads = np.unique(first[first != NOT_A_TARGET])
-    for token in vocabulary.target_ids[::7]:
-        own = first[token]
-        others = heads[heads != own]
-        cosines = np.clip(table[others] @ table[own], 0, None)
-        nearest = np.argsort(-cosines)[:3]
-        expected = np.zeros(vocabulary.size)
-        for word, weight in zip(others[nearest], cosines[nearest] / cosines[nearest].sum(), strict=True):
-            forms = [form for form in vocabulary.representatives[word] if form != NOT_A_TARGET]
-            expected[forms] += weight / len(forms)
-        assert np.allclose(alike[token], expected, atol=1e-5)
-    assert not alike[sorted(vocabulary.special_ids)].any()
-
-
-@pytest.mark.parametrize("kind", list(CONSTRUCTORS))
-def test_any_constructor_can_be_smoothed(make_backbone: BackboneMaker, kind: ConstructorName) -> None:
-    backbone = BackboneSettings(str(make_backbone("llama_tied")), dtype="float32", max_length=64)
-    plain = make_constructor(kind, materials(backbone))
-    smoothed = make_constructor(
-        kind, materials(backbone, smoothing=SmoothingSettings(share=0.3, neighbours=2, top_k=10_000))
-    )
-    assert isinstance(smoothed, SmoothedTargets)
-    assert smoothed.name == plain.name
-    vocabulary = materials(backbone).vocabulary
-    before, after = (as_dicts(constructor.fit(TEXTS).transform(TEXTS)) for constructor in (plain, smoothed))
-    for own, wider in zip(before, after, strict=True):
-        assert sum(wider.values()) == pytest.approx(1, abs=1e-5)
-        words = vocabulary.representatives[list(own), 0] != NOT_A_TARGET  # of what is no word nothing is alike
-        assert own.keys() < wider.keys() if words.any() else own.keys() == wider.keys()
-        assert all(wider[token] >= 0.7 * weight - 1e-6 for token, weight in own.items())

@@ -134,9 +134,9 @@ def test_documents_whose_title_names_them_badly_are_asked_for_by_their_first_hal
 def test_a_document_of_one_passage_becomes_its_halves_where_that_is_asked_for(tmp_path: Path) -> None:
     long = "One sentence of forty characters is this. Another one of about as many as that."
     given_documents = [Document(long, "1"), Document("Too short.", "2"), Document(long + "!", "3", title="With a title")]
-    kept = prepare_corpus(given_documents, tmp_path / "kept", CorpusSettings(held_out=0))
+    kept = prepare_corpus(given_documents, tmp_path / "kept", CorpusSettings(held_out=0, halves_from=0))
     assert list(kept.passages["text"]) == [long, "Too short.", "With a title", long + "!"]
-    cut = prepare_corpus(given_documents, tmp_path / "cut", CorpusSettings(held_out=0), halves_from=60)
+    cut = prepare_corpus(given_documents, tmp_path / "cut", CorpusSettings(held_out=0, halves_from=60))
     assert list(cut.passages["text"]) == [*halves(Document(long, "1")), "Too short.", "With a title", long + "!"]
     assert list(cut.passages["document"]) == [0, 0, 1, 2, 2]
     assert cut.summary.passages == 5

@@ -18,7 +18,7 @@ from text2token.export.folder import export_embedder
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, resolve_dtype, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder, token_counter
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.progress import Progress
 from text2token.recipe import BackboneSettings, DType, LoraSettings
 from text2token.tokens.vocabulary import tokenise
@@ -27,7 +27,7 @@ from text2token.tokens.vocabulary import tokenise
 @pytest.fixture
 def exported(tiny: BackboneSettings, tmp_path: Path) -> Path:
     embedder = load_embedder(tiny)
-    export_embedder(embedder, fit_isotropy(embed(embedder, TEXTS), "none"), tmp_path / "model", "# card")
+    export_embedder(embedder, fit_postprocessing(embed(embedder, TEXTS), "none"), tmp_path / "model", "# card")
     return tmp_path / "model"
 
 
@@ -160,7 +160,7 @@ def test_a_text_is_embedded_once_whatever_is_done_with_it() -> None:
     encoder = TextEncoder("lengths", "a", once)
     first = encoder(["one", "three", "one"])
     assert torch.equal(first[0], first[2])
-    centred = encoder.finished_by(fit_isotropy(first, "centre"), "centred")
+    centred = encoder.finished_by(fit_postprocessing(first, "centred"), "centred")
     assert centred(["three", "seventeen"])[0].norm() == pytest.approx(
         float((first[1] - first.mean(0)).norm())
     )  # a rotation keeps lengths

@@ -18,7 +18,7 @@ from text2token.errors import CorpusError, EngineUnavailable, UsageError
 from text2token.export.vectors import embed_corpus, read_card
 from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.encoder import open_encoder
-from text2token.recipe import BackboneSettings, ConstructorName, Recipe, SmoothingSettings, TargetSettings
+from text2token.recipe import BackboneSettings, ConstructorName, Recipe, TargetSettings
 from text2token.targets.constructors import CONSTRUCTORS, Materials, make_constructor, write_constructed
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.run import build_targets
@@ -58,8 +58,7 @@ def test_targets_made_on_two_workers_are_the_same_files(
     small_parts(9)
     embedder = load_embedder(tiny)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
-    settings = TargetSettings(smoothing=SmoothingSettings(share=0.2 if name == "data_driven" else 0))
-    given = Materials(tiny, embedder, vocabulary, settings)
+    given = Materials(tiny, embedder, vocabulary, TargetSettings())
     heard: dict[str, int] = {}
     for where, engine in (("here", LocalEngine()), ("ray", ray_engine)):
         done: list[int] = []

@@ -16,7 +16,7 @@ from text2token.errors import OutputError
 from text2token.export.folder import export_embedder
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, tokenizer_of
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, LoraSettings
 
 MORE_TEXTS = [*TEXTS, "short", "long " * 200]
@@ -35,7 +35,7 @@ def exported(settings: BackboneSettings, folder: Path) -> tuple[SentenceTransfor
     """Return the reloaded export and the vectors that it must give."""
     embedder = trained(settings)
     raw = embed(embedder, MORE_TEXTS)
-    whitening = fit_isotropy(raw)
+    whitening = fit_postprocessing(raw)
     export_embedder(embedder, whitening, folder, "# card")
     return SentenceTransformer(str(folder)), torch.nn.functional.normalize(whitening(raw))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from text2token.errors import TrainingDiverged
 from text2token.model.head import LanguageModelHead
-from text2token.train.objective import TokenTargetLoss, own_among_others, sparse_kl
+from text2token.train.objective import CONTRAST_TEMPERATURE, TokenTargetLoss, own_among_others, sparse_kl
 
 
 def random_targets(seed: int, rows: int, vocabulary: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -51,29 +51,15 @@ class FixedEmbedder(torch.nn.Module):
         return {"sentence_embedding": self.embeddings}
 
 
-class TwoViews(torch.nn.Module):
-    """Gives another embedding of the same texts each time, as dropout does."""
-
-    def __init__(self, *views: torch.Tensor) -> None:
-        super().__init__()
-        self.views = iter(views)
-
-    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        features["sentence_embedding"] = next(self.views)  # into what it is given, like the stock modules
-        return features
-
-
-def contrastive_losses(documents: list[int] | None = None, **options: object) -> list[float]:
-    """The losses of six texts at contrast 0, 1 and a quarter; a second reading gives other embeddings."""
+def contrastive_losses(documents: list[int] | None = None) -> list[float]:
+    """The losses of six texts at contrast 0, 1 and a quarter."""
     torch.manual_seed(0)
-    one, other, head, centre = torch.randn(6, 8), torch.randn(6, 8), LanguageModelHead(torch.randn(30, 8)), torch.randn(8)
+    embeddings, head, centre = torch.randn(6, 8), LanguageModelHead(torch.randn(30, 8)), torch.randn(8)
     _, token_ids, weights = random_targets(1, 6, 30, 5)
     labels = {"token_ids": token_ids, "weights": weights.float(), "rows": torch.arange(6)}
     labels |= {} if documents is None else {"documents": torch.tensor(documents)}
     return [
-        TokenTargetLoss(TwoViews(one, other), head, centre, contrast=share, contrast_temperature=0.1, **options)(  # type: ignore[arg-type]
-            [{}], labels
-        ).item()
+        TokenTargetLoss(FixedEmbedder(embeddings), head, centre, contrast=share)([{}], labels).item()  # type: ignore[arg-type]
         for share in (0.0, 1.0, 0.25)
     ]
 
@@ -83,34 +69,30 @@ def missed(embeddings: torch.Tensor, own: dict[int, list[int]]) -> float:
     total = 0.0
     for row, others in own.items():
         weight = [
-            0.0 if other == row else math.exp(torch.cosine_similarity(embeddings[row], embeddings[other], dim=0) / 0.1)
+            0.0
+            if other == row
+            else math.exp(torch.cosine_similarity(embeddings[row], embeddings[other], dim=0) / CONTRAST_TEMPERATURE)
             for other in range(len(embeddings))
         ]
         total -= math.log(sum(weight[other] for other in others) / sum(weight))
     return total / len(own)
 
 
-def centred_views() -> tuple[torch.Tensor, torch.Tensor]:
+def centred() -> torch.Tensor:
     torch.manual_seed(0)
-    one, other, _, centre = torch.randn(6, 8), torch.randn(6, 8), torch.randn(30, 8), torch.randn(8)
-    return (one - centre).double(), (other - centre).double()
+    embeddings, _, centre = torch.randn(6, 8), torch.randn(30, 8), torch.randn(8)
+    return (embeddings - centre).double()
 
 
 def test_passages_of_a_document_must_find_each_other() -> None:
     without, alone, beside = contrastive_losses([4, 4, 7, 9, 9, 9])
     own = {0: [1], 1: [0], 3: [4, 5], 4: [3, 5], 5: [3, 4]}  # text 2 only stands among the others
-    assert alone == pytest.approx(missed(centred_views()[0], own), abs=1e-5)
+    assert alone == pytest.approx(missed(centred(), own), abs=1e-5)
     assert beside == pytest.approx(0.75 * without + 0.25 * alone, abs=1e-5)
 
 
 def test_a_batch_in_which_nothing_belongs_together_is_left_to_the_tokens() -> None:
     assert len({*contrastive_losses([1, 2, 3, 4, 5, 6]), *contrastive_losses(None)}) == 1
-
-
-def test_a_text_must_find_itself_read_a_second_time() -> None:
-    _, alone, _ = contrastive_losses([1, 1, 1, 1, 1, 1], contrast_with="itself")
-    own = {row: [(row + 6) % 12] for row in range(12)}
-    assert alone == pytest.approx(missed(torch.cat(centred_views()), own), abs=1e-5)
 
 
 def test_what_is_nearest_to_its_own_has_nothing_to_learn() -> None:
@@ -135,8 +117,7 @@ def test_equal_texts_of_other_documents_are_nothing_to_be_told_from(passages: li
     assert own_among_others(embeddings, groups, 0.1, texts).tolist() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("contrast_with", ["next_passage", "itself"])
-def test_a_footer_under_many_documents_costs_none_of_them(contrast_with: str) -> None:
+def test_a_footer_under_many_documents_costs_none_of_them() -> None:
     """Without the mask a copy at cosine 1 outweighs the own passage whatever the model does."""
     footer = torch.nn.functional.normalize(torch.randn(1, 8), dim=1)
     bodies = torch.nn.functional.normalize(torch.randn(4, 8) + 3 * footer, dim=1)
@@ -150,20 +131,20 @@ def test_a_footer_under_many_documents_costs_none_of_them(contrast_with: str) ->
     texts = torch.tensor([0, 9, 1, 9, 2, 9, 3, 9])
 
     def loss(**beside: torch.Tensor) -> float:
-        modules = TwoViews(embeddings, embeddings), LanguageModelHead(torch.randn(5, 8))
-        return float(TokenTargetLoss(*modules, contrast=1.0, contrast_with=contrast_with)([{}], labels | beside))  # type: ignore[arg-type]
+        modules = FixedEmbedder(embeddings), LanguageModelHead(torch.randn(5, 8))
+        return TokenTargetLoss(*modules, contrast=1.0)([{}], labels | beside).item()  # type: ignore[arg-type]
 
     assert loss(texts=texts) < loss() - 0.1
     assert loss(texts=torch.arange(8)) == pytest.approx(loss())
 
 
-def loss_and_gradient(rows_per_chunk: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_and_gradient(rows_per_chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     embedder = FixedEmbedder(torch.randn(7, 8))
     head = LanguageModelHead(torch.randn(30, 8))
     _, token_ids, weights = random_targets(1, 7, 30, 5)
     centre = torch.randn(8)
-    loss = TokenTargetLoss(embedder, head, centre, temperature=temperature, rows_per_chunk=rows_per_chunk)  # type: ignore[arg-type]
+    loss = TokenTargetLoss(embedder, head, centre, rows_per_chunk=rows_per_chunk)  # type: ignore[arg-type]
     value = loss([{}], {"token_ids": token_ids, "weights": weights.float(), "rows": torch.arange(7)})
     value.backward()
     assert embedder.embeddings.grad is not None
@@ -174,10 +155,6 @@ def test_chunks_of_rows_change_neither_loss_nor_gradient() -> None:
     whole, chunked = loss_and_gradient(100), loss_and_gradient(2)
     assert torch.allclose(whole[0], chunked[0])
     assert torch.allclose(whole[1], chunked[1], atol=1e-7)
-
-
-def test_temperature_divides_the_logits() -> None:
-    assert loss_and_gradient(100, temperature=2.0)[0] < loss_and_gradient(100)[0]
 
 
 def test_head_is_frozen_and_centre_is_no_parameter() -> None:

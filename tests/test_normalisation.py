@@ -22,7 +22,7 @@ from text2token.export.folder import export_embedder
 from text2token.export.static import build_static
 from text2token.model.backbone import embed, load_embedder, prompt_tokens, set_prompt, tokenizer_of
 from text2token.model.encoder import token_counter
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings
 from text2token.tokens.vocabulary import TargetVocabulary, bare_tokenizer, token_forms, tokenise, tokenizer_fingerprint
 
@@ -170,7 +170,7 @@ def test_the_exported_folder_reads_texts_as_training_does(plain: Tokenizers, nam
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "backbone")
     tokenizer.save_pretrained(tmp_path / "backbone")
     embedder = load_embedder(BackboneSettings(str(tmp_path / "backbone"), dtype="float32", max_length=64))
-    export_embedder(embedder, fit_isotropy(embed(embedder, TEXTS)), tmp_path / "model", "# card")
+    export_embedder(embedder, fit_postprocessing(embed(embedder, TEXTS)), tmp_path / "model", "# card")
     texts = [*TEXTS, "e\u0301tude", "a </s> b <pad>", "code:\n\n  <tool> x"]
     around = [f" \r\n{unicodedata.normalize('NFD', text)}\u3000\x1c\n\n" for text in texts]
     model = SentenceTransformer(str(tmp_path / "model"))

@@ -17,7 +17,7 @@ from text2token.errors import ModelError, OutputError
 from text2token.export.folder import export_embedder
 from text2token.export.onnx import PortableEmbedder, export_portable
 from text2token.model.backbone import embed, load_embedder
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings
 
 
@@ -25,7 +25,7 @@ from text2token.recipe import BackboneSettings
 def model(make_backbone: BackboneMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "embedder"
     embedder = load_embedder(BackboneSettings(str(make_backbone("llama_tied")), dtype="float32", max_length=32))
-    export_embedder(embedder, fit_isotropy(embed(embedder, TEXTS), "none"), folder, "")
+    export_embedder(embedder, fit_postprocessing(embed(embedder, TEXTS), "none"), folder, "")
     return folder
 
 

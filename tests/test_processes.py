@@ -55,21 +55,6 @@ def test_two_processes_end_at_the_weights_of_one_with_twice_the_batches(
     assert SentenceTransformer(str(tmp_path / "two")).encode("a girl").shape == (32,)
 
 
-def test_weights_in_shards_learn_the_same_and_are_saved_and_loaded_whole(
-    make_backbone: BackboneMaker, tmp_path: Path
-) -> None:
-    script, backbone = str(Path(__file__).with_name("sharded_step.py")), str(make_backbone("llama_tied"))
-    for launcher, name in ((("-m", *LAUNCHERS["torchrun"]), "sharded"), ((), "alone")):
-        command = [sys.executable, *launcher, script, backbone, str(tmp_path / name)]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-        assert finished.returncode == 0, finished.stderr
-    sharded, alone = (load_file(tmp_path / name) for name in ("sharded", "alone"))
-    assert sharded.keys() == alone.keys()
-    assert alone["losses"][1] < alone["losses"][0]
-    for name, value in alone.items():
-        assert torch.allclose(value, sharded[name], rtol=1e-4, atol=1e-6), name
-
-
 def test_alone_there_is_nobody_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     alone = together()

@@ -31,7 +31,7 @@ PUBLIC = [
     "build_targets",
     "evaluate_models",
     "fill_index",
-    "fit_isotropy",
+    "fit_postprocessing",
     "learn_from_words",
     "load_embedder",
     "open_reader",

@@ -134,7 +134,7 @@ def test_no_text_is_embedded_again_that_was_before_an_interruption(recipe: Recip
     run_here(recipe, tmp_path, resume=True, reporter=resumed)
     assert resumed.begun == ["Embedding, trained"]
     other_map = Listening()
-    run_here(recipe.with_settings(["isotropy=centre"]), tmp_path, resume=True, reporter=other_map)
+    run_here(recipe.with_settings(["postprocessing=centred"]), tmp_path, resume=True, reporter=other_map)
     assert other_map.begun == []  # learnt from the same vectors
     for changed, again in {
         "stage1.learning_rate=0.001": {"Embedding, trained"},
@@ -160,18 +160,6 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(recipe: Recipe, tmp_path: 
         run_here(recipe, tmp_path)
     run_here(recipe.with_settings(["seed=1"]), tmp_path, overwrite=True)
     assert "seed = 1" in (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8")
-
-
-def test_contrast_and_smoothing_are_settings_of_a_run(recipe: Recipe, tmp_path: Path) -> None:
-    both = [
-        "stage1.contrast=0.2",
-        "stage1.contrast_with=itself",
-        "lora.dropout=0.1",
-        "targets.smoothing.share=0.2",
-    ]
-    result = run_here(recipe.with_settings(both), tmp_path)
-    assert result["stages"]["stage1"]["tokens"] % 2 == 0
-    assert read_card(tmp_path / "run" / "targets" / "stage1").settings["smoothing"]["share"] == 0.2
 
 
 def test_neighbouring_passages_meet_in_a_run_at_no_further_tokens(recipe: Recipe, tmp_path: Path) -> None:
@@ -221,7 +209,7 @@ def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, tex
     last = run_here(recipe, tmp_path, resume=True)
     assert run_here(recipe, tmp_path, resume=True, reporter=Interrupting(2)) == last  # one note and nothing else
     assert {**last, "seconds": {}} == {**first, "seconds": {}}
-    assert changed_by(recipe.with_settings(["isotropy=centre"])) == {"result"}
+    assert changed_by(recipe.with_settings(["postprocessing=centred"])) == {"result"}
     assert changed_by(recipe.with_settings(["stage2.learning_rate=0.001"])) == {"stage2", "result"}
     assert changed_by(recipe.with_settings(["targets.model_derived.alpha=0.5"])) == {
         "targets/stage2",
@@ -322,8 +310,8 @@ def test_the_authors_recipes_run_on_small_models_of_their_families(
 
 def test_what_finishes_the_vectors_does_not_change_the_training(recipe: Recipe, tmp_path: Path) -> None:
     losses = [
-        run_here(recipe.with_settings([f"isotropy={kind}"]), tmp_path / kind)["stages"]["stage1"]["last_loss"]
-        for kind in ("none", "whiten")
+        run_here(recipe.with_settings([f"postprocessing={kind}"]), tmp_path / kind)["stages"]["stage1"]["last_loss"]
+        for kind in ("none", "whitened")
     ]
     assert losses[0] == losses[1]
 
@@ -386,7 +374,9 @@ def test_mistaken_recipe_files_are_explained_in_one_line(tmp_path: Path, content
 
 
 def test_all_weights_train_when_the_rank_is_zero(recipe: Recipe, tmp_path: Path) -> None:
-    result = run_here(recipe.with_settings(["lora.rank=0", "stage1.learning_rate=0.003", "isotropy=centre"]), tmp_path)
+    result = run_here(
+        recipe.with_settings(["lora.rank=0", "stage1.learning_rate=0.003", "postprocessing=centred"]), tmp_path
+    )
     assert result["stages"]["stage1"]["last_loss"] < result["stages"]["stage1"]["first_loss"]
 
 
@@ -410,11 +400,12 @@ def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
         ("stage1.epochs", "expected section.key=value"),
         ("stage1.epochs=0", "stage1.epochs is '0': it should be greater than 0"),
         ("stage1.contrast=2", "less than or equal to 1"),
-        ("stage1.contrast_with=itself", "needs lora.dropout"),
-        ("targets.smoothing.share=1", "less than 1"),
+        ("stage1.contrast_with=itself", "no setting 'contrast_with'"),
+        ("targets.smoothing.share=1", "no setting 'smoothing'"),
+        ("isotropy=none", "no setting 'isotropy'; there are .*postprocessing"),
         ('targets.model_derived.prompts=["word"]', "exactly once"),
         ("stage1.warmup=-1", "greater than or equal to 0"),
-        ("halves_from=-1", "greater than or equal to 0"),
+        ("corpus.halves_from=-1", "greater than or equal to 0"),
         ("lora.rank=-1", "greater than or equal to 0"),
         ("lora.dropout=1.0", "less than 1"),
         ("lora.last_layers=1", "all that is trained would be left out"),
@@ -431,7 +422,7 @@ def test_settings_take_their_types(tiny: BackboneSettings) -> None:
     recipe = Recipe(tiny).with_settings(["stage1.max_tokens=5000", "backbone.layers=1", "stage1.learning_rate=3e-5"])
     assert (recipe.stages[0].max_tokens, recipe.backbone.layers, recipe.stages[0].learning_rate) == (5000, 1, 3e-5)
     assert recipe.with_settings(["stage1.max_tokens=none"]).stages[0].max_tokens is None
-    assert recipe.with_settings(["isotropy=none"]).isotropy == "none"
+    assert recipe.with_settings(["postprocessing=none"]).postprocessing == "none"
     prompts = recipe.with_settings(
         ['targets.model_derived.prompts=["{text}: ", "{text} is "]']
     ).targets.model_derived.prompts
@@ -457,14 +448,17 @@ def test_stages_are_named_added_and_left_out(tiny: BackboneSettings) -> None:
 
 
 def test_a_recipe_of_two_named_stages_is_read_still(tmp_path: Path) -> None:
-    old = "[backbone]\nname = 'x'\n[stage1]\nepochs = 2\nrecentre = false\n[stage2]\ntargets = '{}'\nrecentre = true\n"
+    old = "[backbone]\nname = 'x'\n[stage1]\nepochs = 2\nrecentre = false\n[stage2]\ntargets = '{}'\nrecentre = false\n"
     found = []
     for targets in ("model_derived", "none"):
         (tmp_path / "old.toml").write_text(old.format(targets), encoding="utf-8")
         found.append(read_recipe(str(tmp_path / "old.toml")).stages)
     two, one = found
     assert one == (StageSettings(epochs=2),)
-    assert two == (*one, StageSettings(targets="model_derived", centre="begins"))
+    assert two == (*one, StageSettings(targets="model_derived"))
+    (tmp_path / "old.toml").write_text(old.replace("recentre = false", "recentre = true").format("none"), encoding="utf-8")
+    with pytest.raises(UsageError, match="no setting 'recentre'"):
+        read_recipe(str(tmp_path / "old.toml"))
 
 
 def test_how_text_is_read_belongs_to_the_run(tiny: BackboneSettings, recipe: Recipe, tmp_path: Path) -> None:
@@ -538,36 +532,32 @@ def test_texts_that_are_trained_on_know_their_own_document(
     assert trained["document"][:] == passages.select(asked)["document"][:]
 
 
-def test_documents_of_one_sentence_have_a_neighbour_where_neighbours_are_contrasted(recipe: Recipe, tmp_path: Path) -> None:
+def test_documents_of_one_sentence_have_a_neighbour_unless_they_are_not_to_be_halved(recipe: Recipe, tmp_path: Path) -> None:
     sentence = "This is sentence number {}, and it is followed by nothing else that it could find."
     documents = [Document(sentence.format(number), "") for number in range(6)]
     settings = ["stage1.max_tokens=100", "corpus.held_out=0"]
     passages = {}
-    for contrast in ("0", "0.5"):
-        short = replace(recipe, sources=()).with_settings([*settings, f"stage1.contrast={contrast}"])
-        run(short, documents, tmp_path / contrast / "run", tmp_path / contrast / "model")
-        passages[contrast] = list(Corpus.open(tmp_path / contrast / "run" / "corpus").passages["document"])
-        card = build_targets(short, documents, tmp_path / contrast / "targets")
-        assert card.texts == len(passages[contrast])
+    for length in ("0", "60"):
+        short = replace(recipe, sources=()).with_settings([*settings, f"corpus.halves_from={length}"])
+        run(short, documents, tmp_path / length / "run", tmp_path / length / "model")
+        passages[length] = list(Corpus.open(tmp_path / length / "run" / "corpus").passages["document"])
+        card = build_targets(short, documents, tmp_path / length / "targets")
+        assert card.texts == len(passages[length])
     assert passages["0"] == [0, 1, 2, 3, 4, 5]
-    assert passages["0.5"] == [number for number in range(6) for _ in range(2)]
+    assert passages["60"] == [number for number in range(6) for _ in range(2)]
 
 
 def test_other_weights_under_the_same_name_are_noticed(recipe: Recipe, tmp_path: Path) -> None:
-    """Of the backbone and of who is asked for targets: what hangs on them is made anew, and the corpus is not."""
-    for name in ("base", "other"):
-        shutil.copytree(recipe.backbone.name, tmp_path / name)
-    given = replace(recipe, backbone=replace(recipe.backbone, name=str(tmp_path / "base"))).with_settings(
-        ["stage1.targets=model_derived", f"targets.model_derived.language_model={tmp_path / 'other'}"]
-    )
+    """What hangs on the backbone is made anew, and the corpus is not."""
+    shutil.copytree(recipe.backbone.name, tmp_path / "base")
+    given = replace(recipe, backbone=replace(recipe.backbone, name=str(tmp_path / "base")))
     before = made_from(given, None)
     assert made_from(given, None) == before
-    for name in ("base", "other"):
-        weights = load_file(tmp_path / name / "model.safetensors")
-        save_file({key: value + 1 for key, value in weights.items()}, tmp_path / name / "model.safetensors")
-        now = made_from(given, None)
-        assert [step for step in now if now[step] != before[step]] == ["targets/stage1", "stage1", "result"]
-        before = now
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "base" / "model.safetensors")
+    now = made_from(given, None)
+    assert [step for step in now if now[step] != before[step]] == ["targets/stage1", "stage1", "result"]
+    before = now
     os.utime(tmp_path / "base" / "config.json", (1, 1))
     assert made_from(given, None) != before
 

@@ -25,7 +25,7 @@ from text2token.export.folder import export_embedder
 from text2token.export.sparse import fit_words, sparse_embedder
 from text2token.export.static import build_static
 from text2token.model.backbone import cut_last_layers, embed, load_embedder, open_embedder
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings
 from text2token.search.explain import excerpt
 from text2token.search.index import BATCH, MODES, Index, fill_index, read_card
@@ -288,7 +288,7 @@ def embedder(tiny: BackboneSettings, tmp_path: Path) -> Path:
     """A finished embedder: one layer left out, whitened."""
     model = load_embedder(tiny)
     cut_last_layers(model, 1)
-    export_embedder(model, fit_isotropy(embed(model, TEXTS), "half_whiten"), tmp_path / "embedder", "card")
+    export_embedder(model, fit_postprocessing(embed(model, TEXTS), strength="half"), tmp_path / "embedder", "card")
     return tmp_path / "embedder"
 
 
@@ -350,7 +350,7 @@ def test_the_real_backbone_is_indexed_killed_and_searched(real_backbone: str, tm
     total = len(source.read_text(encoding="utf-8").splitlines())
     embedder = load_embedder(BackboneSettings(real_backbone))
     cut_last_layers(embedder, 20)  # the first ten are enough to be slow
-    export_embedder(embedder, fit_isotropy(embed(embedder, TEXTS), "half_whiten"), model, "card")
+    export_embedder(embedder, fit_postprocessing(embed(embedder, TEXTS), strength="half"), model, "card")
     command = [sys.executable, "-m", "text2token", "index", str(model), str(source), "--store", str(store), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (store / "shard").exists() and process.poll() is None:

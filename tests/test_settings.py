@@ -84,8 +84,7 @@ recipes = st.builds(
     sources=st.lists(texts).map(tuple),
     corpus=st.builds(CorpusSettings, held_out=st.integers(0, 10), seed=st.integers(0, 2**32 - 1)),
     stages=st.lists(stages, min_size=1, max_size=3).map(tuple),
-    isotropy=st.sampled_from(["none", "gently_whiten"]),
-    shuffled_targets=st.booleans(),
+    postprocessing=st.sampled_from(["none", "whitened"]),
 )
 
 

@@ -18,7 +18,7 @@ from text2token.export.static import build_static, static_embedder
 from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder
 from text2token.model.head import NO_WORD, load_head, word_table
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings
 from text2token.search.one_off import search
 from text2token.targets.data_driven import DataDrivenTargets
@@ -50,7 +50,7 @@ def test_spellings_of_a_word_share_a_vector_and_function_words_weigh_little(tiny
 def test_a_text_is_the_whitened_mean_of_its_tokens(tiny: BackboneSettings) -> None:
     table, _, _, tokenizer = table_of(tiny)
     means = torch.stack([table[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(0) for text in TEXTS])
-    expected = normalize(fit_isotropy(means)(means))
+    expected = normalize(fit_postprocessing(means, strength="full")(means))
     model = static_embedder(tiny, PASSAGES)
     assert torch.allclose(model.encode(TEXTS, convert_to_tensor=True), expected, atol=1e-5)
     cut = static_embedder(tiny, PASSAGES, dimensions=4).encode(TEXTS, convert_to_tensor=True)

@@ -23,14 +23,12 @@ from text2token.cli.show import (
     Pace,
     TerminalReporter,
     show_alignment,
-    show_diagnosis,
     show_evaluation,
     show_hits,
     show_pair,
     show_reports,
     show_words,
 )
-from text2token.doctor import Diagnosis, Part
 from text2token.errors import VISIBLE, printable
 from text2token.evaluation.label_free import Geometry, RetrievalScores
 from text2token.evaluation.labelled import LabelledScores, TaskScore
@@ -143,7 +141,6 @@ def shown_with(name: str) -> str:
         show_words([name], [untold, untold], [[[word]], [[word]]])
         show_pair(name, name, [(name, pair)])
         show_alignment([(name, Alignment(20, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0))])
-        show_diagnosis(Diagnosis({name: name}, [Part(name, name, (name,))]))
         reporter = TerminalReporter()
         reporter.note(name)
         with reporter.progress(name, 1, "texts") as advance:

@@ -39,24 +39,20 @@ def test_no_special_token_or_byte_fragment_is_a_target(tokenizer: PreTrainedToke
 
 
 def test_representatives_are_stable_under_themselves(tokenizer: PreTrainedTokenizerFast) -> None:
-    for surface in ("space", "bare", "both", "as_is"):
-        vocabulary = TargetVocabulary.from_tokenizer(tokenizer, VocabularySettings(surface=surface))  # type: ignore[arg-type]
+    both = TargetVocabulary.from_tokenizer(tokenizer)
+    for vocabulary in (both, both.with_one_form()):
         targets = vocabulary.representatives[vocabulary.target_ids]
         assert {*np.unique(targets)} <= {*vocabulary.target_ids, NOT_A_TARGET}
         assert all(target in row for target, row in zip(vocabulary.target_ids, targets, strict=True))
 
 
-def test_spellings_merge_by_surface(byte_level_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_spellings_merge_and_one_form_may_stand_for_all(byte_level_tokenizer: PreTrainedTokenizerFast) -> None:
     ids = byte_level_tokenizer.get_vocab()
     inside, capital = ids["Ġgirl"], ids["ĠGirl"]
-
-    def represented(surface: str, token_id: int) -> list[int]:
-        vocabulary = TargetVocabulary.from_tokenizer(byte_level_tokenizer, VocabularySettings(surface=surface))  # type: ignore[arg-type]
-        return [i for i in vocabulary.representatives[token_id].tolist() if i != NOT_A_TARGET]
-
-    assert represented("space", capital) == [inside]
-    assert represented("as_is", capital) == [capital]
-    assert represented("both", inside)[0] == inside
+    both = TargetVocabulary.from_tokenizer(byte_level_tokenizer)
+    assert both.representatives[inside][0] == both.representatives[capital][0] == inside
+    assert both.with_one_form().representatives[capital].tolist() == [inside, NOT_A_TARGET]
+    assert both.with_one_form().fingerprint != both.fingerprint
 
 
 def test_a_piece_of_a_word_is_no_whole_word(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -69,7 +65,7 @@ def test_a_piece_of_a_word_is_no_whole_word(tokenizer: PreTrainedTokenizerFast) 
 
 
 def test_two_forms_share_a_words_weight(byte_level_tokenizer: PreTrainedTokenizerFast) -> None:
-    vocabulary = TargetVocabulary.from_tokenizer(byte_level_tokenizer, VocabularySettings(surface="both"))
+    vocabulary = TargetVocabulary.from_tokenizer(byte_level_tokenizer)
     two_forms = vocabulary.representatives[:, 1] != NOT_A_TARGET
     assert two_forms.any()
     assert (vocabulary.form_shares[vocabulary.representatives[two_forms]] == 0.5).all()
@@ -109,6 +105,5 @@ def test_fingerprint_follows_tokenizer_and_rules_but_not_padding(
     others = {
         fingerprint(wordpiece_tokenizer),
         fingerprint(byte_level_tokenizer, stop_words="off"),
-        fingerprint(byte_level_tokenizer, surface="bare"),
     }
-    assert len(others | {reference}) == 4
+    assert len(others | {reference}) == 3

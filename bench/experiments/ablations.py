@@ -18,7 +18,7 @@ from text2token.cli.show import TerminalReporter, quiet_libraries, show_leaderbo
 from text2token.corpus.readers import read_documents
 from text2token.recipe import BackboneSettings
 from text2token_bench.comparison import Comparison, choose_peers, compare_peers
-from text2token_bench.peers.token_targets import STAGE2_BESIDE, STAGE2_SHARE, variant
+from text2token_bench.peers.token_targets import SHUFFLED, STAGE2_BESIDE, STAGE2_SHARE, variant
 
 MEAN = {"backbone.pooling": "mean", "backbone.prompt": "{text}"}
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,6 @@ TOKENS_ALONE: dict[str, Any] = {
 PAPER = {**TOKENS_ALONE, "stage1.targets": "data_driven"}
 SECOND = {**PAPER, "stage2.learning_rate": 1e-4, "stage2.contrast": 0.0, STAGE2_SHARE: 0.3}
 HALVES = {"stage2.targets": "corpus_derived", "stage2.learning_rate": 2e-4, STAGE2_SHARE: 0.5}
-TWICE = {"stage1.contrast_with": "itself", "lora.dropout": 0.1}
 MIXED = {"targets.model_derived.data_driven_share": 0.5}
 
 
@@ -117,7 +116,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "base": {
         "the default": {},
         "data-driven, tokens alone": PAPER,
-        "data-driven, tokens alone, shuffled": {**PAPER, "shuffled_targets": True},
+        "data-driven, tokens alone, shuffled": {**PAPER, SHUFFLED: True},
     },
     "stages": {
         "model-derived only": {**PAPER, "stage1.targets": "model_derived"},
@@ -130,16 +129,11 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "data-driven, then half model-derived": {**SECOND, "stage2.targets": "model_derived", **MIXED},
         "data-driven, then corpus-derived": {**SECOND, "stage2.targets": "corpus_derived"},
         "model-derived, then data-driven": {**SECOND, "stage1.targets": "model_derived", "stage2.targets": "data_driven"},
-        "second stage recentred": {**SECOND, "stage2.targets": "model_derived", "stage2.centre": "begins"},
     },
     "words": {
-        "sif weights": {"targets.data_driven.weight": "sif"},
         "uniform weights": {"targets.data_driven.weight": "uniform"},
         "8 words at most": {"targets.data_driven.top_k": 8},
         "stop words kept": {"vocabulary.stop_words": "off"},
-        "canonical form: after a space": {"vocabulary.surface": "space"},
-        "canonical form: after a quotation mark": {"vocabulary.surface": "bare"},
-        "spellings not merged": {"vocabulary.surface": "as_is"},
     },
     "model-derived": {
         f"model-derived, {name}": {**PAPER, "stage1.targets": "model_derived", f"targets.model_derived.{key}": value}
@@ -148,29 +142,19 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
             ("prior subtracted whole", "alpha", 1.0),
             ("8 words", "top_k", 8),
             ("flat", "temperature", 2.0),
-            ("beyond the text only", "exclude_in_text", True),
         )
-    },
-    "objective": {
-        "temperature 0.5": {"stage1.temperature": 0.5},
-        "temperature 2": {"stage1.temperature": 2.0},
-        "smoothed over like words, 0.2": {"targets.smoothing.share": 0.2},
-        "smoothed over like words, 0.5": {"targets.smoothing.share": 0.5},
     },
     "contrast": {
         **{f"next passages beside, {share}": {"stage1.contrast": share} for share in (0.1, 0.3, 0.7, 0.9)},
         "next passages alone": {"stage1.contrast": 1.0},
         "next passages, then tokens": {**HALVES, "stage1.contrast": 1.0, "stage2.contrast": 0.0},
         "tokens, then next passages": {**HALVES, "stage1.contrast": 0.0, "stage2.contrast": 1.0},
-        **{f"SimCSE beside, {share}": {"stage1.contrast": share, **TWICE} for share in (0.1, 0.5)},
-        "SimCSE alone": {"stage1.contrast": 1.0, **TWICE},
         "batches of 4,096 tokens": {"stage1.tokens_per_batch": 4096},
         "batches of 4,096 tokens, rate 4e-4": {"stage1.tokens_per_batch": 4096, "stage1.learning_rate": 4e-4},
     },
     "training": {
         "rate 1e-4": {"stage1.learning_rate": 1e-4},
         "rate 4e-4": {"stage1.learning_rate": 4e-4},
-        "rate 4e-4, half of the update": {"stage1.learning_rate": 4e-4, "lora.blend": 0.5},
         "rank 4": {"lora.rank": 4, "lora.alpha": 8},
         "rank 64": {"lora.rank": 64, "lora.alpha": 128},
         "adapters on the last half": {"lora.last_layers": 15},

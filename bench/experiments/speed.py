@@ -42,7 +42,7 @@ from text2token.model.backbone import (
 )
 from text2token.model.encoder import open_encoder
 from text2token.model.head import load_head
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, LoraSettings, StageSettings, TargetSettings, read_recipe
 from text2token.targets.constructors import CONSTRUCTORS, Materials
 from text2token.targets.data_driven import DataDrivenTargets
@@ -103,9 +103,10 @@ def targets() -> list[Line]:
     def ours() -> None:
         constructor = DataDrivenTargets(tokenizer, vocabulary)
         with tempfile.TemporaryDirectory() as folder:
-            constructor.fit(many, scratch=Path(folder))
-            for part, _ in enumerate(bounds(len(many), TEXTS_PER_PART)):
-                for _batch in constructor.recall(Path(folder), part):
+            constructor.remember = Path(folder)
+            constructor.fit(many)
+            for start, stop in bounds(len(many), TEXTS_PER_PART):
+                for _batch in constructor.transform(many, rows=np.arange(start, stop)):
                     pass
 
     name = f"data-driven targets, {len(many):,} documents"
@@ -280,7 +281,7 @@ def encoding(suite: Path | None) -> list[Line]:
     texts = [text[:220] for text in documents()][::16]
     with tempfile.TemporaryDirectory() as folder:
         embedder = load_embedder(SETTINGS)
-        export_embedder(embedder, fit_isotropy(embed(embedder, texts[:200])), Path(folder) / "model", "")
+        export_embedder(embedder, fit_postprocessing(embed(embedder, texts[:200])), Path(folder) / "model", "")
         plain = SentenceTransformer(str(Path(folder) / "model"))
         fast = open_encoder(str(Path(folder) / "model"), "auto")
 

@@ -31,9 +31,9 @@ from text2token.evaluation.suite import read_suite, sample_suite
 from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of
 from text2token.model.head import load_head, word_table
-from text2token.model.whitening import fit_isotropy, sample_texts
+from text2token.model.whitening import fit_postprocessing, sample_texts
 from text2token.progress import Progress
-from text2token.recipe import BackboneSettings, ConstructorName, Isotropy, Recipe
+from text2token.recipe import BackboneSettings, ConstructorName, Postprocessing, Recipe
 from text2token.targets.constructors import Materials, make_constructor
 from text2token.targets.rows import Constructor
 from text2token.tokens.vocabulary import TargetVocabulary
@@ -83,18 +83,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache, temporary_corpus(read_documents([chosen.corpus])) as corpus:
         queries, passages = list(corpus.held_out["query"]), list(corpus.held_out["passage"])
         sample = sample_texts(corpus.passages, seed=0)
-        encoders: list[tuple[TextEncoder, Isotropy]] = [(encoder_of(embedder, "untrained backbone"), "centre")]
+        encoders: list[tuple[TextEncoder, Postprocessing]] = [(encoder_of(embedder, "untrained backbone"), "centred")]
         for kind in get_args(ConstructorName):
             constructor = make_constructor(kind, materials)
             constructor.fit(corpus.passages)
             words = words_encoder(constructor, vocabulary.size)
-            encoders += [(words, "none"), (vectors_encoder(words, vectors), "centre")]
+            encoders += [(words, "none"), (vectors_encoder(words, vectors), "centred")]
         for encoder, finish in encoders:
             texts = {*sample, *queries, *passages}
             with reporter.progress(encoder.name, len(texts), "texts") as progress:
                 encoder(list(texts), progress)
-            if finish == "centre":
-                encoder = encoder.finished_by(fit_isotropy(encoder(sample), finish), f"{encoder.name}, centred")
+            if finish == "centred":
+                encoder = encoder.finished_by(fit_postprocessing(encoder(sample), finish), f"{encoder.name}, centred")
             found = score_suite(encoder, tasks, Path(cache), reporter) if tasks else None
             own = dense_scores(encoder(queries), encoder(passages)).mrr_at_10
             figures = {

@@ -166,7 +166,7 @@ def test_attention_dropout_is_noise_in_training_only(tiny: BackboneSettings) -> 
 
 def test_contrastive_settings_name_only_what_differs() -> None:
     assert ContrastiveSettings(learning_rate=1e-5).as_settings() == {"learning_rate": 1e-5}
-    assert ContrastiveSettings(**ContrastiveSettings(blend=0.5).as_settings()).blend == 0.5
+    assert ContrastiveSettings(**ContrastiveSettings(dropout=0.5).as_settings()).dropout == 0.5
 
 
 @pytest.fixture

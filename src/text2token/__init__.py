@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from text2token.lens.fit import learn_from_words
     from text2token.lens.reader import TokenReader, open_reader
     from text2token.model.backbone import load_embedder
-    from text2token.model.whitening import fit_isotropy
+    from text2token.model.whitening import fit_postprocessing
     from text2token.recipe import BackboneSettings, Recipe, read_recipe
     from text2token.search.index import Index, fill_index
     from text2token.train.run import RunResult, build_targets, run
@@ -50,7 +50,7 @@ _HOMES = {
     "build_targets": "train.run",
     "evaluate_models": "evaluation.models",
     "fill_index": "search.index",
-    "fit_isotropy": "model.whitening",
+    "fit_postprocessing": "model.whitening",
     "learn_from_words": "lens.fit",
     "load_embedder": "model.backbone",
     "open_reader": "lens.reader",
@@ -81,7 +81,7 @@ __all__ = [
     "build_targets",
     "evaluate_models",
     "fill_index",
-    "fit_isotropy",
+    "fit_postprocessing",
     "learn_from_words",
     "load_embedder",
     "open_reader",

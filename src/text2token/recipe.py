@@ -36,10 +36,8 @@ RECIPES = importlib.resources.files("text2token") / "recipes"
 Format = Literal["auto", "txt", "jsonl", "json", "csv", "tsv", "parquet"]
 OnError = Literal["stop", "skip"]
 DType = Literal["auto", "float32", "bfloat16"]
-Surface = Literal["space", "bare", "both", "as_is"]
 ConstructorName = Literal["data_driven", "likelihood_ratio", "model_derived", "corpus_derived"]
-ContrastWith = Literal["next_passage", "itself"]
-Isotropy = Literal["none", "centre", "gently_whiten", "half_whiten", "whiten"]
+Postprocessing = Literal["none", "centred", "whitened"]
 
 
 def check_stop_words(languages: str) -> str:
@@ -93,6 +91,9 @@ class CorpusSettings:
     """Length of a passage, about: whole sentences are joined up to it."""
     held_out: NonNegativeInt = 200
     """Documents that training never sees, for the evaluation; at most a third of those that qualify."""
+    halves_from: NonNegativeInt = 60
+    """A document of one passage of so many characters becomes its two halves, so that it has neighbouring passages
+    (0: never)."""
     seed: Seed = 0
     """Decides which documents are held out."""
 
@@ -103,15 +104,13 @@ class VocabularySettings:
 
     stop_words: Annotated[str, AfterValidator(check_stop_words)] = "en"
     """Languages whose stop words are left out: ISO 639-1 codes joined by `+`, such as `en+de`; or `off`."""
-    surface: Surface = "both"
-    """Which spelling stands for a word: `space` (inside a sentence), `bare` (after a quotation mark), `both`, `as_is`."""
 
 
 @checked
 class DataDrivenSettings:
     """Targets from the text itself: its meaningful tokens."""
 
-    weight: Literal["idf", "sif", "uniform"] = "idf"
+    weight: Literal["idf", "uniform"] = "idf"
     """What a token weighs: its rarity in the corpus, or the same for all."""
     top_k: PositiveInt = 64
     """Tokens of a target, those of the largest weight."""
@@ -146,20 +145,14 @@ class ModelDerivedSettings:
     """Tokens of a target, those of the largest logits."""
     temperature: PositiveFloat = 1.0
     """Of the softmax that weighs them."""
-    exclude_in_text: bool = False
-    """Take only tokens that are not in the text."""
     data_driven_share: Share = 0.0
     """Share of the target that is the text's data-driven one."""
     prior_texts: PositiveInt = 1000
     """Texts from which the prior is learnt."""
-    teacher: Place = UNTRAINED
-    """Whom to ask: `untrained`, `previous` (the model that the stage before made), or another embedder."""
-    language_model: Place | None = None
-    """Another language model of the same tokenizer that is asked instead."""
+    teacher: Literal["previous", "untrained"] = "untrained"
+    """Whom to ask: the untrained backbone, or the model that the stage before made."""
 
     def __post_init__(self) -> None:
-        if self.teacher != UNTRAINED and self.language_model:
-            raise UsageError("teacher and language_model: only one can be asked")
         if not self.prompts and self.teacher == UNTRAINED:
             raise UsageError("prompts is empty; the backbone needs at least one")
 
@@ -174,26 +167,12 @@ class CorpusDerivedSettings:
     """Take those of so many nearest texts of the corpus."""
     top_k: PositiveInt = 64
     """Tokens of a target, those of the largest weight."""
-    exclude_in_text: bool = False
-    """Take only tokens that are not in the text."""
     data_driven_share: Share = 0.5
     """Share of the target that is the text's data-driven one."""
 
     def __post_init__(self) -> None:
         if not self.neighbours and not self.next_passage:
             raise UsageError("neither next_passage nor neighbours: there is nothing to derive targets from")
-
-
-@checked
-class SmoothingSettings:
-    """Targets that give a share of their weight to similar words."""
-
-    share: ShareBelowOne = 0.0
-    """Share of a target that goes to the words nearest to its own."""
-    neighbours: PositiveInt = 8
-    """How many of them."""
-    top_k: PositiveInt = 128
-    """Tokens that are kept of what then is in a target."""
 
 
 @checked
@@ -204,7 +183,6 @@ class TargetSettings:
     likelihood_ratio: LikelihoodRatioSettings = field(default_factory=LikelihoodRatioSettings)
     model_derived: ModelDerivedSettings = field(default_factory=ModelDerivedSettings)
     corpus_derived: CorpusDerivedSettings = field(default_factory=CorpusDerivedSettings)
-    smoothing: SmoothingSettings = field(default_factory=SmoothingSettings)
 
 
 @checked
@@ -217,8 +195,6 @@ class LoraSettings:
     """Scale of an adapter, divided by its rank."""
     dropout: ShareBelowOne = 0.0
     """Dropout before an adapter."""
-    blend: Share = 1.0
-    """Share of the learnt update that is kept at the end."""
     last_layers: PositiveInt | None = None
     """Adapt only so many of the last layers (none: all); the others need no gradient."""
     modules: Literal["all", "attention"] = "all"
@@ -245,32 +221,12 @@ class StageSettings:
     """Batches of an optimiser step."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Of AdamW."""
-    max_gradient_norm: NonNegativeFloat = 1.0
-    """Gradients are clipped to this norm (0: not)."""
-    temperature: PositiveFloat = 1.0
-    """Divides the logits of the head."""
     contrast: Share = 0.5
     """Share of an InfoNCE loss between neighbouring passages beside the token loss (1: instead of it)."""
-    contrast_with: ContrastWith = "next_passage"
-    """What a text must find in the batch: its neighbouring passage, or itself under other dropout."""
-    contrast_temperature: PositiveFloat = 0.05
-    """Divides the cosines of the InfoNCE loss."""
-    centre: Literal["untrained", "begins", "none"] = "untrained"
-    """Mean embedding subtracted before the head: that of the untrained backbone, of the stage's beginning, or none."""
+    centre: Literal["untrained", "none"] = "untrained"
+    """Mean embedding subtracted before the head: that of the untrained backbone, or none."""
     steps_per_checkpoint: PositiveInt = 50
     """Optimiser steps between two checkpoints."""
-
-    @property
-    def contrasts_neighbours(self) -> bool:
-        """Whether passages of the same document must find each other."""
-        return self.contrast > 0 and self.contrast_with == "next_passage"
-
-    @property
-    def reads_twice(self) -> bool:
-        """Whether the model reads every text two times."""
-        return self.contrast > 0 and self.contrast_with == "itself"
 
 
 @checked
@@ -288,14 +244,10 @@ class Recipe:
     stages: tuple[StageSettings, ...] = (StageSettings(),)
     """Stages follow each other, each with an adapter of its own on what those before made; `[[stages]]` in TOML, and
     `stage1.key`, `stage2.key` in `--set`, where `stage2=none` leaves one out."""
-    halves_from: NonNegativeInt = 60
-    """Where passages are contrasted, a document of one passage of so many characters becomes its two halves (0: never)."""
     cut_layers: NonNegativeInt = 1
     """Last layers that are trained with and left out of the embedder."""
-    isotropy: Isotropy = "gently_whiten"
-    """Post-processing of the embeddings, learnt on the corpus and written into the model."""
-    shuffled_targets: bool = False
-    """Give every text another text's target: a control."""
+    postprocessing: Postprocessing = "whitened"
+    """What is done to the embeddings, learnt on the corpus and written into the model."""
     looks: NonNegativeInt = 4
     """How often in a stage some held-out documents are evaluated, for the report."""
     evaluation_share: NonNegativeFloat | None = 0.1
@@ -311,8 +263,6 @@ class Recipe:
                 f"lora.last_layers is {self.lora.last_layers} and cut_layers {self.cut_layers}: "
                 "all that is trained would be left out of the embedder"
             )
-        if any(stage.reads_twice for stage in self.stages) and not self.lora.dropout:
-            raise UsageError("contrast with itself needs lora.dropout above zero: without it a text is the same both times")
 
     @property
     def named_stages(self) -> dict[str, StageSettings]:
@@ -324,11 +274,6 @@ class Recipe:
         """The names of the stages whose targets are asked of the model that the stage before made."""
         later = list(self.named_stages.items())[1:]
         return [name for name, stage in later if getattr(getattr(self.targets, stage.targets), "teacher", None) == PREVIOUS]
-
-    @property
-    def halves_applied_from(self) -> int:
-        """`halves_from` where a stage contrasts neighbouring passages, else 0."""
-        return self.halves_from if any(stage.contrasts_neighbours for stage in self.stages) else 0
 
     def with_settings(self, assignments: Iterable[str]) -> "Recipe":
         """Return a copy changed by `section.key=value` assignments, such as `stage1.learning_rate=1e-4`.
@@ -371,6 +316,6 @@ def _stages_listed(text: str) -> str:
         return text
     stages = [earlier[0] or {}, *([earlier[1]] if earlier[1] else [])]
     for stage in stages:
-        if "recentre" in stage:
-            stage["centre"] = "begins" if stage.pop("recentre") else "untrained"
+        if stage.get("recentre") is False:
+            del stage["recentre"]
     return tomli_w.dumps({**content, "stages": [stage for stage in stages if stage.get("targets") != "none"]})

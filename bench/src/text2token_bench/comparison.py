@@ -44,9 +44,9 @@ from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
 from text2token.files import atomic_file, check_begun, check_ours, claim, forget
 from text2token.model.backbone import model_state
 from text2token.model.encoder import TextEncoder, open_encoder
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import Strength, fit_postprocessing
 from text2token.progress import Reporter, Silent
-from text2token.recipe import BackboneSettings, CorpusSettings, Isotropy, ReadingSettings
+from text2token.recipe import BackboneSettings, CorpusSettings, Postprocessing, ReadingSettings
 from text2token.settings import ONE_OR_MORE, Place, checked, difference, to_toml
 from text2token_bench.leaderboard import (
     LABEL_FREE,
@@ -75,7 +75,11 @@ from text2token_bench.peers import (
 )
 from text2token_bench.peers.peer import Built, Peer, SearchOnly, Settings, Workshop
 
-POSTPROCESSINGS: tuple[Isotropy, ...] = ("none", "centre", "whiten")
+POSTPROCESSINGS: dict[str, tuple[Postprocessing, Strength]] = {
+    "none": ("none", "full"),
+    "centre": ("centred", "full"),
+    "whiten": ("whitened", "full"),
+}
 PEERS: tuple[Peer, ...] = (
     *token_targets.PEERS,
     *untrained.PEERS,
@@ -104,7 +108,7 @@ class Comparison:
     reading: ReadingSettings = field(default_factory=ReadingSettings)
     suite: Place | None = None
     suite_tokens: PositiveInt | None = 250_000
-    corpus: CorpusSettings = field(default_factory=CorpusSettings)
+    corpus: CorpusSettings = field(default_factory=lambda: CorpusSettings(halves_from=0))
     max_tokens: PositiveInt = 100_000
 
 
@@ -351,8 +355,8 @@ class _Bench:
         with self.reporter.progress("Embedding", len(set(texts)), "texts") as progress:
             built.result(texts, progress)
         sample = built.result(workshop.sample())
-        for kind in POSTPROCESSINGS:
-            encoder = built.result.finished_by(fit_isotropy(sample, kind), f"{built.result.name} ({kind})")
+        for kind, postprocessing in POSTPROCESSINGS.items():
+            encoder = built.result.finished_by(fit_postprocessing(sample, *postprocessing), f"{built.result.name} ({kind})")
             found = score_suite(encoder, self.tasks, cache, self.reporter) if self.tasks else None
             own = shape = None
             if len(queries) > 1:

@@ -698,44 +698,6 @@ def serve(
     )
 
 
-@app.command()
-def doctor(json_: Json = False) -> None:
-    """Say what this machine has, what of text2token is installed, and how to install the rest."""
-    from text2token.doctor import examine
-
-    diagnosis = examine()
-    if json_:
-        show_json(asdict(diagnosis))
-    else:
-        from text2token.cli.show import show_diagnosis
-
-        show_diagnosis(diagnosis)
-    if not diagnosis.able:
-        raise UsageError(f"the installation is not complete: {diagnosis.parts[0].remedy}")
-
-
-@app.command()
-def push(
-    model: Annotated[Path, typer.Argument(help="Folder of an embedder.")],
-    repository: Annotated[str, typer.Argument(help="Where to: OWNER/NAME on the hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it has to be made.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Publish an embedder on a model hub, with its card; huggingface_hub's key is used (hf auth login, or HF_TOKEN)."""
-    from text2token.publish import prepare_publication, publish
-
-    publication = prepare_publication(model, repository)
-    if dry_run:
-        print(printable(publication.card))
-    if dry_run or not quiet:
-        for name, size in publication.files.items():
-            print(printable(f"{size:>15,}  {name}"))
-        print(f"{publication.size:>15,}  bytes to {repository}" + (": nothing was sent" if dry_run else ""))
-    if not dry_run:
-        print(publish(publication, private))
-
-
 def _print_lens(models: Any, texts: Any, said: Any, pair: Any, pairs: Any, alignments: Any) -> None:
     """Print what `lens` found as JSON: an object for each model."""
     found: list[dict[str, Any]] = [{"model": one.name, "reads": one.reader.card.reads} for one in models]

@@ -19,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from text2token.doctor import Diagnosis
 from text2token.errors import printable
 from text2token.evaluation.comparison import Evaluation
 from text2token.evaluation.label_free import TASK
@@ -156,22 +155,6 @@ def _logged_progress(description: str, total: int | None, unit: str) -> Iterator
             print(f"{description}: {so_far} {unit}, {speed}{left and f', {left} left'}", file=sys.stderr, flush=True)
 
     yield advance
-
-
-def show_diagnosis(diagnosis: Diagnosis) -> None:
-    """Print the machine, then every part of the installation with the line that completes it, to stdout."""
-    console = _Console()
-    width = max(map(len, diagnosis.machine))
-    for name, finding in diagnosis.machine.items():
-        console.print(_text(f"{name:>{width}}  {finding}"), soft_wrap=True)
-    console.print()
-    for part in diagnosis.parts:
-        name = f"[{part.extra}]" if part.extra else "the package"
-        console.print(
-            _text(f"{name:>{width}}  {'complete' if part.able else part.remedy}  ({part.used_by})"), soft_wrap=True
-        )
-        for requirement in part.missing:
-            console.print(_text(f"{'':>{width}}    missing: {requirement}"), soft_wrap=True)
 
 
 def show_evaluation(evaluation: Evaluation) -> None:

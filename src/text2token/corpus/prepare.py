@@ -94,14 +94,13 @@ def prepare_corpus(
     settings: CorpusSettings | None = None,
     broken: BrokenLines | None = None,
     *,
-    halves_from: int = 0,
     among: frozenset[str] | None = None,
 ) -> Corpus:
     """Write `documents` into `folder` (all or nothing) and open it.
 
     Rules, each counted: text is NFC-normalised and stripped; an empty one is left out; an exact duplicate (title and
     body) is left out; a document longer than `passage_characters` is split at paragraph or sentence ends; one that would
-    be a single passage, of at least `halves_from` characters, becomes its two halves (0: none does). Held-out
+    be a single passage, of at least `halves_from` characters, becomes its two halves. Held-out
     documents are those with the smallest hash of seed and text, so the choice does not depend on the order, and fewer are
     always some of more; their titles and bodies occur nowhere else in the corpus. With `among`, digests of pairs
     (`pair_digest`), they are chosen among those, if at least two are there. `broken` is what the reader of `documents`
@@ -134,7 +133,7 @@ def prepare_corpus(
                 parts.append(document.body)
                 pieces = [piece for part in parts for piece in split_text(part, settings.passage_characters)]
                 summary.split_documents += len(pieces) > len(parts)
-                if halves_from and len(pieces) == 1 and len(pieces[0]) >= halves_from:
+                if settings.halves_from and len(pieces) == 1 and len(pieces[0]) >= settings.halves_from:
                     pieces = [half for half in halves(Document(pieces[0], document.place)) if half]
                     summary.halved_documents += 1
                 summary.passages += len(pieces)
@@ -159,10 +158,12 @@ def temporary_corpus(
 ) -> Iterator[Corpus]:
     """Yield the corpus of `documents` as `prepare_corpus` makes it, in a folder that is gone afterwards.
 
-    That is in the user's cache directory, where there is room for a corpus, and only where none can be written in the
-    system's place for temporary files. What killed processes left there a day ago is deleted.
+    But no document is halved, which is for training. The folder is in the user's cache directory, where there is room for a
+    corpus, and only where none can be written in the system's place for temporary files. What killed processes left there
+    a day ago is deleted.
     """
     with TemporaryDirectory(prefix=PREFIX, dir=_roomy(), ignore_cleanup_errors=True) as folder:
+        settings = replace(settings or CorpusSettings(), halves_from=0)
         yield prepare_corpus(documents, Path(folder) / "corpus", settings, broken, among=among)
 
 

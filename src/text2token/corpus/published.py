@@ -19,7 +19,6 @@ ENDING = re.compile(r"(\.[a-z]{2,8})(\.(?:gz|zst))?$", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 LOGIN = re.compile(r"^(/+)[^/@:]*:[^/@]*@")
 MODELS = ("name", "teacher", "language_model")  # settings that name one
-URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s<>\"'`\])}]+", re.IGNORECASE)
 
 
 def without_secrets(place: str) -> str:
@@ -65,11 +64,6 @@ def published_settings(content: Mapping[str, Any]) -> dict[str, Any]:
 def published_recipe(recipe: str) -> str:
     """Return a recipe, as TOML, with what may be said of the sources and models in it."""
     return tomli_w.dumps(published_settings(tomllib.loads(recipe)))
-
-
-def secrets_in(text: str) -> list[str]:
-    """Return the URLs in `text` that hold a user, a password or a query, without those."""
-    return [without_secrets(url) for url in URL.findall(text) if without_secrets(url) != url.partition("#")[0]]
 
 
 def _bare(url: str) -> str:

@@ -26,9 +26,9 @@ from text2token.lens.reader import WordSplitter
 from text2token.model.backbone import embed, embed_at_two_depths, token_lengths, tokenizer_of, without_last_layers
 from text2token.model.encoder import model_fingerprint
 from text2token.model.head import LanguageModelHead
-from text2token.model.whitening import Whitening, fit_isotropy, sample_texts, texts_enough
+from text2token.model.whitening import ENOUGH_TEXTS, Whitening, fit_postprocessing, sample_texts
 from text2token.progress import Reporter
-from text2token.recipe import Isotropy
+from text2token.recipe import Postprocessing
 from text2token.tokens.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
@@ -72,7 +72,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class EvaluationTexts:
-    """The texts that are embedded before and after training: a random sample of the corpus for isotropy, and the held-out.
+    """The texts that are embedded before and after training: a random sample of the corpus, and the held-out.
 
     `watched` of the held-out documents are also looked at while training goes on.
     """
@@ -87,9 +87,7 @@ class EvaluationTexts:
         """Draw the sample from the texts of `passages` and take all of `held_out`."""
         return cls(sample_texts(passages, seed), list(held_out["query"]), list(held_out["passage"]), DOCUMENTS)
 
-    def costing(
-        self, tokens: float, tokenizer: PreTrainedTokenizerBase, isotropy: Isotropy, looks: int
-    ) -> "EvaluationTexts":
+    def costing(self, tokens: float, tokenizer: PreTrainedTokenizerBase, looks: int) -> "EvaluationTexts":
         """Return these texts with only so many of the held-out that all evaluation together embeds at most `tokens`.
 
         The first few are kept in any case (`FEWEST_DOCUMENTS`). Of the sample only what is embedded for the untrained map
@@ -97,7 +95,7 @@ class EvaluationTexts:
         """
         queries, passages, sample = (
             token_lengths(tokenizer, [texts])
-            for texts in (self.queries, self.passages, self.sample[CENTRE_TEXTS : texts_enough(isotropy)])
+            for texts in (self.queries, self.passages, self.sample[CENTRE_TEXTS:ENOUGH_TEXTS])
         )
         asked, watched = affordable(queries + passages, tokens - float(sample.sum()), looks)
         return replace(self, queries=self.queries[:asked], passages=self.passages[:asked], watched=watched)
@@ -105,7 +103,7 @@ class EvaluationTexts:
     def embedded(
         self,
         embedder: SentenceTransformer,
-        isotropy: Isotropy,
+        postprocessing: Postprocessing,
         cut_layers: int,
         description: str,
         reporter: Reporter,
@@ -118,7 +116,7 @@ class EvaluationTexts:
         Only that of a `finished` embedder is learnt from the whole sample, from which more is learnt than the map. What was
         embedded is kept in `file` and taken from there as long as embedder and texts are the same.
         """
-        sample = self.sample if finished else self.sample[: texts_enough(isotropy)]
+        sample = self.sample if finished else self.sample[:ENOUGH_TEXTS]
         centre, shown = min(CENTRE_TEXTS, len(sample)), min(SHOWN_TEXTS, len(self.passages))
 
         def embed_all() -> dict[str, Tensor]:
@@ -139,7 +137,7 @@ class EvaluationTexts:
         own.no_truncation()
         made_from = model_fingerprint(embedder), cut_layers, sample, self.queries, self.passages
         vectors = kept_in(file, *made_from, make=embed_all) if file else embed_all()
-        return Embedded(whitening=fit_isotropy(vectors["sample"], isotropy), **vectors)
+        return Embedded(whitening=fit_postprocessing(vectors["sample"], postprocessing), **vectors)
 
 
 def affordable(pair_tokens: NDArray[np.int64], tokens: float, looks: int) -> tuple[int, int]:

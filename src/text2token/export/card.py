@@ -136,32 +136,24 @@ Files of text are named by their kind only, and models on the disk by the last p
 def _told(settings: dict[str, Any]) -> str:
     """Return in words what a run with these settings did, step by step."""
     stages = settings["stages"]
-    contrasted = {stage["contrast_with"] for stage in stages if stage["contrast"]}
     said = ["text2token trained it without labels."]
     if any(stage["contrast"] < 1 for stage in stages):
-        whose = "another text's key tokens (a control)" if settings["shuffled_targets"] else "the text's key tokens"
         said.append(
-            f"The embedding of a text, decoded through the backbone's own language-model head, learnt to predict {whose} "
-            "(KL divergence)."
+            "The embedding of a text, decoded through the backbone's own language-model head, learnt to predict the text's "
+            "key tokens (KL divergence)."
         )
-    if "next_passage" in contrasted:
+    if any(stage["contrast"] for stage in stages):
         said.append("Passages of the same document learnt to find each other among those of their batch (InfoNCE).")
-    if "itself" in contrasted:
-        said.append("Every text, read twice, learnt to find itself among those of its batch (InfoNCE).")
-    if settings["lora"]["rank"] and settings["lora"]["blend"] < 1:
-        said.append(f"Of what the adapters learnt the share {settings['lora']['blend']} was kept.")
     if cut := settings["cut_layers"]:
         said.append(f"The last {'layer' if cut == 1 else f'{cut} layers'} took part in the training, not in the embedder.")
-    said.append(POSTPROCESSING[settings["isotropy"]])
+    said.append(POSTPROCESSING[settings["postprocessing"]])
     return "\n".join(textwrap.wrap(" ".join(said), 120))
 
 
 POSTPROCESSING: dict[str, str] = {
     "none": "Embeddings are scaled to unit length and nothing else (the `Dense` module is the identity).",
-    "centre": "The mean embedding of a sample of the corpus is subtracted and the rest turned to its principal axes",
-    "gently_whiten": "Embeddings are gently whitened by a sample of the corpus (variances evened out a little)",
-    "half_whiten": "Embeddings are half whitened by a sample of the corpus (variances evened out half-way)",
-    "whiten": "Embeddings are whitened by a sample of the corpus (all variances made the same)",
+    "centred": "The mean embedding of a sample of the corpus is subtracted and the rest turned to its principal axes",
+    "whitened": "Embeddings are gently whitened by a sample of the corpus (variances evened out a little)",
 }
 POSTPROCESSING |= {
     kind: f"{words}, in the `Dense` module, and scaled to unit length. The first dimensions say most, so vectors can be cut "

@@ -29,14 +29,12 @@ from text2token.export.folder import check_output, export_sparse
 from text2token.model.backbone import embed, open_embedder, room_for_text, tokenizer_of
 from text2token.model.whitening import sample_texts
 from text2token.progress import Reporter, Silent
-from text2token.recipe import VocabularySettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary
 
 ACTIVE_TOKENS = 128
 RIDGE = 10.0  # times the mean variance of a dimension
 FEWEST_TEXTS = 50
-ONE_FORM = VocabularySettings(surface="space")  # one token stands for all spellings of a word
 
 
 def sparse_embedder(
@@ -52,7 +50,7 @@ def sparse_embedder(
     if len(texts) < FEWEST_TEXTS:
         raise CorpusError(f"{len(texts)} texts are too few to learn from; give at least {FEWEST_TEXTS}")
     tokenizer = tokenizer_of(embedder)
-    vocabulary = TargetVocabulary.from_tokenizer(tokenizer, ONE_FORM)
+    vocabulary = TargetVocabulary.from_tokenizer(tokenizer).with_one_form()
     targets = DataDrivenTargets(tokenizer, vocabulary, max_tokens=room_for_text(tokenizer)).fit(texts)
     with (reporter or Silent()).progress("Embedding a sample", len(texts), "texts") as progress:
         embeddings = embed(embedder, texts, progress)

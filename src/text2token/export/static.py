@@ -27,7 +27,7 @@ from text2token.export.card import static_card
 from text2token.export.folder import check_output, export_static
 from text2token.model.backbone import NO_LIMIT, load_embedder, tokenizer_of
 from text2token.model.head import load_head, word_table
-from text2token.model.whitening import fit_isotropy, sample_texts
+from text2token.model.whitening import fit_postprocessing, sample_texts
 from text2token.progress import Reporter, Silent
 from text2token.recipe import BackboneSettings, CorpusSettings
 from text2token.targets.data_driven import DataDrivenTargets
@@ -51,7 +51,7 @@ def static_embedder(backbone: BackboneSettings, passages: Dataset, dimensions: i
     table = word_table(head, vocabulary, torch.from_numpy(words.token_weights()))
     sample = [torch.tensor(ids, dtype=torch.long) for ids in tokenise(tokenizer, sample_texts(passages, seed=0)) if ids]
     starts = torch.tensor([0, *map(len, sample[:-1])]).cumsum(0)
-    whitening = fit_isotropy(embedding_bag(torch.cat(sample), table, starts, mode="mean"))
+    whitening = fit_postprocessing(embedding_bag(torch.cat(sample), table, starts, mode="mean"), strength="full")
     vectors = whitening(table)[:, :dimensions].contiguous()
     return SentenceTransformer(modules=[StaticEmbedding(bare_tokenizer(tokenizer), embedding_weights=vectors), Normalize()])
 

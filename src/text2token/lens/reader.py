@@ -208,6 +208,7 @@ def open_reader(folder: Path | str, encoder: TextEncoder | None = None) -> Token
     try:
         content = json.loads((place / CARD).read_text(encoding="utf-8"))
         lexicon = tuple(content.pop("words"))
+        content["vocabulary"].pop("surface", None)  # once a setting, of which a reader never depended
         card = ReaderCard(**{**content, "vocabulary": VocabularySettings(**content["vocabulary"])})
         tensors = load_file(place / TENSORS)
         tokenizer = as_fast_tokenizer(Tokenizer.from_file(str(place / TOKENIZER)))

@@ -86,13 +86,6 @@ def _adapted_layers(model: PreTrainedModel, settings: LoraSettings) -> list[str]
     return chosen
 
 
-def blend_lora(embedder: SentenceTransformer, blend: float) -> None:
-    """Keep only the share `blend` of what the adapters learnt, in place; nothing happens where there are none."""
-    for module in transformer_of(embedder).model.modules():
-        if isinstance(module, LoraLayer):
-            module.scale_layer(blend)
-
-
 def merge_lora(embedder: SentenceTransformer) -> None:
     """Fold the adapters into float32 weights, in place; nothing happens where there are none."""
     transformer = transformer_of(embedder)

@@ -17,6 +17,7 @@ trained for it. All measured in LOG.md. The head reads `h - m`: it knows nothing
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,18 +25,12 @@ from datasets import Dataset
 from sentence_transformers.base.modules import Dense
 from torch import Tensor, nn
 
-from text2token.recipe import Isotropy
+from text2token.recipe import Postprocessing
 
-ENOUGH_TEXTS = 256  # 64 to 1,000 texts: the same MRR@10 within a point; the stronger kinds lose one at 256
-
-
-SAMPLE_SIZE = 1000  # texts; at 576 dimensions 500 more gained half a point of MRR@10, 500 fewer cost one (LOG.md)
-# exponent a and shrinkage s; shrinkages from 0.1 to 2 measured alike
-STRENGTH: dict[Isotropy, tuple[float, float]] = {
-    "gently_whiten": (0.1, 0.3),
-    "half_whiten": (0.25, 0.3),
-    "whiten": (0.5, 1.0),
-}
+SAMPLE_SIZE = 1000  # texts
+ENOUGH_TEXTS = 256  # for scores: with more of them those of a recipe's map change by less than a point
+Strength = Literal["gentle", "half", "full"]
+STRENGTHS: dict[Strength, tuple[float, float]] = {"gentle": (0.1, 0.3), "half": (0.25, 0.3), "full": (0.5, 1.0)}  # a, s
 
 
 @dataclass(frozen=True)
@@ -66,15 +61,17 @@ def sample_texts(rows: Dataset, seed: int, size: int = SAMPLE_SIZE) -> list[str]
     return list(rows.select(np.random.default_rng(seed).permutation(len(rows))[:size])["text"])
 
 
-def texts_enough(kind: Isotropy) -> int:
-    """Return how many texts a map needs for its scores not to depend on them (the README corpus, untrained)."""
-    return SAMPLE_SIZE if kind in ("half_whiten", "whiten") else ENOUGH_TEXTS
-
-
-def fit_isotropy(embeddings: Tensor, kind: Isotropy = "whiten", shrinkage: float | None = None) -> Whitening:
+def fit_postprocessing(
+    embeddings: Tensor,
+    kind: Postprocessing = "whitened",
+    strength: Strength = "gentle",
+    shrinkage: float | None = None,
+) -> Whitening:
     """Learn the map from a sample of embeddings, shape (texts, dimension), computed in float64.
 
-    Fewer texts than dimensions are fine: shrinkage, where none is given that of the kind, keeps the transform finite.
+    `strength` says how far whitening evens out the variances: a recipe's is "gentle", "half" is better for search alone,
+    and "full" makes them all the same. Fewer texts than dimensions are fine: shrinkage, where none is given that of the
+    strength, keeps the transform finite.
     """
     dimension = embeddings.shape[1]
     if kind == "none":
@@ -86,9 +83,9 @@ def fit_isotropy(embeddings: Tensor, kind: Isotropy = "whiten", shrinkage: float
     eigenvalues, eigenvectors = eigenvalues.flip(0).clamp(min=0), eigenvectors.flip(1)
     eigenvectors = eigenvectors * torch.where(eigenvectors.sum(0) < 0, -1, 1)  # their signs are arbitrary: choose
     mean = eigenvalues.mean()
-    if kind == "centre" or not mean:  # no direction differs: texts that are all alike to the model
+    if kind == "centred" or not mean:  # no direction differs: texts that are all alike to the model
         return Whitening(centre.float(), eigenvectors.float())
-    exponent, usual = STRENGTH[kind]
+    exponent, usual = STRENGTHS[strength]
     shrinkage = usual if shrinkage is None else shrinkage
     scales = ((eigenvalues + shrinkage * mean) / ((1 + shrinkage) * mean)) ** -exponent  # average direction: 1
     return Whitening(centre.float(), (eigenvectors * scales).float())

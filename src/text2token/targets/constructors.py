@@ -4,7 +4,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,14 +16,12 @@ from sentence_transformers import SentenceTransformer
 
 from text2token.corpus.published import published_model
 from text2token.engine import Engine
-from text2token.errors import TargetMismatch
 from text2token.files import real, scratch_folder
-from text2token.model.backbone import load_embedder, open_embedder, room_for_text, tokenizer_of
+from text2token.model.backbone import load_embedder, room_for_text, tokenizer_of
 from text2token.model.head import LanguageModelHead, load_head
 from text2token.progress import Progress
 from text2token.recipe import (
     PREVIOUS,
-    UNTRAINED,
     BackboneSettings,
     ConstructorName,
     TargetSettings,
@@ -33,8 +30,7 @@ from text2token.targets.corpus_derived import CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.likelihood_ratio import LikelihoodRatioTargets
 from text2token.targets.model_derived import ModelDerivedTargets
-from text2token.targets.rows import HERE, TEXTS_PER_PART, Constructor, RecallingConstructor, bounds, text_batches
-from text2token.targets.smoothing import SmoothedRecallingTargets, SmoothedTargets
+from text2token.targets.rows import HERE, TEXTS_PER_PART, Constructor, bounds, text_batches
 from text2token.targets.store import TargetCard, write_targets
 from text2token.tokens.vocabulary import TargetVocabulary
 
@@ -79,26 +75,17 @@ def likelihood_ratio(materials: Materials) -> LikelihoodRatioTargets:
 
 
 def model_derived(materials: Materials) -> ModelDerivedTargets:
-    """Return the constructor of what the backbone says, untrained or not, or another model of the same tokenizer.
+    """Return the constructor of what the backbone says, untrained or as the stage before made it.
 
     Another copy of the weights is loaded only where the embedder cannot be asked itself.
     """
-    settings = materials.settings.model_derived
-    own = materials.backbone.name
-    name = settings.language_model or (own if settings.teacher in (UNTRAINED, PREVIOUS) else settings.teacher)
-    as_asked = replace(materials.backbone, name=name, pooling="last", attention="causal", layers=None)
+    settings, teacher = materials.settings.model_derived, materials.embedder
+    as_asked = replace(materials.backbone, pooling="last", attention="causal", layers=None)
     if settings.teacher == PREVIOUS:
-        teacher, settings = materials.embedder, replace(settings, prompts=())
-    elif settings.teacher != UNTRAINED:
-        teacher = open_embedder(name).eval()
-    else:
-        teacher = materials.embedder if as_asked == materials.backbone else load_embedder(as_asked)
-    if name != own and tokenizer_of(teacher).get_vocab() != tokenizer_of(materials.embedder).get_vocab():
-        raise TargetMismatch(f"{name}: has another tokenizer than {own}")
-    head = load_head(teacher, name) if settings.language_model else materials.head
-    if (teacher.get_embedding_dimension() or 0) != head.weight.shape[1]:
-        raise TargetMismatch(f"{name}: the head of {own} does not fit its embeddings")
-    return ModelDerivedTargets(teacher, head, materials.vocabulary, settings, data_driven(materials))
+        settings = replace(settings, prompts=())
+    elif as_asked != materials.backbone:
+        teacher = load_embedder(as_asked)
+    return ModelDerivedTargets(teacher, materials.head, materials.vocabulary, settings, data_driven(materials))
 
 
 CONSTRUCTORS: dict[ConstructorName, Callable[[Materials], Constructor]] = {
@@ -110,12 +97,8 @@ CONSTRUCTORS: dict[ConstructorName, Callable[[Materials], Constructor]] = {
 
 
 def make_constructor(kind: ConstructorName, materials: Materials) -> Constructor:
-    """Return the constructor of that name, its targets smoothed if settings say so."""
-    constructor = CONSTRUCTORS[kind](materials)
-    if not materials.settings.smoothing.share:
-        return constructor
-    smoothed = SmoothedRecallingTargets if isinstance(constructor, RecallingConstructor) else SmoothedTargets
-    return smoothed(constructor, materials.head, materials.vocabulary, materials.settings.smoothing)
+    """Return the constructor of that name."""
+    return CONSTRUCTORS[kind](materials)
 
 
 def write_constructed(
@@ -131,23 +114,18 @@ def write_constructed(
     """Fit `constructor` on `passages`, write their targets, or those of `rows`, to `folder` and return the card.
 
     Every part of the texts becomes a shard, whichever `engine` makes it, and a killed run goes on after those that are
-    finished. `rows` is for constructors that transform; those that recall have found out about every passage anyway.
+    finished.
     """
     size = EXPENSIVE_TEXTS_PER_PART if constructor.expensive else TEXTS_PER_PART
     folder = real(folder)  # a worker stands elsewhere
-    with ExitStack() as stack:
-        batches: Callable[[int, Progress], Iterable[pa.RecordBatch]]
-        if isinstance(constructor, RecallingConstructor):
-            scratch, rows = stack.enter_context(scratch_folder(folder)), None
-            constructor.fit(passages, engine, scratch)
-            batches = partial(_recalled, constructor, scratch)
-        else:
-            constructor.fit(passages, engine)
-            batches = partial(_transformed, constructor, passages, rows, size)
+    with scratch_folder(folder) as scratch:
+        if isinstance(constructor, DataDrivenTargets):
+            constructor.remember, rows = scratch, None
+        constructor.fit(passages, engine)
         read = passages if rows is None else passages.select(rows)
         return write_targets(
             folder,
-            batches,
+            partial(_transformed, constructor, passages, rows, size),
             -(-len(read) // size),
             vocabulary,
             constructor=constructor.name,
@@ -172,12 +150,6 @@ def _transformed(
     """Return the targets of a part of `rows`; of all passages where they are None."""
     start, stop = bounds(len(passages) if rows is None else len(rows), size)[part]
     return constructor.transform(passages, progress, np.arange(start, stop) if rows is None else rows[start:stop])
-
-
-def _recalled(constructor: RecallingConstructor, scratch: Path, part: int, progress: Progress) -> Iterable[pa.RecordBatch]:
-    for batch in constructor.recall(scratch, part):
-        yield batch
-        progress(batch.num_rows)
 
 
 def _fingerprint(passages: Dataset) -> str:

@@ -11,7 +11,6 @@ corpus an even sample stands for all, so that memory hardly grows.
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ from torch import Tensor
 
 from text2token.engine import Engine
 from text2token.model.head import LanguageModelHead, word_table
-from text2token.model.whitening import fit_isotropy
+from text2token.model.whitening import fit_postprocessing
 from text2token.progress import Progress
-from text2token.recipe import CorpusDerivedSettings
+from text2token.recipe import CorpusDerivedSettings, Postprocessing
 from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
 from text2token.targets.rows import (
     HERE,
@@ -39,7 +38,6 @@ from text2token.targets.rows import (
     mixed,
     record_batch,
     text_batches,
-    without,
 )
 
 DIMENSIONS = 128
@@ -67,11 +65,8 @@ class CorpusDerivedTargets:
         vocabulary = data_driven.vocabulary
         self.words = word_table(head, vocabulary, torch.ones(vocabulary.size)).numpy()  # targets have the idf in them
 
-    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "CorpusDerivedTargets":
-        """Learn document frequencies, and here where an even sample of the texts lies; return self.
-
-        `scratch` is not needed.
-        """
+    def fit(self, passages: Passages, engine: Engine = HERE) -> "CorpusDerivedTargets":
+        """Learn document frequencies, and here where an even sample of the texts lies; return self."""
         passages = as_dataset(passages)
         self.data_driven.fit(passages, engine)
         if self.settings.neighbours:
@@ -79,7 +74,8 @@ class CorpusDerivedTargets:
             self.indexed_ = csr_array(vstack([*map(self.data_driven.rows, text_batches(indexed, TEXTS_PER_BATCH))]))
             sample = self._vectors(self.indexed_[evenly(len(indexed), WHITENED_ON)])
             # of few texts every direction looks alike, and whitened they would all be equally far from each other
-            self.whitening_ = fit_isotropy(sample, "whiten" if len(sample) > sample.shape[1] else "centre")
+            kind: Postprocessing = "whitened" if len(sample) > sample.shape[1] else "centred"
+            self.whitening_ = fit_postprocessing(sample, kind, "full")
             # by the distance of unit vectors, which scikit-learn searches ten times as fast as by their cosine
             self.index_ = NearestNeighbors(metric="euclidean", algorithm="brute").fit(self._places(self.indexed_))
         return self
@@ -99,8 +95,6 @@ class CorpusDerivedTargets:
                 companions = companions + self._next_ones(passages, chosen)
             if self.settings.neighbours:
                 companions = csr_array(companions + self._neighbourhood(own))
-            if self.settings.exclude_in_text:
-                companions = without(companions, self.data_driven.in_text(texts))
             derived = distributions(heaviest(distributions(companions), self.settings.top_k))
             alone = np.diff(derived.indptr) == 0
             derived = csr_array(derived + own.multiply(alone[:, None]))

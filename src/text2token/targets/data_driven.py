@@ -9,13 +9,12 @@ inverse document frequency learnt on the corpus, smoothed as in scikit-learn,
 
     idf(v) = ln((1 + documents) / (1 + documents with v)) + 1
 
-or smooth inverse frequency sif(v) = a / (a + p(v)) with p from the corpus, or by Zipf's law where none was seen, or one.
+or one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,14 +55,14 @@ from text2token.tokens.vocabulary import (
 
 TEXTS_PER_BATCH = 2048
 CANDIDATE_SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32()))])
-SIF_A = 1e-3  # Arora et al. 2017 recommend 1e-4 … 1e-3
 
 
 class DataDrivenTargets:
     """Builds data-driven targets, in scikit-learn's manner: `fit` learns document frequencies, `transform` uses them.
 
     `max_tokens` is how many tokens of a text the model will see; what it cannot see must not be asked of it.
-    After `fit`, `document_frequencies_` has shape (vocabulary size,) and `documents_` is their number.
+    After `fit`, `document_frequencies_` has shape (vocabulary size,) and `documents_` is their number. While `remember` is a
+    folder, `fit` leaves the candidates of each part there, so that `transform` need not tokenise it again.
     """
 
     name = "data_driven"
@@ -80,6 +79,7 @@ class DataDrivenTargets:
         self.vocabulary = vocabulary
         self.settings = settings or DataDrivenSettings()
         self.max_tokens = max_tokens
+        self.remember: Path | None = None
         self.documents_ = 0
         self.document_frequencies_: NDArray[np.int64] = np.zeros(vocabulary.size, dtype=np.int64)
         self.representatives, self.form_shares = vocabulary.representatives, vocabulary.form_shares
@@ -93,16 +93,12 @@ class DataDrivenTargets:
         self.is_target[self.representatives[self.representatives != NOT_A_TARGET]] = True
         remember_more_words(tokenizer)
 
-    def fit(self, texts: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "DataDrivenTargets":
-        """Count in how many texts each target token occurs, and return self.
-
-        Each part is counted by itself and the counts are added up. With `scratch` the candidates of each part wait there for
-        `recall`, and no text is tokenised twice.
-        """
+    def fit(self, texts: Passages, engine: Engine = HERE) -> "DataDrivenTargets":
+        """Count in how many texts each target token occurs, part by part, and return self."""
         self.documents_ = 0
         self.document_frequencies_ = np.zeros(self.vocabulary.size, dtype=np.int64)
-        parts = enumerate(parts_of(texts, TEXTS_PER_PART))
-        for documents, frequencies in engine.map(partial(self._counted, scratch), parts):
+        parts = ((number * TEXTS_PER_PART, part) for number, part in enumerate(parts_of(texts, TEXTS_PER_PART)))
+        for documents, frequencies in engine.map(self._counted, parts):
             self.documents_ += documents
             self.document_frequencies_ += frequencies
         return self
@@ -115,8 +111,8 @@ class DataDrivenTargets:
         A text without a target token falls back to all its tokens that are not special; one without any is left out.
         """
         weights = self.token_weights() * self.form_shares
-        for batch, token_ids in self._tokenised(text_batches(chosen(texts, rows), TEXTS_PER_BATCH)):
-            yield record_batch(batch, self._rows(self._candidates(token_ids), weights))
+        for batch, candidates in self._remembered(rows) or self._found(chosen(texts, rows)):
+            yield record_batch(batch, self._rows(candidates, weights))
             if progress:
                 progress(len(batch))
 
@@ -125,64 +121,47 @@ class DataDrivenTargets:
         candidates = self._candidates(self._token_ids(texts))
         return distributions(self._rows(candidates, self.token_weights() * self.form_shares))
 
-    def in_text(self, texts: Sequence[str]) -> csr_array:
-        """Return a matrix of ones where a target token is in a text, or what stands in for one; shape as of `rows`.
-
-        A word that stands for two spellings has a one for each; `weight="uniform"` shares one among them.
-        """
-        candidates = self._candidates(self._token_ids(texts))
-        return self._rows(candidates, np.ones(self.vocabulary.size), top_k=self.vocabulary.size)
-
-    def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
-        """Yield the targets of that part from the candidates that wait in `scratch`."""
-        weights = self.token_weights() * self.form_shares
-        with pa.OSFile(str(scratch / _candidate_file(part))) as file:  # a memory map would count as large as the corpus
-            for batch in pa.ipc.open_stream(file):
-                lists = batch["token_ids"]
-                candidates = _Candidates(lists.offsets.to_numpy(), lists.values.to_numpy())
-                yield record_batch(batch["text"], self._rows(candidates, weights))
-
     def token_weights(self) -> NDArray[np.float32]:
         """Return the unnormalised weight of every token id, shape (vocabulary size,)."""
         if self.settings.weight == "uniform":
             return np.ones(self.vocabulary.size, dtype=np.float32)
-        if self.settings.weight == "idf":
-            if not self.documents_:
-                raise UsageError("idf weights need document frequencies: call fit first, or choose sif or uniform")
-            idf: NDArray[np.float64] = np.log((1 + self.documents_) / (1 + self.document_frequencies_)) + 1
-            return idf.astype(np.float32)
-        if self.documents_:
-            probability: NDArray[np.float64] = self.document_frequencies_ / max(1, self.document_frequencies_.sum())
-        else:  # byte-pair ids ascend roughly by falling frequency, so the id serves as Zipf's rank
-            ranks = np.arange(1, self.vocabulary.size + 1)
-            probability = 1 / ranks / np.log(self.vocabulary.size + 1)
-        sif: NDArray[np.float64] = SIF_A / (SIF_A + probability)
-        return sif.astype(np.float32)
+        if not self.documents_:
+            raise UsageError("idf weights need document frequencies: call fit first, or choose uniform")
+        idf: NDArray[np.float64] = np.log((1 + self.documents_) / (1 + self.document_frequencies_)) + 1
+        return idf.astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings and what was learnt, for the card."""
         return {**asdict(self.settings), "max_tokens": self.max_tokens, "fitted_on": self.documents_}
 
-    def _counted(
-        self, scratch: Path | None, part: tuple[int, Passages], progress: Progress
-    ) -> tuple[int, NDArray[np.int64]]:
+    def _counted(self, part: tuple[int, Passages], progress: Progress) -> tuple[int, NDArray[np.int64]]:
         """Return how many texts the part has and in how many of them each target token occurs, shape (vocabulary size,)."""
-        number, texts = part
+        first, texts = part
         documents, frequencies = 0, np.zeros(self.vocabulary.size, dtype=np.int64)
-        with _remembering(scratch / _candidate_file(number) if scratch else None) as remember:
-            for batch, token_ids in self._tokenised(text_batches(texts, TEXTS_PER_BATCH)):
-                candidates = self._candidates(token_ids)
-                remember(batch, candidates)
+        with _writing(self.remember / _candidate_file(first) if self.remember else None) as write:
+            for batch, candidates in self._found(texts):
+                write(batch, candidates)
                 ids = candidates.ids[self.is_target[candidates.ids]]  # tokens that a text falls back to are none
                 frequencies += np.bincount(ids, minlength=self.vocabulary.size)
                 documents += len(batch)
                 progress(len(batch))
         return documents, frequencies
 
-    def _tokenised(self, batches: Iterable[Sequence[str]]) -> Iterator[tuple[Sequence[str], list[list[int]]]]:
+    def _found(self, texts: Passages) -> Iterator[tuple[Sequence[str], "_Candidates"]]:
+        """Yield the texts in batches, with their candidates."""
+        batches = text_batches(texts, TEXTS_PER_BATCH)
         if self.settings.read == "tokens":
-            return tokenised_ahead(self.tokenizer, batches)
-        return ((texts, self._token_ids(texts)) for texts in batches)
+            tokenised = tokenised_ahead(self.tokenizer, batches)
+        else:
+            tokenised = ((batch, self._token_ids(batch)) for batch in batches)
+        return ((batch, self._candidates(token_ids)) for batch, token_ids in tokenised)
+
+    def _remembered(self, rows: NDArray[np.int64] | None) -> Iterator[tuple[pa.Array, "_Candidates"]] | None:
+        """Return what `fit` left of the part that `rows` are; None where it left nothing."""
+        if self.remember is None or rows is None:
+            return None
+        path = self.remember / _candidate_file(int(rows[0]))
+        return _reading(path) if path.exists() else None
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text from which its candidates are taken."""
@@ -210,10 +189,10 @@ class DataDrivenTargets:
         bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         return _Candidates(bounds, (np.sort(keys) % self.vocabulary.size).astype(np.int32))
 
-    def _rows(self, candidates: "_Candidates", weights: NDArray[Any], top_k: int | None = None) -> csr_array:
+    def _rows(self, candidates: "_Candidates", weights: NDArray[Any]) -> csr_array:
         shape = (len(candidates.bounds) - 1, self.vocabulary.size)
         rows = csr_array((weights[candidates.ids].astype(np.float64), candidates.ids, candidates.bounds), shape=shape)
-        return heaviest(rows, top_k or self.settings.top_k)
+        return heaviest(rows, self.settings.top_k)
 
 
 class _Apart(dict[int, str]):
@@ -234,13 +213,20 @@ class _Candidates(NamedTuple):
     ids: NDArray[np.int32]
 
 
-def _candidate_file(part: int) -> str:
-    return f"candidates-{part:05}.arrow"
+def _candidate_file(first_row: int) -> str:
+    return f"candidates-{first_row}.arrow"
+
+
+def _reading(path: Path) -> Iterator[tuple[pa.Array, _Candidates]]:
+    with pa.OSFile(str(path)) as file:  # a memory map would count as large as the corpus
+        for batch in pa.ipc.open_stream(file):
+            lists = batch["token_ids"]
+            yield batch["text"], _Candidates(lists.offsets.to_numpy(), lists.values.to_numpy())
 
 
 @contextmanager
-def _remembering(path: Path | None) -> Iterator[Callable[[Sequence[str], _Candidates], None]]:
-    """Yield what writes texts and their candidates to `path`, or, without one, forgets them."""
+def _writing(path: Path | None) -> Iterator[Callable[[Sequence[str], _Candidates], None]]:
+    """Yield what writes texts and their candidates to `path`, or, without one, does nothing."""
     if path is None:
         yield lambda texts, candidates: None
         return

@@ -19,7 +19,6 @@ of the target's entropy counts them: that number grows with tau, so halving an i
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,10 +72,10 @@ class LikelihoodRatioTargets:
         self.theta_: Tensor = torch.zeros(head.vocabulary_size, dtype=torch.float64)
         self.tau_ = 0.0
 
-    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "LikelihoodRatioTargets":
+    def fit(self, passages: Passages, engine: Engine = HERE) -> "LikelihoodRatioTargets":
         """Learn theta, and tau where it is to follow the model, from texts spread evenly over `passages`; return self.
 
-        It is done here, whatever the engine: its texts are few. `scratch` is not needed.
+        It is done here, whatever the engine: its texts are few.
         """
         texts = as_dataset(passages)
         sample = texts.select(evenly(len(texts), self.settings.prior_texts))

@@ -7,15 +7,13 @@ The authors' form is `likelihood_ratio`. Here the prior is subtracted as in cont
 over words of the target vocabulary: p(v) adds up over the spellings of a word. Several prompts are averaged in log p, a
 geometric mean; with a linear head that is MetaEOL's mean of embeddings but for a constant.
 
-Asked is the untrained backbone, or the model that the stage before made, or another embedder with the same tokenizer, whose
-pooled embedding is decoded through the same head (the paper's "advanced embedders"). Or another language model with it,
-larger perhaps, asked through its own head (ours): what the backbone says itself it need not learn.
+Asked is the untrained backbone, or the model that the stage before made, whose pooled embedding is decoded through the
+same head.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,10 +67,10 @@ class ModelDerivedTargets:
         self.fitted_on = 0
         self.prior_: Tensor = torch.zeros(len(self.words.forms))
 
-    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> "ModelDerivedTargets":
+    def fit(self, passages: Passages, engine: Engine = HERE) -> "ModelDerivedTargets":
         """Learn the prior from texts spread evenly over `passages` (and document frequencies from all), return self.
 
-        The prior is learnt here, whatever the engine: its texts are few. `scratch` is not needed.
+        The prior is learnt here, whatever the engine: its texts are few.
         """
         if self.settings.data_driven_share:
             self.data_driven.fit(passages, engine)
@@ -102,17 +100,12 @@ class ModelDerivedTargets:
 
     def rows(self, texts: Sequence[str]) -> csr_array:
         """Return the targets of `texts` before any mixing, shape (texts, vocabulary size), each row summing to 1."""
-        present = self.words.present(self.data_driven.in_text(texts)) if self.settings.exclude_in_text else None
         parts: list[csr_array] = []
-        done = 0
         for log_probabilities in self._log_probabilities(texts):
             scores = log_probabilities - self.settings.alpha * self.prior_
-            if present is not None:
-                scores[torch.from_numpy(present[done : done + len(scores)].toarray())] = -torch.inf
             best = torch.topk(scores, min(self.settings.top_k, scores.shape[1]))
             weights = torch.softmax(best.values / self.settings.temperature, -1)
             parts.append(self.words.as_tokens(best.indices.numpy(), weights.double().numpy()))
-            done += len(scores)
         return csr_array(vstack(parts, format="csr"))
 
     def describe(self) -> dict[str, Any]:
@@ -143,7 +136,7 @@ class _Words:
     forms: NDArray[np.int32]
     tokens: Tensor
     starts: NDArray[np.int64]
-    of_token: NDArray[np.int64]
+    vocabulary_size: int
 
     @classmethod
     def of(cls, vocabulary: TargetVocabulary) -> "_Words":
@@ -151,22 +144,12 @@ class _Words:
         tokens = np.flatnonzero(first != NOT_A_TARGET)
         tokens = tokens[np.argsort(first[tokens], kind="stable")]
         heads, starts = np.unique(first[tokens], return_index=True)
-        of_token = np.full(vocabulary.size, NOT_A_TARGET, dtype=np.int64)
-        of_token[tokens] = np.repeat(np.arange(len(heads)), np.diff(np.append(starts, len(tokens))))
-        return cls(vocabulary.representatives[heads], torch.from_numpy(tokens), starts, of_token)
+        return cls(vocabulary.representatives[heads], torch.from_numpy(tokens), starts, vocabulary.size)
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Return log p of each word, shape (rows, words), from the logits of all tokens."""
         probabilities = logits.float().softmax(-1)[:, self.tokens].numpy()
         return torch.from_numpy(np.add.reduceat(probabilities, self.starts, axis=1)).clamp(min=1e-30).log()
-
-    def present(self, rows: csr_array) -> csr_array:
-        """Return which words `rows`, shape (texts, vocabulary size), name: booleans of shape (texts, words)."""
-        rows = rows.tocoo()
-        words = self.of_token[rows.col]
-        known = words != NOT_A_TARGET
-        shape = (rows.shape[0], len(self.forms))
-        return csr_array((np.ones(known.sum(), dtype=np.bool_), (rows.row[known], words[known])), shape=shape)
 
     def as_tokens(self, words: NDArray[np.int64], weights: NDArray[np.float64]) -> csr_array:
         """Return weights of words, both of shape (texts, k), as weights of the tokens that stand for them."""
@@ -174,4 +157,4 @@ class _Words:
         named = forms != NOT_A_TARGET
         shares = np.where(named, weights[..., None] / named.sum(-1, keepdims=True), 0)
         text = np.broadcast_to(np.arange(len(words))[:, None, None], forms.shape)
-        return csr_array((shares[named], (text[named], forms[named])), shape=(len(words), len(self.of_token)))
+        return csr_array((shares[named], (text[named], forms[named])), shape=(len(words), self.vocabulary_size))

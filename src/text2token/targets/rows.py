@@ -5,8 +5,7 @@ Every constructor ends here, so that all targets are cut, mixed and normalised a
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +32,8 @@ class Constructor(Protocol):
     name: str
     expensive: bool
 
-    def fit(self, passages: Passages, engine: Engine = HERE, scratch: Path | None = None) -> Any:
-        """Learn what is needed of the whole corpus and return self.
-
-        `scratch` is a folder for what is found out about parts of `TEXTS_PER_PART` passages and will be needed again.
-        """
+    def fit(self, passages: Passages, engine: Engine = HERE) -> Any:
+        """Learn what is needed of the whole corpus and return self."""
 
     def transform(
         self, passages: Passages, progress: Progress | None = None, rows: NDArray[np.int64] | None = None
@@ -48,14 +44,6 @@ class Constructor(Protocol):
         """Return all that decides a target, settings and what was learnt: for the card, and parts of a killed work are
         taken up again only by an equal one.
         """
-
-
-@runtime_checkable
-class RecallingConstructor(Constructor, Protocol):
-    """One that finds most of it out while it learns, and need not do it twice."""
-
-    def recall(self, scratch: Path, part: int) -> Iterator[pa.RecordBatch]:
-        """Yield the targets of that part of the passages from what `fit` left in `scratch`, as `transform` would."""
 
 
 def parts_of(passages: Passages, size: int) -> Iterator[Passages]:
@@ -118,13 +106,6 @@ def distributions(rows: csr_array) -> csr_array:
 def mixed(first: csr_array, second: csr_array, share: float) -> csr_array:
     """Return (1 - share) `first` + share `second`, both distributions; where one has no tokens, the other alone."""
     return distributions(csr_array((1 - share) * first + share * second))
-
-
-def without(rows: csr_array, others: csr_array) -> csr_array:
-    """Return `rows` less the tokens that the same row of `others` names."""
-    left = csr_array(rows - rows.multiply(others.astype(bool)))
-    left.eliminate_zeros()
-    return left
 
 
 def record_batch(texts: Sequence[str] | pa.Array, rows: csr_array) -> pa.RecordBatch:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from datasets import config as datasets_config
 from numpy.typing import NDArray
 
@@ -188,13 +188,6 @@ def documents_of(targets: Dataset, passages: Dataset) -> NDArray[np.int64]:
     return np.fromiter(
         (next(number for other, number in remaining if other == text) for text in texts), dtype=np.int64, count=len(targets)
     )
-
-
-def shuffle_targets(targets: Dataset, seed: int) -> Dataset:
-    """Return the same texts with each other's targets: the control that shows what the right target is worth."""
-    order = np.random.default_rng(seed).permutation(len(targets))
-    others = targets.select(order).remove_columns("text")
-    return concatenate_datasets([targets.select_columns(["text"]), others], axis=1)
 
 
 def _empty_card(constructor: str, settings: dict[str, Any], tokenizer: str, vocabulary: TargetVocabulary) -> TargetCard:

@@ -11,7 +11,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal, cast
 
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from text2token.corpus.normalisation import control_tokens_as_vocabulary, without_ours
 from text2token.errors import ModelError
-from text2token.recipe import Surface, VocabularySettings
+from text2token.recipe import VocabularySettings
 
 REMEMBERED_WORDS = 100_000  # tens of megabytes; four times as many were no faster (LOG.md)
 NOT_A_TARGET = -1
@@ -59,7 +59,8 @@ class TargetVocabulary:
     """The target side of one tokenizer.
 
     `representatives` has shape (vocabulary size, 2): the ids that stand for each token id in targets, the second
-    `NOT_A_TARGET` unless `surface="both"` found two forms; both `NOT_A_TARGET` for ids that may not be targets.
+    `NOT_A_TARGET` unless the word is spelt with a space before it and without; both `NOT_A_TARGET` for ids that may not be
+    targets.
     `words` are the merged spellings by token id, for people; `whole_words` are those that are not only pieces of words
     ("ospital", where "Hospital" begins a text): a word begins with one of their tokens, or their script sets no spaces.
     `special_ids` are no text by themselves: special, added and unassigned ids, and fragments of a character; they are never
@@ -93,11 +94,8 @@ class TargetVocabulary:
                 groups.setdefault(word, []).append(token_id)
         representatives = np.full((len(forms), 2), NOT_A_TARGET, dtype=np.int32)
         for word, members in groups.items():
-            if settings.surface == "as_is":
-                representatives[members, 0] = members
-            else:
-                chosen = _representatives(word, members, forms, settings.surface)
-                representatives[np.ix_(members, range(len(chosen)))] = chosen
+            chosen = _representatives(word, members, forms)
+            representatives[np.ix_(members, range(len(chosen)))] = chosen
         whole_words = frozenset(
             word
             for word, members in groups.items()
@@ -109,6 +107,12 @@ class TargetVocabulary:
     def size(self) -> int:
         """The number of token ids of the tokenizer, targets or not."""
         return len(self.words)
+
+    def with_one_form(self) -> "TargetVocabulary":
+        """Return the vocabulary in which one id stands for all spellings of a word."""
+        representatives = self.representatives.copy()
+        representatives[:, 1] = NOT_A_TARGET
+        return replace(self, representatives=representatives)
 
     @cached_property
     def target_ids(self) -> NDArray[np.int32]:
@@ -126,7 +130,8 @@ class TargetVocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """A stable name (16 hex digits) of tokenizer and rules: equal fingerprints, interchangeable targets."""
-        described = json.dumps([self.tokenizer_fingerprint, asdict(self.settings)], sort_keys=True)
+        rules = asdict(self.settings) | {"surface": "both"}  # once a setting: targets made then have this name
+        described = json.dumps([self.tokenizer_fingerprint, rules], sort_keys=True)
         content = described.encode() + self.representatives.tobytes()  # stop-word lists may change under the same name
         return hashlib.sha256(content).hexdigest()[:16]
 
@@ -308,15 +313,12 @@ def stop_words_of(languages: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _representatives(word: str, members: Iterable[int], forms: list[TokenForm], surface: Surface) -> list[int]:
-    """Return the one or two ids that stand for `word`: the plain spelling before capitals, the wanted form first."""
+def _representatives(word: str, members: Iterable[int], forms: list[TokenForm]) -> list[int]:
+    """Return the one or two ids that stand for `word`: inside a sentence and at its beginning, plain before capitals."""
 
     def preference(token_id: int) -> tuple[bool, int]:
         return (forms[token_id].text != word, token_id)  # BPE ids ascend from frequent to rare
 
     inside = sorted((i for i in members if forms[i].starts_word), key=preference)
     bare = sorted((i for i in members if not forms[i].starts_word), key=preference)
-    if surface == "both":
-        return inside[:1] + bare[:1]
-    preferred, other = (inside, bare) if surface == "space" else (bare, inside)
-    return (preferred or other)[:1]
+    return inside[:1] + bare[:1]

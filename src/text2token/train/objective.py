@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from text2token.errors import TrainingDiverged
 from text2token.model.head import LanguageModelHead
-from text2token.recipe import ContrastWith
+
+CONTRAST_TEMPERATURE = 0.05  # divides cosines
 
 
 def sparse_kl(
@@ -58,15 +59,14 @@ def own_among_others(
 class TokenTargetLoss(nn.Module):
     """KL between token targets and the centred embedding decoded through the frozen head, mean over the batch.
 
-        h = pooled embedding (dimension)      z = head(h - centre) / temperature (vocabulary)
+        h = pooled embedding (dimension)      z = head(h - centre) (vocabulary)
 
-    With `contrast` a second loss has that share of the whole (ours; it is open in the paper):
+    With `contrast` a second loss has that share of the whole:
 
         (1 - contrast) · KL  +  contrast · own_among_others(h - centre)
 
-    `contrast_with` says what is a text's own: "next_passage", the passages of the same document in the batch, or "itself",
-    the text read a second time under other dropout (SimCSE, Gao et al. 2021). A batch in which no text has its own is left
-    to the KL alone.
+    A text's own are the passages of the same document in the batch. A batch in which no text has its own is left to the KL
+    alone.
 
     `h` is taken before any normalisation to unit length, after which the softmax would be nearly flat. `centre` has
     shape (dimension,); it takes the prior of function words out of the logits. At most
@@ -81,10 +81,7 @@ class TokenTargetLoss(nn.Module):
         head: LanguageModelHead,
         centre: Tensor | None = None,
         *,
-        temperature: float = 1.0,
         contrast: float = 0.0,
-        contrast_with: ContrastWith = "next_passage",
-        contrast_temperature: float = 0.05,
         rows_per_chunk: int = 256,
     ) -> None:
         super().__init__()
@@ -92,10 +89,7 @@ class TokenTargetLoss(nn.Module):
         self.head = head
         dimension = head.weight.shape[1]
         self.register_buffer("centre", torch.zeros(dimension) if centre is None else centre.float(), persistent=False)
-        self.temperature = temperature
         self.contrast = contrast
-        self.contrast_with = contrast_with
-        self.contrast_temperature = contrast_temperature
         self.rows_per_chunk = rows_per_chunk
 
     def forward(self, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
@@ -104,7 +98,7 @@ class TokenTargetLoss(nn.Module):
         The texts of the batch may come in several passes. Without `documents` among the labels no two belong together,
         without `texts` (the same number for the same text) no two read the same.
         """
-        embeddings = self._embed(sentence_features)
+        embeddings = torch.cat([self.model(features)["sentence_embedding"] for features in sentence_features])
         divergences = self.divergences(embeddings, labels["token_ids"], labels["weights"])
         if not torch.isfinite(divergences).all():
             rows = labels["rows"][~torch.isfinite(divergences)].tolist()
@@ -112,25 +106,15 @@ class TokenTargetLoss(nn.Module):
                 f"the loss is not a number for rows {rows[:8]} of the targets. "
                 "Lower the learning rate, or look at these texts"
             )
-        missed = self._missed(embeddings, sentence_features, labels) if self.contrast else embeddings.new_empty(0)
+        missed = self._missed(embeddings, labels) if self.contrast else embeddings.new_empty(0)
         if not len(missed):
             return divergences.mean()
         return (1 - self.contrast) * divergences.mean() + self.contrast * missed.mean()
 
-    def _embed(self, sentence_features: list[dict[str, Tensor]]) -> Tensor:
-        """Return the embeddings of all passes, shape (batch, dimension)."""
-        # the modules write into what they are given, and a second reading needs it as it was
-        return torch.cat([self.model(dict(features))["sentence_embedding"] for features in sentence_features])
-
-    def _missed(self, embeddings: Tensor, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
+    def _missed(self, embeddings: Tensor, labels: dict[str, Tensor]) -> Tensor:
         """Return the contrastive loss of each text that has its own in the batch."""
-        groups, texts = labels["rows"], labels.get("texts")
-        if self.contrast_with == "itself":
-            embeddings = torch.cat([embeddings, self._embed(sentence_features)])
-            groups, texts = groups.repeat(2), None if texts is None else texts.repeat(2)
-        elif "documents" in labels:
-            groups = labels["documents"]
-        return own_among_others(embeddings.float() - self.centre, groups, self.contrast_temperature, texts)
+        groups = labels.get("documents", labels["rows"])
+        return own_among_others(embeddings.float() - self.centre, groups, CONTRAST_TEMPERATURE, labels.get("texts"))
 
     def divergences(self, embeddings: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
         """Return the KL of each row, shape (batch,)."""
@@ -141,4 +125,4 @@ class TokenTargetLoss(nn.Module):
         return torch.cat([checkpoint(self._divergences, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _divergences(self, centred: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
-        return sparse_kl(self.head(centred) / self.temperature, token_ids, weights)
+        return sparse_kl(self.head(centred), token_ids, weights)

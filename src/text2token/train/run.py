@@ -17,7 +17,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from text2token.corpus.published import published_model, published_source, witho
 from text2token.corpus.readers import STDIN, BrokenLines, source_state
 from text2token.engine import Engine
 from text2token.errors import CorpusError, OutputError
-from text2token.evaluation.comparison import Embedded, Evaluation, EvaluationTexts, centre_for_head, compare
+from text2token.evaluation.comparison import Embedded, Evaluation, EvaluationTexts, compare
 from text2token.evaluation.held_out import write_held_out
 from text2token.evaluation.history import Diary, Watch
 from text2token.export.card import model_card
@@ -46,7 +46,7 @@ from text2token.files import alone_in, atomic_file, check_ours, claim, forget, i
 from text2token.lens.fit import joined, learn_from_head, learn_from_words
 from text2token.lens.reader import FOLDER as READER_FOLDER
 from text2token.lens.reader import PROBE, TokenReader, WordSplitter, save_reader
-from text2token.model.adapters import add_lora, blend_lora
+from text2token.model.adapters import add_lora
 from text2token.model.backbone import (
     cut_last_layers,
     embed,
@@ -59,14 +59,11 @@ from text2token.model.backbone import (
 from text2token.model.head import LanguageModelHead, load_head
 from text2token.progress import Phases, Reporter, Silent
 from text2token.recipe import (
-    PREVIOUS,
-    UNTRAINED,
     Recipe,
-    StageSettings,
 )
 from text2token.targets.constructors import Materials, make_constructor, write_constructed
 from text2token.targets.rows import HERE
-from text2token.targets.store import TargetCard, documents_of, open_targets, read_card, shuffle_targets
+from text2token.targets.store import TargetCard, documents_of, open_targets, read_card
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.objective import TokenTargetLoss
 from text2token.train.processes import Processes, together
@@ -229,7 +226,7 @@ def _run_alone(
         embedder = load_embedder(recipe.backbone)
         phases.ended("loading the backbone")
         if not (goes_on and work.done("corpus", steps["corpus"])):
-            prepare_corpus(documents, work.corpus, recipe.corpus, broken, halves_from=recipe.halves_applied_from)
+            prepare_corpus(documents, work.corpus, recipe.corpus, broken)
             work.forget()
             work.finished("corpus", steps["corpus"])
         if processes.first:
@@ -243,7 +240,7 @@ def _run_alone(
         head = load_head(embedder, recipe.backbone.name)
         vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
         texts = evaluation_texts(recipe, embedder, corpus, reporter)
-        untrained, shape = None, (recipe.isotropy, recipe.cut_layers)
+        untrained, shape = None, (recipe.postprocessing, recipe.cut_layers)
         if processes.first:
             claim(work.embedded)
             file = work.embedded / "untrained.safetensors"
@@ -254,7 +251,7 @@ def _run_alone(
     watched = texts.queries[: texts.watched], texts.passages[: texts.watched]
     watch = Watch.over(*watched, head, splitter, recipe.looks)
     centre = processes.from_first(untrained.head_centre if untrained else torch.empty(0))
-    stages = Stages(recipe, embedder, head, vocabulary, corpus.passages, texts.sample, centre, work, steps, phases)
+    stages = Stages(recipe, embedder, head, vocabulary, corpus.passages, centre, work, steps, phases)
     cards, results = stages.train(reporter, engine, watch)
 
     with processes.first_alone():
@@ -296,22 +293,20 @@ def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]
     together: a step of theirs takes so many times the batches.
     """
     shared = [processes] if processes > 1 else []
-    steps = {"corpus": _digest(recipe.corpus, recipe.halves_applied_from, recipe.reading, corpus)}
-    before = [dataclasses.replace(recipe.lora, blend=0), recipe.shuffled_targets, recipe.seed, *shared]
+    steps = {"corpus": _digest(recipe.corpus, recipe.reading, corpus)}
+    before = [recipe.lora, recipe.seed, *shared]
+    model = model_state(recipe.backbone.name)
     for name, stage in recipe.named_stages.items():
         kind = stage.targets
-        of_targets = [kind, recipe.targets.data_driven, getattr(recipe.targets, kind), recipe.targets.smoothing]
+        of_targets = [kind, recipe.targets.data_driven, getattr(recipe.targets, kind)]
         seen = [getattr(stage, key) for key in DECIDES_WHAT_IS_SEEN]
         teacher = before if name in recipe.taught else []
-        own = getattr(recipe.targets, kind)
-        asked = [getattr(own, key, None) for key in ("teacher", "language_model")]
-        models = [model_state(model) for model in (recipe.backbone.name, *asked) if model not in (None, UNTRAINED, PREVIOUS)]
         steps[f"targets/{name}"] = _digest(
-            steps["corpus"], recipe.backbone, recipe.vocabulary, models, *of_targets, seen, recipe.seed, *shared, *teacher
+            steps["corpus"], recipe.backbone, recipe.vocabulary, model, *of_targets, seen, recipe.seed, *shared, *teacher
         )
         steps[name] = _digest(steps[f"targets/{name}"], stage, *before)
         before = [steps[name]]
-    steps["result"] = _digest(*before, recipe.lora, recipe.cut_layers, recipe.isotropy, recipe.evaluation_share)
+    steps["result"] = _digest(*before, recipe.cut_layers, recipe.postprocessing, recipe.evaluation_share)
     return steps
 
 
@@ -322,11 +317,8 @@ def evaluation_texts(recipe: Recipe, embedder: SentenceTransformer, corpus: Corp
         return texts
     tokenizer = tokenizer_of(embedder)
     corpus_tokens = float(token_lengths(tokenizer, [texts.sample]).mean()) * len(corpus.passages)
-    trained = sum(
-        min(stage.max_tokens or math.inf, stage.epochs * corpus_tokens * (2 if stage.reads_twice else 1))
-        for stage in recipe.stages
-    )
-    asked = texts.costing(recipe.evaluation_share * TRAINING_COST * trained, tokenizer, recipe.isotropy, recipe.looks)
+    trained = sum(min(stage.max_tokens or math.inf, stage.epochs * corpus_tokens) for stage in recipe.stages)
+    asked = texts.costing(recipe.evaluation_share * TRAINING_COST * trained, tokenizer, recipe.looks)
     if len(asked.queries) < len(texts.queries):
         reporter.note(
             f"Evaluation: on {len(asked.queries)} of the {len(texts.queries)} held-out documents, "
@@ -342,7 +334,6 @@ DECIDES_WHAT_IS_SEEN = (
     "texts_per_batch",
     "accumulate",
     "contrast",
-    "contrast_with",
 )
 
 
@@ -350,7 +341,7 @@ DECIDES_WHAT_IS_SEEN = (
 class Stages:
     """What the stages of a run are made of. `embedder` is untrained at first, and all stages train it in place.
 
-    `untrained_centre`, shape (dimension,), is the mean embedding of `sample`; `steps` as of `made_from`. Everything is left
+    `untrained_centre`, shape (dimension,), is the mean embedding of a sample; `steps` as of `made_from`. Everything is left
     in `work`, and taken from there where it is finished.
     """
 
@@ -359,7 +350,6 @@ class Stages:
     head: LanguageModelHead
     vocabulary: TargetVocabulary
     passages: Dataset
-    sample: Sequence[str]
     untrained_centre: Tensor
     work: RunFolder
     steps: dict[str, str]
@@ -368,7 +358,7 @@ class Stages:
     def train(
         self, reporter: Reporter, engine: Engine = HERE, watch: Watch | None = None
     ) -> tuple[dict[str, TargetCard], dict[str, StageResult]]:
-        """Train `embedder` through all stages; go back as far as `blend` says. Return cards and results by stage.
+        """Train `embedder` through all stages; return cards and results by stage.
 
         Targets that are not asked of a trained model are all made first: some are asked of the untrained one.
         Losses, and what `watch` sees, are in each stage's diary.
@@ -392,7 +382,6 @@ class Stages:
                 add_lora(self.embedder, recipe.lora, recipe.seed)
             results[name] = self._train_stage(name, reporter, watch)
             self.phases.ended("training")
-        blend_lora(self.embedder, recipe.lora.blend)
         return {name: cards[name] for name in recipe.named_stages}, results
 
     def write_targets(self, name: str, reporter: Reporter, engine: Engine = HERE) -> TargetCard:
@@ -436,19 +425,14 @@ class Stages:
                 claim(made)
                 claim(work.cache)
             targets = open_targets(work.targets / name, self.vocabulary, cache=work.cache)
-        if recipe.shuffled_targets:
-            targets = shuffle_targets(targets, recipe.seed)
         asked = work.asked(name)
         read = self.passages.select(load_file(asked)["rows"].numpy()) if asked.exists() else self.passages
         documents = documents_of(targets, read)
         loss = TokenTargetLoss(
             embedder,
             self.head,
-            self._centre(stage),
-            temperature=stage.temperature,
+            self.untrained_centre if stage.centre == "untrained" else None,
             contrast=stage.contrast,
-            contrast_with=stage.contrast_with,
-            contrast_temperature=stage.contrast_temperature,
         )
         schedule = plan(text_lengths(embedder, targets), stage, recipe.seed, documents=documents, processes=processes.count)
         checkpoints = made / f"checkpoints-{made_from}"  # those of other settings are no good here
@@ -472,14 +456,6 @@ class Stages:
                 save_file(trainable_weights(embedder), path)
             work.finished(name, made_from)
         return result
-
-    def _centre(self, stage: StageSettings) -> Tensor | None:
-        """Return what is taken from an embedding before the head reads it; None for nothing."""
-        if stage.centre == "none":
-            return None
-        if stage.centre == "untrained":
-            return self.untrained_centre
-        return together().from_first(centre_for_head(self.embedder, self.sample))
 
 
 def reader_of(
@@ -536,7 +512,7 @@ def build_targets(
     constructor = make_constructor(recipe.stages[0].targets, materials)
     with alone_in(folder, beside=True), scratch_folder(folder) as scratch:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
-        corpus = prepare_corpus(documents, scratch / "corpus", settings, broken, halves_from=recipe.halves_applied_from)
+        corpus = prepare_corpus(documents, scratch / "corpus", settings, broken)
         passages = corpus.passages
         with (reporter or Silent()).progress("Targets", len(passages), "texts") as progress:
             return write_constructed(

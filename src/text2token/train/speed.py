@@ -88,7 +88,7 @@ def measured(recipe: Recipe, documents: Iterable[Document]) -> Machine:
         max_tokens=STEPS * TOKENS_PER_STEP,
         epochs=STEPS,
     )
-    loss = TokenTargetLoss(embedder, head, contrast=stage.contrast, contrast_temperature=stage.contrast_temperature)
+    loss = TokenTargetLoss(embedder, head, contrast=stage.contrast)
     steps: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory(prefix="text2token-") as folder:
         train_stage(

@@ -26,7 +26,6 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from text2token.errors import OutputError, UsageError
@@ -123,12 +122,10 @@ def plan(
     fewer batches than processes.
     """
     follows = np.zeros(len(lengths), dtype=bool)
-    if settings.contrasts_neighbours and documents is not None:
+    if settings.contrast and documents is not None:
         follows = _second_of_pairs(documents)
-    if settings.reads_twice:
-        lengths = 2 * lengths
     first = np.random.default_rng(seed).permutation(np.flatnonzero(~follows))
-    if by_length and not settings.reads_twice and not follows.any():
+    if by_length and not follows.any():
         first = first[np.argsort(lengths[first], kind="stable")]
     order = np.repeat(first, 1 + np.append(follows[1:], False)[first])
     second = np.append(False, order[1:] == order[:-1])
@@ -244,8 +241,8 @@ def train_stage(
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * schedule.steps),  # its first step has rate 0: none for a handful of steps
         lr_scheduler_type="linear",
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_gradient_norm,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
         gradient_accumulation_steps=schedule.accumulate,
         batch_sampler=lambda dataset, **_: ScheduledBatches(dataset, schedule),
         seed=schedule.seed,
@@ -398,26 +395,16 @@ class StageTrainer(SentenceTransformerTrainer):
 
 
 def trainable_weights(embedder: nn.Module) -> dict[str, Tensor]:
-    """Return the weights that training changes, by name.
-
-    Those that processes hold in shards (FSDP2, in a loop of one's own) are put together, which all must do at once.
-    """
-    return {name: _whole(value.detach()).contiguous() for name, value in embedder.named_parameters() if value.requires_grad}
+    """Return the weights that training changes, by name."""
+    return {name: value.detach().contiguous() for name, value in embedder.named_parameters() if value.requires_grad}
 
 
 def load_trainable(embedder: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put `weights`, from `trainable_weights`, into `embedder`, in place; each process its own shard where it holds one."""
+    """Put `weights`, from `trainable_weights`, into `embedder`, in place."""
     with torch.no_grad():
         for name, parameter in embedder.named_parameters():
             if parameter.requires_grad:
-                value = weights[name]
-                if isinstance(parameter, DTensor):
-                    value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-                parameter.copy_(value)
-
-
-def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+                parameter.copy_(weights[name])
 
 
 class _TokenCounter(TrainerCallback):

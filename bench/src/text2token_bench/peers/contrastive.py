@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
-from text2token.model.adapters import add_lora, blend_lora
+from text2token.model.adapters import add_lora
 from text2token.model.backbone import cut_last_layers, load_embedder
 from text2token.recipe import DEFAULT_PROMPT, LoraSettings, StageSettings
 from text2token.train.stage import StageResult, plan, text_lengths, train_stage
@@ -36,7 +36,6 @@ class ContrastiveSettings:
     dropout: float = 0.1
     attention_dropout: float = 0.0
     temperature: float = 0.05
-    blend: float = 1.0
     cut_layers: int = 0
     tokens_per_batch: int = 2048
 
@@ -90,7 +89,6 @@ def train_contrastive(
             collator=SentenceTransformerDataCollator(preprocess_fn=embedder.preprocess),
             progress=progress,
         )
-    blend_lora(embedder, settings.blend)
     cut_last_layers(embedder, settings.cut_layers)
     return embedder, result
 

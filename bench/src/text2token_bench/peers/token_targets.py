@@ -1,14 +1,22 @@
 """Our own method, under the same rules as its peers, and its control with shuffled targets."""
 
+import hashlib
+import json
 import shutil
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from text2token.evaluation.comparison import centre_for_head
-from text2token.files import atomic_folder
+from text2token.files import atomic_file, atomic_folder
 from text2token.model.backbone import cut_last_layers, load_embedder, tokenizer_of
 from text2token.model.head import load_head
 from text2token.recipe import Recipe
+from text2token.targets.store import CARD, read_card
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.run import WEIGHTS, RunFolder, Stages, made_from
 from text2token_bench.leaderboard import Family
@@ -16,6 +24,7 @@ from text2token_bench.peers.peer import Built, Peer, Settings, Workshop, finishe
 
 STAGE2_SHARE = "stage2_share"
 STAGE2_BESIDE = "stage2_beside"
+SHUFFLED = "shuffled_targets"
 
 
 def build(workshop: Workshop, settings: Settings, name: str, kept: Path | None = None) -> Built:
@@ -29,19 +38,23 @@ def build(workshop: Workshop, settings: Settings, name: str, kept: Path | None =
     lengths = {"stage1": 1 - second, **({"stage2": second + beside} if second + beside else {})}
     chosen = {f"{stage}.max_tokens": round(share * workshop.max_tokens) for stage, share in lengths.items()}
     chosen |= {f"{stage}.epochs": 1000 for stage in lengths} | {f"{stage}.tokens_per_batch": 512 for stage in lengths}
-    chosen |= {key: value for key, value in settings.items() if key not in (STAGE2_SHARE, STAGE2_BESIDE)}
+    chosen |= {key: value for key, value in settings.items() if key not in (STAGE2_SHARE, STAGE2_BESIDE, SHUFFLED)}
     recipe = Recipe(workshop.backbone, seed=workshop.seed).with_settings(f"{key}={value}" for key, value in chosen.items())
     embedder = load_embedder(recipe.backbone)
     head = load_head(embedder, recipe.backbone.name)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
-    work, steps, sample = RunFolder(workshop.folder / "run"), made_from(recipe, None), workshop.sample()
-    centre = centre_for_head(embedder, sample)
-    stages = Stages(recipe, embedder, head, vocabulary, workshop.passages, sample, centre, work, steps)
+    work, steps = RunFolder(workshop.folder / "run"), made_from(recipe, None)
+    centre = centre_for_head(embedder, workshop.sample())
+    stages = Stages(recipe, embedder, head, vocabulary, workshop.passages, centre, work, steps)
     if kept:
         for stage in recipe.named_stages:
             if (kept / steps[stage]).exists():
                 shutil.copytree(kept / steps[stage], work.stages / stage)
                 work.finished(stage, steps[stage])
+    if settings.get(SHUFFLED):
+        for stage in recipe.named_stages:
+            stages.write_targets(stage, workshop.reporter)
+            shuffle_targets(work.targets / stage, workshop.seed)
     _, results = stages.train(workshop.reporter)
     if kept:
         for stage in recipe.named_stages:
@@ -53,19 +66,34 @@ def build(workshop: Workshop, settings: Settings, name: str, kept: Path | None =
     return finished(workshop, embedder, name, sum(result.tokens for result in results.values()))
 
 
+def shuffle_targets(folder: Path, seed: int) -> None:
+    """Give every text in a folder of targets another's target: the control that shows what the right one is worth."""
+    card = read_card(folder)
+    table = pa.concat_tables([pq.read_table(folder / shard.file) for shard in card.shards])
+    order = np.random.default_rng(seed).permutation(table.num_rows)
+    shuffled = table.take(order).set_column(0, "text", table["text"])
+    shards, start = [], 0
+    for shard in card.shards:
+        pq.write_table(shuffled.slice(start, shard.rows), folder / shard.file)
+        with (folder / shard.file).open("rb") as file:
+            shards.append(replace(shard, sha256=hashlib.file_digest(file, "sha256").hexdigest()))
+        start += shard.rows
+    with atomic_file(folder / CARD) as path:
+        path.write_text(json.dumps(asdict(replace(card, shards=shards)), indent=2), encoding="utf-8")
+
+
 def variant(name: str, *candidates: Settings, family: Family = "text2token", kept: Path | None = None) -> Peer:
     """Return a peer that makes embedders by our recipe with other settings; see `build` for `kept`."""
     return Peer(name, family, partial(build, name=name, kept=kept), candidates, seeded=True)
 
 
 # small steps, all of them kept; tokens alone, as in the paper
-_WHOLE = {"stage1.targets": "data_driven", "stage1.learning_rate": 1e-4, "stage1.contrast": 0.0, "lora.blend": 1.0}
+_WHOLE = {"stage1.targets": "data_driven", "stage1.learning_rate": 1e-4, "stage1.contrast": 0.0}
 _SECOND = {**_WHOLE, "cut_layers": 0, "stage2.learning_rate": 1e-4, "stage2.contrast": 0.0, STAGE2_SHARE: 0.3}
-_BESIDE = {"stage1.targets": "corpus_derived", "lora.blend": 1.0, "cut_layers": 1, "stage1.tokens_per_batch": 1024}
+_BESIDE = {"stage1.targets": "corpus_derived", "cut_layers": 1, "stage1.tokens_per_batch": 1024}
 PEERS = (
     variant(
         "text2token, data-driven",
-        {**_WHOLE, "stage1.learning_rate": 3e-4, "lora.blend": 0.5, "cut_layers": 0},
         {**_WHOLE, "cut_layers": 0},
         {**_WHOLE, "cut_layers": 1},
     ),
@@ -90,7 +118,7 @@ PEERS = (
     ),
     variant(
         "shuffled targets",
-        {**_WHOLE, "cut_layers": 1, "shuffled_targets": True},
+        {**_WHOLE, "cut_layers": 1, SHUFFLED: True},
         family="control",
     ),
 )

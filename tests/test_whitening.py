@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from text2token.model.whitening import fit_isotropy
-from text2token.recipe import Isotropy
+from text2token.model.whitening import Strength, fit_postprocessing
+from text2token.recipe import Postprocessing
 
 
 def sample(texts: int = 4000) -> torch.Tensor:
@@ -16,7 +16,7 @@ def sample(texts: int = 4000) -> torch.Tensor:
 
 def test_without_shrinkage_the_covariance_becomes_a_multiple_of_the_identity() -> None:
     embeddings = sample()
-    finished = fit_isotropy(embeddings, shrinkage=0)(embeddings)
+    finished = fit_postprocessing(embeddings, strength="full", shrinkage=0)(embeddings)
     covariance = torch.cov(finished.T)
     assert torch.allclose(covariance / covariance.diagonal().mean(), torch.eye(8), atol=1e-3)
     assert finished.mean(0).abs().max() < 1e-3
@@ -26,7 +26,9 @@ def test_shrinkage_lies_between_whitening_and_centring() -> None:
     embeddings = sample()
 
     def spread(shrinkage: float) -> float:
-        eigenvalues = torch.linalg.eigvalsh(torch.cov(fit_isotropy(embeddings, shrinkage=shrinkage)(embeddings).T))
+        eigenvalues = torch.linalg.eigvalsh(
+            torch.cov(fit_postprocessing(embeddings, strength="full", shrinkage=shrinkage)(embeddings).T)
+        )
         return float(eigenvalues.max() / eigenvalues.mean())
 
     assert spread(0) < spread(1) < spread(1e6)
@@ -35,22 +37,24 @@ def test_shrinkage_lies_between_whitening_and_centring() -> None:
 def test_there_is_less_whitening_and_more_between_centring_and_whitening() -> None:
     embeddings = sample()
     spreads = []
-    for kind in ("centre", "gently_whiten", "half_whiten", "whiten"):
-        eigenvalues = torch.linalg.eigvalsh(torch.cov(fit_isotropy(embeddings, kind)(embeddings).T))  # type: ignore[arg-type]
+    maps = [fit_postprocessing(embeddings, "centred")]
+    maps += [fit_postprocessing(embeddings, strength=strength) for strength in get_args(Strength)]
+    for whitening in maps:
+        eigenvalues = torch.linalg.eigvalsh(torch.cov(whitening(embeddings).T))
         spreads.append(float(eigenvalues.max() / eigenvalues.mean()))
     assert spreads == sorted(spreads, reverse=True)
     assert len(set(spreads)) == 4
 
 
-@pytest.mark.parametrize("kind", ["centre", "whiten"])
-def test_the_first_dimensions_say_most_and_cosines_are_those_of_the_unrotated(kind: Isotropy) -> None:
+@pytest.mark.parametrize("kind", ["centred", "whitened"])
+def test_the_first_dimensions_say_most_and_cosines_are_those_of_the_unrotated(kind: Postprocessing) -> None:
     embeddings = sample() @ torch.linalg.qr(torch.randn(8, 8)).Q  # so that no axis is a principal one
-    finished = fit_isotropy(embeddings, kind)(embeddings)
+    finished = fit_postprocessing(embeddings, kind, "full")(embeddings)
     covariance = torch.cov(finished.T)
     assert torch.allclose(covariance, covariance.diagonal().diag(), atol=1e-3 * float(covariance.max()))
     assert (covariance.diagonal().diff() <= 0).all()
     centred = embeddings - embeddings.mean(0)
-    if kind == "whiten":  # the symmetric map of the same shrinkage, without a rotation
+    if kind == "whitened":  # the symmetric map of the same shrinkage, without a rotation
         covariance = torch.cov(embeddings.T)
         values, vectors = torch.linalg.eigh(covariance + covariance.diagonal().mean() * torch.eye(8))
         centred = centred @ (vectors * values**-0.5) @ vectors.T
@@ -59,10 +63,10 @@ def test_the_first_dimensions_say_most_and_cosines_are_those_of_the_unrotated(ki
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", get_args(Isotropy))
-def test_module_and_map_agree(kind: Isotropy) -> None:
+@pytest.mark.parametrize("kind", get_args(Postprocessing))
+def test_module_and_map_agree(kind: Postprocessing) -> None:
     embeddings = sample(50)
-    whitening = fit_isotropy(embeddings, kind)
+    whitening = fit_postprocessing(embeddings, kind)
     found = whitening.module()({"sentence_embedding": embeddings})["sentence_embedding"]
     assert torch.allclose(found, whitening(embeddings), atol=1e-4)
     if kind == "none":
@@ -71,10 +75,10 @@ def test_module_and_map_agree(kind: Isotropy) -> None:
 
 @pytest.mark.parametrize("texts", [1, 2, 5])
 def test_fewer_texts_than_dimensions_stay_finite(texts: int) -> None:
-    assert torch.isfinite(fit_isotropy(sample(texts))(sample(20))).all()
+    assert torch.isfinite(fit_postprocessing(sample(texts))(sample(20))).all()
 
 
-@pytest.mark.parametrize("kind", ["centre", "gently_whiten", "half_whiten", "whiten"])
-def test_texts_that_are_all_alike_leave_a_finite_map(kind: Isotropy) -> None:
-    whitening = fit_isotropy(torch.ones(20, 6), kind)
+@pytest.mark.parametrize("strength", get_args(Strength))
+def test_texts_that_are_all_alike_leave_a_finite_map(strength: Strength) -> None:
+    whitening = fit_postprocessing(torch.ones(20, 6), strength=strength)
     assert torch.isfinite(whitening(torch.randn(3, 6))).all()
