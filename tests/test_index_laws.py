@@ -23,7 +23,6 @@ import numpy as np
 import platformdirs
 import pytest
 import qdrant_edge as engine
-import safetensors.torch
 import torch
 from conftest import PATIENCE, TEXTS, BackboneMaker
 from hypothesis import HealthCheck, example, given, settings
@@ -35,11 +34,13 @@ from text2token.corpus.documents import Document
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError, ModelError, OutputError, UsageError
 from text2token.export.static import build_static
-from text2token.progress import Silent
+from text2token.progress import Reporter, Silent
 from text2token.recipe import BackboneSettings
 from text2token.search.explain import excerpt
-from text2token.search.index import CARD, DENSE, FORMAT, SPARSE, Index, fill_index, read_card
-from text2token.search.one_off import search as find_once
+from text2token.search.index import Index, fill_index
+from text2token.search.one_off import kept_index
+from text2token.search.query import Hit
+from text2token.search.store import CARD, DENSE, FORMAT, SPARSE, read_card
 from text2token.search.words import LATEST_RULE, QUERY_WORDS, RULES, Words
 
 SCRIPTS = (
@@ -201,9 +202,9 @@ def test_what_the_engine_is_asked_does_not_grow_with_the_query(
     with Index.open(tmp_path / "index") as index:
         calls = []
         for query in ("word1 garden", " ".join(words), " ".join(words * 4), "自行車" * 3000, "the " * 30000 + "garden"):
-            index.shard = counting = Counting(index.shard)  # type: ignore[assignment]
+            index.store.shard = counting = Counting(index.store.shard)  # type: ignore[assignment]
             hits = index.search(query, 10**12, mode, vector=vector)
-            index.shard = counting.shard
+            index.store.shard = counting.shard
             calls.append([name for name, _ in counting.asked])
             assert max(size for _, size in counting.asked) <= QUERY_WORDS
             for hit in hits:
@@ -313,7 +314,7 @@ def test_prune_takes_nothing_for_gone_that_could_not_be_read(table: str, tmp_pat
 def test_fields_of_a_filling_that_was_broken_off_can_be_filtered_by(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("text2token.search.index.BATCH", 2)
+    monkeypatch.setattr("text2token.search.fill.BATCH", 2)
 
     def breaks_off() -> Iterator[Document]:
         yield from named(*TEXTS[:4], early=1)
@@ -374,8 +375,8 @@ def test_an_index_whose_documents_are_gone_is_refused_not_begun_anew(
         if damage == "emptied":
             fill_index(tmp_path / "other", table, named("a text"))
             with Index.open(tmp_path / "other") as other:
-                other._remove(list(other._identities()))
-                other.card = replace(other.card, documents=0)
+                other.store.remove(other.store.numbers())
+                other.store.card = replace(other.card, documents=0)
             (tmp_path / "other" / "shard").rename(shard)
         for attempt in (
             lambda: Index.open(tmp_path / "index"),
@@ -406,7 +407,7 @@ def test_what_is_no_index_is_told_what_to_do_with_it(table: str, tmp_path: Path)
             Index.open(place)
     for name in ("nothere", "no/there", "./nothere", "not there"):
         with pytest.raises(ModelError, match=f"{name}: no such folder"):
-            find_once(name, named("a text"), "text")
+            found_in(name, named("a text"), "text")
         with pytest.raises(ModelError, match=f"{name}: no such folder"):
             fill_index(tmp_path / "index", name, named("a text"))
     assert not (tmp_path / "index").exists()
@@ -421,52 +422,74 @@ def test_a_proposed_command_can_be_copied(table: str, tmp_path: Path, capsys: py
     assert json.loads(capsys.readouterr().out)[0]["text"] == "a garden"
 
 
-def test_a_search_once_needs_no_cache(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    documents, heard = named(*TEXTS), list[str]()
-    reporter = Silent()
-    reporter.note = heard.append  # type: ignore[method-assign]
+def found_in(model: str, documents: list[Document], query: str, reporter: Reporter | None = None) -> list[tuple[str, float]]:
+    """Return what a search without an index of one's own finds."""
+    with kept_index(model, ["a source"], documents, reporter) as index:
+        return [(hit.text, hit.score) for hit in index.search(query, 3)]
 
-    def hits() -> list[str]:
-        return [match.text for match in find_once(table, documents, TEXTS[2], 3, reporter)]
 
-    expected = hits()
-    (kept,) = (platformdirs.user_cache_path("text2token") / "vectors").iterdir()
-    kept.write_bytes(kept.read_bytes()[:100])  # as a full disk leaves it
-    assert hits() == expected
-    assert kept.stat().st_size > 100
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.heard.append(message)
+
+
+def test_a_search_without_an_index_needs_no_cache(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents, notes = named(*TEXTS), Notes()
+    expected = found_in(table, documents, TEXTS[2], notes)
+    (kept,) = (platformdirs.user_cache_path("text2token") / "indexes").iterdir()
+    assert "again" not in "".join(notes.heard)
+    for damaged in ("half a card", "a lost shard"):
+        if damaged == "half a card":
+            (kept / CARD).write_bytes((kept / CARD).read_bytes()[:50])  # as a full disk leaves it
+        else:
+            shutil.rmtree(kept / "shard")
+        notes.heard.clear()
+        assert found_in(table, documents, TEXTS[2], notes) == expected
+        assert [note for note in notes.heard if "embeds the documents again" in note]
+        assert not kept.exists()
+        assert found_in(table, documents, TEXTS[2]) == expected
+        assert read_card(kept).documents == len(TEXTS)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").touch()
-    assert hits() == expected
-    assert len(heard) == 1
-    assert "cannot be written" in heard[0]
-    with pytest.raises(UsageError, match="the query is empty"):
-        find_once(table, documents, " \u00a0\n")
+    notes.heard.clear()
+    assert found_in(table, documents, TEXTS[2], notes) == expected
+    assert [note for note in notes.heard if "cannot be written" in note]
 
 
-def test_two_searches_at_once_find_what_they_would_find_alone(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_without_an_index_finds_what_is_there_now(table: str) -> None:
+    for texts in (TEXTS, TEXTS[:2], TEXTS[1:]):
+        with kept_index(table, ["a source"], named(*texts)) as index:
+            assert {hit.text for hit in index.search("girl", 99, "dense")} == set(texts)
+    with pytest.raises(CorpusError, match="no documents"), kept_index(table, ["a source"], named("", " ")):
+        pass
+
+
+def test_two_searches_at_once_find_what_they_would_find_alone(table: str) -> None:
     documents = named(*TEXTS)
-    expected = find_once(table, documents, TEXTS[2], 3)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    expected = found_in(table, documents, TEXTS[2])
     together = threading.Barrier(4)
 
-    def save_file(tensors: Any, path: Path) -> None:
-        together.wait(timeout=PATIENCE)
-        safetensors.torch.save_file(tensors, path)
+    def found(_: int) -> list[Hit]:
+        with kept_index(table, ["a source"], documents) as index:
+            together.wait(timeout=PATIENCE)  # so that each has one while the others do
+            return index.search(TEXTS[2], 3)
 
-    monkeypatch.setattr("text2token.search.one_off.save_file", save_file)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: find_once(table, documents, TEXTS[2], 3), range(4)))
-    assert found == [expected] * 4
-    assert find_once(table, documents, TEXTS[2], 3) == expected
-    assert len(list((tmp_path / "text2token" / "vectors").iterdir())) == 1
+        answers = list(pool.map(found, range(4)))
+    assert [[(hit.text, hit.score) for hit in hits] for hits in answers] == [expected] * 4
+    assert found_in(table, documents, TEXTS[2]) == expected
+    assert len(list((platformdirs.user_cache_path("text2token") / "indexes").iterdir())) == 1
 
 
 def to_format_1(folder: Path, documents: list[Document]) -> None:
     """Make the index in `folder` what an earlier version made of `documents`."""
     with Index.open(folder) as index:
-        index._remove(list(index._identities()))
+        index.store.remove(index.store.numbers())
         words = Words(index.card.language, index.card.average_length, rule=1)
         for document in documents:
             number = uuid.UUID(bytes=hashlib.sha256(document.text.encode()).digest()[:16])
@@ -478,7 +501,7 @@ def to_format_1(folder: Path, documents: list[Document]) -> None:
             }
             vectors: Any = {DENSE: [1.0] * index.card.dimension, SPARSE: words.of_document(document.text)}
             point = engine.Point(id=str(number), vector=vectors, payload=payload)  # type: ignore[arg-type]
-            index.shard.update(engine.UpdateOperation.upsert_points([point]))
+            index.store.shard.update(engine.UpdateOperation.upsert_points([point]))
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     del card["word_rule"]
     (folder / CARD).write_text(json.dumps({**card, "format": 1}), encoding="utf-8")
@@ -527,8 +550,8 @@ def test_an_index_that_may_not_be_written_is_searched(table: str, tmp_path: Path
     before = {path: path.read_bytes() for path in (tmp_path / "index").rglob("*") if path.is_file()}
     monkeypatch.setattr(Path, "touch", lambda path: (_ for _ in ()).throw(OSError(30, "Read-only file system", str(path))))
     with Index.open(tmp_path / "index") as index:
-        assert index._copy
-        copy = Path(index._copy.name)
+        assert index.store.copy
+        copy = Path(index.store.copy.name)
         assert index.search(TEXTS[0], 1)[0].text == TEXTS[0]
         with pytest.raises(OutputError, match="only searched"):
             index.add(named("new"))

@@ -296,7 +296,7 @@ def indexed(store: Path) -> dict[str, Any]:
     """Return every document of an index with its vectors; the engine's files differ in names that are drawn at random."""
     found: dict[str, Any] = {"card": (store / "card.json").read_bytes()}
     with Index.open(store) as index:
-        for record in index.shard.retrieve(list(index._identities()), True, True):
+        for record in index.store.shard.retrieve(list(index.store.numbers()), True, True):
             words = record.vector["words"]
             weights = dict(zip(words.indices, words.values, strict=True))
             found[str(record.id)] = (record.payload, record.vector["dense"], weights)

@@ -28,7 +28,10 @@ from text2token.model.backbone import cut_last_layers, embed, load_embedder, ope
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings
 from text2token.search.explain import excerpt
-from text2token.search.index import BATCH, MODES, Index, fill_index, read_card
+from text2token.search.fill import BATCH
+from text2token.search.index import Index, fill_index
+from text2token.search.query import MODES
+from text2token.search.store import read_card
 from text2token.search.words import Words, average_length
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary
@@ -134,7 +137,7 @@ def test_filters_compare_as_text_and_join_by_and_of_ors(index: Index) -> None:
 def test_a_query_of_stop_words_is_no_error(index: Index) -> None:
     assert index.search("the of and", 3, "sparse") == []
     assert len(index.search("the of and", 3)) == 3
-    for wrong, message in ((("", 1), "query is empty"), (("a", 1, "both"), "choose dense, sparse, hybrid")):
+    for wrong, message in ((("", 1), "query is empty"), (("a", 1, "both"), "choose hybrid, dense, sparse")):
         with pytest.raises(UsageError, match=message):
             index.search(*wrong)  # type: ignore[arg-type]
 
@@ -200,8 +203,8 @@ def test_an_index_belongs_to_one_model_and_one_process(
     with pytest.raises(UsageError, match=r"klingon.*or none"):
         fill_index(tmp_path / "new", table, DOCUMENTS, language="klingon")
     assert not (tmp_path / "new").exists()
-    index.lock.acquire()
-    index.shard = type(index.shard).load(str(index.folder / "shard"))  # what the fixture closes
+    index.store.lock.acquire()
+    index.store.shard = type(index.store.shard).load(str(index.folder / "shard"))  # what the fixture closes
 
 
 def test_words_weigh_by_frequency_and_length_as_bm25_says() -> None:
@@ -224,18 +227,19 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from text2token.corpus.readers import read_documents
-from text2token.search import index
+from text2token.search import fill, index
+from text2token.search.store import Store
 
-index.BATCH = 16
-stored = index.Index._store
+fill.BATCH = 16
+put = Store.put
 
-def store(self, *arguments):
-    stored(self, *arguments)
+def put_some(self, points):
+    put(self, points)
     if self.count >= 64:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[4] == "filling":
-    index.Index._store = store
+    Store.put = put_some
 else:  # before anything is flushed for good
     index.Index.close = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 index.fill_index(Path(sys.argv[1]), sys.argv[2], read_documents([sys.argv[3]]))
@@ -272,11 +276,14 @@ def test_the_command_line_fills_searches_and_explains(
     shown = said("search", store, "the girl's guitar", "-k", "1", "--mode", "sparse")
     assert f"{source}:2" in shown
     assert "guitar " in shown.splitlines()[-1]
+    once = json.loads(said("search", table, source, "the girl's guitar", "-k", "2", "--json", "--filter", "kind=odd"))[0]
+    assert once | {"score": 0, "dense": 0} == hit | {"score": 0, "dense": 0}
+    assert once["score"] == pytest.approx(hit["score"], abs=1e-4)
     for wrong, message in (
         ((store, "x", "--filter", "kind"), "it must be field=value"),
         ((store, "x", "--filter", "kin=odd"), "no document has a field 'kin'"),
-        ((store, "x", "--mode", "all"), "choose dense, sparse, hybrid"),
-        ((table, source, "x", "--mode", "dense"), "are for an index"),
+        ((store, "x", "--mode", "all"), "choose hybrid, dense, sparse"),
+        ((table, source, "x", "--model", table), "after an index comes the query alone"),
         ((store, "two", "words", "more"), "quotation marks"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -13,14 +13,14 @@ from torch.nn.functional import normalize
 from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import read_first_word_as_any
 from text2token.corpus.readers import read_documents
-from text2token.errors import CorpusError, OutputError, UsageError
+from text2token.errors import OutputError, UsageError
 from text2token.export.static import build_static, static_embedder
 from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of, model_fingerprint, open_encoder
 from text2token.model.head import NO_WORD, load_head, word_table
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings
-from text2token.search.one_off import search
+from text2token.search.one_off import kept_index
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary
 
@@ -66,9 +66,10 @@ def test_a_static_embedder_is_written_reloaded_and_searched(tiny: BackboneSettin
     assert torch.allclose(SentenceTransformer(str(tmp_path / "model")).encode(TEXTS, convert_to_tensor=True), expected)
     assert torch.allclose(open_encoder(str(tmp_path / "model"), "auto")(TEXTS), expected)
     assert torch.allclose(embed(model, TEXTS), expected)
-    hits = search(str(tmp_path / "model"), documents, documents[3].text)
-    assert hits[0].text == documents[3].text
-    assert hits[0].score == pytest.approx(1, abs=1e-3)
+    with kept_index(str(tmp_path / "model"), [str(text_file)], documents) as index:
+        best = index.search(documents[3].text, 1, "dense")[0]
+    assert best.text == documents[3].text
+    assert best.score == pytest.approx(1, abs=1e-3)
     with pytest.raises(OutputError, match="exists"):
         build_static(tiny, documents, tmp_path / "model")
 
@@ -79,12 +80,10 @@ def test_a_search_ranks_by_cosine_whatever_the_length_of_the_vectors(
     vectors = {"foo": [1.0, 0.0], "far": [9.0, 9.0], "near": [0.5, 0.1]}
     encoder = TextEncoder("lengths", "a", lambda texts, _: torch.tensor([vectors[text] for text in texts]))
     monkeypatch.setattr("text2token.search.one_off.open_encoder", lambda *_: encoder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = search("any", [Document("far", "1"), Document("near", "2")], "foo")
-    assert [match.text for match in found] == ["near", "far"]
+    with kept_index("any", ["two"], [Document("far", "1"), Document("near", "2")]) as index:
+        found = index.search("foo", mode="dense")
+    assert [hit.text for hit in found] == ["near", "far"]
     assert found[0].score == pytest.approx(0.981, abs=1e-3)
-    with pytest.raises(CorpusError, match="no documents"):
-        search("any", [], "foo")
 
 
 def test_a_text_of_no_tokens_is_no_error(tiny: BackboneSettings) -> None:

@@ -121,7 +121,7 @@ names = st.sampled_from(HOSTILE) | st.text(one_column, min_size=1, max_size=12)
 def shown_with(name: str) -> str:
     """Return all that the terminal shows of results in which everything that has a name or a text has this one."""
     from text2token.evaluation.models import ModelReport  # it stands on an extra
-    from text2token.search.index import Hit
+    from text2token.search.query import Hit
 
     scores = RetrievalScores(50.0, 60.0, 70.0, 20, (40.0, 60.0))
     task = TaskScore(name, name, name, 12.5)

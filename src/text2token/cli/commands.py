@@ -34,7 +34,6 @@ from text2token.cli.options import (
     documents_of,
     dtype_of,
     filters_of,
-    format_of,
     is_first,
     needing,
     proposed,
@@ -412,15 +411,13 @@ def search(
     place: Annotated[str, typer.Argument(metavar="INDEX|MODEL", help="An index, or an embedder for a search without one.")],
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[SOURCE] QUERY", help="What to look for; after an embedder, first what to search in."),
+        typer.Argument(metavar="[SOURCES…] QUERY", help="What to look for; after an embedder, first what to search in."),
     ],
     k: Annotated[int, typer.Option("-k", help="How many hits.", min=1)] = 5,
-    mode: Annotated[str, typer.Option(help="In an index: dense (meaning), sparse (words), or hybrid (both).")] = "hybrid",
+    mode: Annotated[str, typer.Option(help="dense (by meaning), sparse (by words), or hybrid (both).")] = "hybrid",
     filter_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--filter", help="In an index: field=value that a hit must have. Repeatable; the same field again: or."
-        ),
+        typer.Option("--filter", help="field=value that a hit must have. Repeatable; the same field again: or."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="In an index: where its embedder is now, if it was moved.")] = None,
     text_field: TextField = None,
@@ -429,36 +426,27 @@ def search(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Search an index (INDEX QUERY), or a file once (MODEL SOURCE QUERY); of an index, each hit says why it was found."""
-    if len(words) == 1:
-        search_index = needing("search", "text2token.search.index")
-        reporter_for(quiet)
-        with search_index.Index.open(Path(place), model) as opened:
-            hits = opened.search(words[0], k, mode, filters_of(filter_ or [], opened.has_field))
-        if json_:
-            show_json([asdict(hit) for hit in hits])
-        else:
-            from text2token.cli.show import show_hits
-
-            show_hits(hits, mode)
-        return
-    if len(words) != 2:
-        raise UsageError("give INDEX QUERY, or MODEL SOURCE QUERY; put a query of several words in quotation marks")
-    if filter_ or model or mode != "hybrid":
-        raise UsageError("--filter, --mode and --model are for an index: make one with text2token index")
-    from text2token.corpus.readers import read_documents
-    from text2token.search.one_off import search as find
-
-    source, query = words
+    """Search an index (INDEX QUERY), or files without one (MODEL SOURCES QUERY); each hit says why it was found."""
+    reporter = reporter_for(quiet)
+    *sources, query = words
     broken = broken_lines(on_error)
-    documents = list(read_documents([source], text_field=text_field, format=format_of(format), broken=broken))
-    found = find(place, [document for document in documents if document.text.strip()], query, k, reporter_for(quiet))
+    with contextlib.ExitStack() as stack:
+        if sources:
+            if model or (Path(place) / "card.json").exists():
+                raise UsageError("after an index comes the query alone; put one of several words in quotation marks")
+            kept_index = needing("search", "text2token.search.one_off").kept_index
+            documents = list(documents_of(sources, text_field, format, broken))
+            opened = stack.enter_context(kept_index(place, sources, documents, reporter))
+        else:
+            opened = stack.enter_context(needing("search", "text2token.search.index").Index.open(place, model))
+        hits = opened.search(query, k, mode, filters_of(filter_ or [], opened.has_field))
     warn(broken)
     if json_:
-        show_json([asdict(hit) for hit in found])
-        return
-    for hit in found:
-        print(printable(f"{hit.score:.3f}  {hit.place}\n       {' '.join(hit.text.split())[:160]}"))
+        show_json([asdict(hit) for hit in hits])
+    else:
+        from text2token.cli.show import show_hits
+
+        show_hits(hits, mode)
 
 
 @app.command()

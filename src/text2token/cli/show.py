@@ -31,7 +31,7 @@ from text2token.search.explain import Reason, excerpt
 
 if TYPE_CHECKING:  # they stand on extras, and take seconds to import
     from text2token.evaluation.models import ModelReport
-    from text2token.search.index import Hit
+    from text2token.search.query import Hit
 
 SECONDS_BETWEEN_LINES = 15.0
 RECENT = 60.0  # seconds that the pace looks back

@@ -1,85 +1,68 @@
-"""One query over one corpus: embed the documents once, keep the vectors, rank by cosine.
+"""A search in files without an index of one's own: an index is made for it, and kept in the user's cache folder.
 
-For a look at what an embedder finds. The vectors are kept in the user's cache directory under a hash of the model's
-weights and the documents, so a second query answers at once and a changed model or corpus is never mistaken for another.
+Its place there is decided by the model's weights and the sources, so that another model never meets these vectors; each
+search brings it up to date.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import filelock
 import platformdirs
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from text2token.corpus.documents import Document
-from text2token.corpus.normalisation import normalise
-from text2token.corpus.prepare import normalised_text
-from text2token.errors import CorpusError, OutputError, UsageError
-from text2token.files import atomic_file
+from text2token.errors import OutputError
 from text2token.model.encoder import TextEncoder, open_encoder
 from text2token.progress import Reporter, Silent
+from text2token.search.fill import first_texts
+from text2token.search.index import Index, lasting, usual_dtype
+from text2token.search.store import LOCK
 
 
-@dataclass(frozen=True)
-class Match:
-    """A found document and its cosine similarity to the query."""
+@contextmanager
+def kept_index(
+    model: str, sources: Sequence[str], documents: Sequence[Document], reporter: Reporter | None = None
+) -> Iterator[Index]:
+    """Yield an index of exactly these documents, which were read from `sources`.
 
-    score: float
-    place: str
-    text: str
-
-
-def search(
-    model: str, documents: Sequence[Document], query: str, k: int = 5, reporter: Reporter | None = None
-) -> list[Match]:
-    """Return the `k` documents most similar to `query`, best first.
-
-    `model` is the folder or hub id of an embedder. The first search embeds all documents, with progress; later ones
-    only the query. Raises `CorpusError` when there are no documents, `UsageError` when the
-    query is empty.
+    Where it cannot be kept, or another process has it, one is made in a temporary folder. Raises `CorpusError` where no
+    document has a text, and `ModelError` where there is no such embedder.
     """
-    if not documents:
-        raise CorpusError("no documents: the input holds no text")
-    query = normalise(query)
-    if not query:
-        raise UsageError("the query is empty; say what to look for")
     reporter = reporter or Silent()
-    encoder = open_encoder(model, "auto")
-    texts = [normalised_text(document) for document in documents]
-    stored = platformdirs.user_cache_path("text2token") / "vectors" / f"{_key(encoder, texts)}.safetensors"
-    vectors = _kept(stored)
-    if vectors is None:
-        with reporter.progress("Embedding the documents (once)", len(documents), "texts") as progress:
-            vectors = encoder(texts, progress, "document")
+    texts, _ = first_texts(documents)
+    encoder = open_encoder(model, usual_dtype())
+
+    def filled(folder: Path) -> Index:
+        index = Index.create(folder, model, texts, encoder=encoder)
         try:
-            with atomic_file(stored) as path:
-                save_file({"vectors": vectors}, path)
-        except OutputError as error:  # what was found is not withheld for that
-            reporter.note(f"The next search embeds them again: {error}")
-    asked = encoder([query], role="query")
-    similarities = normalize(vectors) @ normalize(asked)[0]  # a model may leave its vectors as long as they are
-    best = torch.topk(similarities, min(k, len(documents)))
-    return [
-        Match(round(score, 3), documents[row].place, documents[row].text)
-        for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+            index.add(documents, prune=True, total=len(documents), reporter=reporter)
+        except BaseException:
+            index.close()
+            raise
+        return index
+
+    with ExitStack() as stack:
+        try:
+            index = filled(place := _place(encoder, sources))
+        except OutputError as error:  # what was asked is not withheld for that
+            reporter.note(f"The next search embeds the documents again: {error}")
+            _forget(place)
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="text2token-"))
+            index = filled(Path(temporary) / "index")
+        yield stack.enter_context(index)
 
 
-def _kept(stored: Path) -> Tensor | None:
-    """Return the vectors that an earlier search has kept, or None where there are none that can be read."""
-    try:
-        return load_file(stored)["vectors"]
-    except (OSError, SafetensorError, KeyError):
-        return None
+def _place(encoder: TextEncoder, sources: Sequence[str]) -> Path:
+    key = "\0".join([encoder.fingerprint, *map(lasting, sources)])
+    digest = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32]
+    return platformdirs.user_cache_path("text2token") / "indexes" / digest
 
 
-def _key(encoder: TextEncoder, texts: Sequence[str]) -> str:
-    digest = hashlib.sha256(encoder.fingerprint.encode())
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()[:32]
+def _forget(folder: Path) -> None:
+    """Delete what may be damaged, unless somebody uses it."""
+    with suppress(OSError, filelock.Timeout), filelock.FileLock(folder / LOCK, timeout=0):
+        shutil.rmtree(folder)

@@ -21,7 +21,8 @@ from text2token.recipe import DType
 from text2token.search.explain import explained_by
 
 if TYPE_CHECKING:  # the engine is an extra
-    from text2token.search.index import Hit, Index, Mode
+    from text2token.search.index import Index
+    from text2token.search.query import Hit, Mode
 
 READ_AT_ONCE = 32  # texts
 
