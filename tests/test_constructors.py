@@ -1,7 +1,8 @@
 """All target constructors: each says what its formula says, and any can take another's place."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,13 +30,14 @@ from text2token.recipe import (
     ModelDerivedSettings,
     TargetSettings,
 )
-from text2token.targets import constructors
+from text2token.targets import constructors, data_driven
 from text2token.targets import corpus_derived as corpus_derived_room
-from text2token.targets.constructors import CONSTRUCTORS, Materials, data_driven, make_constructor, write_constructed
+from text2token.targets.base import HERE, Materials, Passages
+from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.targets.corpus_derived import CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.model_derived import ModelDerivedTargets
-from text2token.targets.rows import HERE, Passages, distributions, heaviest, mixed, record_batch
+from text2token.targets.sparse import distributions, interpolated, largest, record_batch
 from text2token.targets.store import SCHEMA, open_targets
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
 
@@ -50,7 +52,7 @@ def materials(backbone: BackboneSettings, **settings: Any) -> Materials:
 
 def model_derived(backbone: BackboneSettings, **settings: Any) -> ModelDerivedTargets:
     given = materials(backbone, model_derived=ModelDerivedSettings(**{"prompts": PROMPTS, "top_k": 5, **settings}))
-    constructor = CONSTRUCTORS["model_derived"](given)
+    constructor = make_constructor("model_derived", given)
     assert isinstance(constructor, ModelDerivedTargets)
     return constructor
 
@@ -67,7 +69,7 @@ sparse_rows = st.lists(st.dictionaries(st.integers(0, 9), st.floats(0.1, 5), max
 
 @given(sparse_rows, st.integers(1, 4))
 def test_the_heaviest_are_kept_and_the_rest_is_gone(rows: csr_array, k: int) -> None:
-    kept, dense = heaviest(rows, k).toarray(), rows.toarray()
+    kept, dense = largest(rows, k).toarray(), rows.toarray()
     for before, after in zip(dense, kept, strict=True):
         chosen = np.argsort(-before, kind="stable")[:k]
         expected = np.zeros(10)
@@ -80,7 +82,7 @@ def test_rows_mix_and_normalise(rows: csr_array, seed: int, share: float) -> Non
     others = csr_array(np.random.default_rng(seed).permutation(rows.toarray().ravel()).reshape(rows.shape))
     sums = distributions(rows).sum(axis=1)
     assert np.allclose(sums, rows.sum(axis=1) > 0)
-    blend = mixed(distributions(rows), distributions(others), share).toarray()
+    blend = interpolated(distributions(rows), distributions(others), share).toarray()
     both = (rows.sum(axis=1) > 0) & (others.sum(axis=1) > 0)
     expected = (1 - share) * distributions(rows).toarray() + share * distributions(others).toarray()
     assert np.allclose(blend[both], expected[both])
@@ -140,7 +142,7 @@ def test_a_share_of_the_target_can_be_data_driven(tiny: BackboneSettings) -> Non
 def test_asking_the_model_leaves_the_embedder_as_it_was(tiny: BackboneSettings) -> None:
     given = materials(tiny)
     before = tokenizer_of(given.embedder)("a girl")["input_ids"]
-    list(CONSTRUCTORS["model_derived"](given).fit(TEXTS).transform(TEXTS))
+    list(make_constructor("model_derived", given).fit(TEXTS).transform(TEXTS))
     assert tokenizer_of(given.embedder)("a girl")["input_ids"] == before
 
 
@@ -150,7 +152,7 @@ def corpus(documents: list[list[str]]) -> Dataset:
 
 
 def corpus_derived(backbone: BackboneSettings, **settings: Any) -> CorpusDerivedTargets:
-    constructor = CONSTRUCTORS["corpus_derived"](materials(backbone, corpus_derived=CorpusDerivedSettings(**settings)))
+    constructor = make_constructor("corpus_derived", materials(backbone, corpus_derived=CorpusDerivedSettings(**settings)))
     assert isinstance(constructor, CorpusDerivedTargets)
     return constructor
 
@@ -198,12 +200,11 @@ def test_of_a_large_corpus_an_even_sample_gives_the_neighbours(
         assert any(found[row] == pytest.approx(own[other], abs=1e-6) for other in others), row
 
 
-def test_the_name_of_a_constructor_is_the_same_wherever_it_stands(tiny: BackboneSettings) -> None:
-    given = materials(tiny)
-    assert list(get_args(ConstructorName)) == list(CONSTRUCTORS)
-    for name, made_from in CONSTRUCTORS.items():
-        assert made_from(given).name == name
-        assert is_dataclass(getattr(given.settings, name))
+def test_every_settings_of_a_constructor_has_its_module(tiny: BackboneSettings) -> None:
+    names = get_args(ConstructorName)
+    assert len(names) == len(dataclasses.fields(TargetSettings)) > 3
+    for name in names:
+        assert make_constructor(name, materials(tiny)).name == name
 
 
 class LettersAlone:
@@ -229,21 +230,20 @@ class LettersAlone:
 
 
 def test_candidates_that_are_remembered_give_the_files_that_a_second_reading_gives(
-    tiny: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: Callable[[int], None]
+    tiny: BackboneSettings, tmp_path: Path, small_parts: Callable[[int], None]
 ) -> None:
     small_parts(3)
     given = materials(tiny)
-    monkeypatch.setitem(CONSTRUCTORS, "letters", lambda given: LettersAlone(data_driven(given)))  # type: ignore[misc]
-    for name in ("letters", "data_driven"):
-        constructor = make_constructor(name, given)  # type: ignore[arg-type]
-        write_constructed(constructor, corpus([TEXTS]), given.vocabulary, tmp_path / name, "tiny")
+    constructor = make_constructor("data_driven", given)
+    for name, one in (("letters", LettersAlone(data_driven.build(given))), ("data_driven", constructor)):
+        write_constructed(one, corpus([TEXTS]), given.vocabulary, tmp_path / name, "tiny")
     shards = sorted(path.name for path in (tmp_path / "letters").glob("*.parquet"))
     assert len(shards) == 4
     for shard in shards:
         assert (tmp_path / "letters" / shard).read_bytes() == (tmp_path / "data_driven" / shard).read_bytes()
 
 
-@pytest.mark.parametrize("name", CONSTRUCTORS)
+@pytest.mark.parametrize("name", get_args(ConstructorName))
 def test_every_constructor_writes_distributions_that_open(
     tiny: BackboneSettings, name: ConstructorName, tmp_path: Path, small_parts: Callable[[int], None]
 ) -> None:
@@ -252,7 +252,9 @@ def test_every_constructor_writes_distributions_that_open(
     given = materials(tiny, likelihood_ratio=LikelihoodRatioSettings(tau=0.1))
     passages = corpus([TEXTS[:4], TEXTS[4:7], TEXTS[7:]])
     reported: list[int] = []
-    card = write_constructed(CONSTRUCTORS[name](given), passages, given.vocabulary, tmp_path / name, "tiny", reported.append)
+    card = write_constructed(
+        make_constructor(name, given), passages, given.vocabulary, tmp_path / name, "tiny", reported.append
+    )
     assert (card.constructor, card.texts, card.dropped) == (name, len(TEXTS), 0)
     rows = open_targets(tmp_path / name, given.vocabulary, cache=tmp_path / "cache")
     assert rows["text"][:] == TEXTS
@@ -260,7 +262,7 @@ def test_every_constructor_writes_distributions_that_open(
         assert len(set(ids)) == len(ids)
         assert min(weights) > 0
         assert sum(weights) == pytest.approx(1, abs=1e-5)
-    fitted = CONSTRUCTORS[name](given).fit(passages)
+    fitted = make_constructor(name, given).fit(passages)
     every = as_dicts(fitted.transform(passages))
     written = [dict(zip(row["token_ids"], row["weights"], strict=True)) for row in rows]
     assert written == [pytest.approx(target, abs=1e-6) for target in every]
@@ -284,7 +286,7 @@ def test_a_killed_construction_goes_on_after_its_last_part(
                 raise KeyboardInterrupt
 
         asked = replace(given, settings=TargetSettings(model_derived=ModelDerivedSettings(alpha=changes.get("alpha", 0.7))))
-        constructor = CONSTRUCTORS["model_derived"](asked)
+        constructor = make_constructor("model_derived", asked)
         write_constructed(constructor, passages, given.vocabulary, tmp_path / folder, "tiny", progress)
         return done
 

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,8 @@ from text2token.export.vectors import embed_corpus, read_card
 from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.encoder import open_encoder
 from text2token.recipe import BackboneSettings, ConstructorName, Recipe, TargetSettings
-from text2token.targets.constructors import CONSTRUCTORS, Materials, make_constructor, write_constructed
+from text2token.targets.base import Materials
+from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.run import build_targets
 
@@ -46,7 +47,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", CONSTRUCTORS)
+@pytest.mark.parametrize("name", get_args(ConstructorName))
 def test_targets_made_on_two_workers_are_the_same_files(
     tiny: BackboneSettings,
     passages: Dataset,

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from text2token.errors import UsageError
 from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.recipe import BackboneSettings, LikelihoodRatioSettings, TargetSettings
-from text2token.targets.constructors import CONSTRUCTORS, Materials, write_constructed
+from text2token.targets.base import Materials
+from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.targets.likelihood_ratio import (
     EFFECTIVE_TOKENS,
     MASS,
@@ -39,7 +40,7 @@ def constructor(backbone: BackboneSettings, **settings: Any) -> LikelihoodRatioT
     embedder = load_embedder(backbone)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
     settings_ = TargetSettings(likelihood_ratio=LikelihoodRatioSettings(**settings))
-    made = CONSTRUCTORS["likelihood_ratio"](Materials(backbone, embedder, vocabulary, settings_))
+    made = make_constructor("likelihood_ratio", Materials(backbone, embedder, vocabulary, settings_))
     assert isinstance(made, LikelihoodRatioTargets)
     return made
 

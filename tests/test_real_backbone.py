@@ -24,7 +24,8 @@ from text2token.model.backbone import embed, load_embedder, resolve_backbone, to
 from text2token.model.head import load_head
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, LoraSettings, Postprocessing, StageSettings, TargetSettings
-from text2token.targets.constructors import CONSTRUCTORS, Materials
+from text2token.targets.base import Materials
+from text2token.targets.constructors import make_constructor
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.objective import TokenTargetLoss
@@ -138,7 +139,7 @@ def test_the_model_derives_words_beyond_the_text(settings: BackboneSettings) -> 
     embedder = load_embedder(settings)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
     asked = TargetSettings()
-    constructor = CONSTRUCTORS["model_derived"](Materials(settings, embedder, vocabulary, asked)).fit(TEXTS)
+    constructor = make_constructor("model_derived", Materials(settings, embedder, vocabulary, asked)).fit(TEXTS)
     texts = ["A girl is styling her hair.", "Stop the timer if it hasn't finished yet."]
     said = [
         {vocabulary.words[token] for token in target["token_ids"]}

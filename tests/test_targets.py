@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from text2token.errors import TargetMismatch, UsageError
 from text2token.recipe import DataDrivenSettings, VocabularySettings
 from text2token.targets import data_driven, store
+from text2token.targets.base import HERE
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.targets.rows import HERE
 from text2token.targets.store import documents_of, open_targets, read_card, write_targets
 from text2token.tokens.vocabulary import TargetVocabulary, stop_words_of, tokenise
 

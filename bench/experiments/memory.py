@@ -55,8 +55,8 @@ def run(work: str, count: int) -> None:
     from text2token.model.backbone import load_embedder, tokenizer_of
     from text2token.model.encoder import encoder_of
     from text2token.recipe import BackboneSettings
+    from text2token.targets.base import HERE, TEXTS_PER_PART, bounds
     from text2token.targets.data_driven import DataDrivenTargets
-    from text2token.targets.rows import HERE, TEXTS_PER_PART, bounds
     from text2token.targets.store import write_targets
     from text2token.tokens.vocabulary import TargetVocabulary
 

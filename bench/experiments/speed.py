@@ -44,9 +44,9 @@ from text2token.model.encoder import open_encoder
 from text2token.model.head import load_head
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, LoraSettings, StageSettings, TargetSettings, read_recipe
-from text2token.targets.constructors import CONSTRUCTORS, Materials
+from text2token.targets.base import TEXTS_PER_PART, Materials, bounds
+from text2token.targets.constructors import make_constructor
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.targets.rows import TEXTS_PER_PART, bounds
 from text2token.tokens.vocabulary import TargetVocabulary, tokenise
 from text2token.train.objective import TokenTargetLoss
 from text2token.train.stage import Schedule, TargetCollator, pass_cost, plan, text_lengths, train_stage
@@ -122,7 +122,9 @@ def model_derived_targets() -> list[Line]:
     tokenizer, backbone = tokenizer_of(embedder), transformer_of(embedder).model
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
     texts = [text[:220] for text in documents()][::20]
-    constructor = CONSTRUCTORS["model_derived"](Materials(SETTINGS, embedder, vocabulary, TargetSettings())).fit(texts[:50])
+    constructor = make_constructor("model_derived", Materials(SETTINGS, embedder, vocabulary, TargetSettings())).fit(
+        texts[:50]
+    )
     ids = tokenise(tokenizer, texts, prompt=True)
     lengths = np.minimum([len(tokens) for tokens in ids], SETTINGS.max_length)
     batches = [

@@ -34,8 +34,8 @@ from text2token.model.head import load_head, word_table
 from text2token.model.whitening import fit_postprocessing, sample_texts
 from text2token.progress import Progress
 from text2token.recipe import BackboneSettings, ConstructorName, Postprocessing, Recipe
-from text2token.targets.constructors import Materials, make_constructor
-from text2token.targets.rows import Constructor
+from text2token.targets.base import Constructor, Materials
+from text2token.targets.constructors import make_constructor
 from text2token.tokens.vocabulary import TargetVocabulary
 
 

@@ -4,12 +4,13 @@ A recipe is written as TOML, in Python, or by `--set section.key=value`; all thr
 refused with the nearest one.
 """
 
+import dataclasses
 import importlib.resources
 import tomllib
 from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import tomli_w
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -36,7 +37,6 @@ RECIPES = importlib.resources.files("text2token") / "recipes"
 Format = Literal["auto", "txt", "jsonl", "json", "csv", "tsv", "parquet"]
 OnError = Literal["stop", "skip"]
 DType = Literal["auto", "float32", "bfloat16"]
-ConstructorName = Literal["data_driven", "likelihood_ratio", "model_derived", "corpus_derived"]
 Postprocessing = Literal["none", "centred", "whitened"]
 
 
@@ -179,10 +179,17 @@ class CorpusDerivedSettings:
 class TargetSettings:
     """The settings of every target constructor; a stage names the one it uses."""
 
+    # A field registers a constructor: its name is that of the module in text2token.targets that builds it.
     data_driven: DataDrivenSettings = field(default_factory=DataDrivenSettings)
     likelihood_ratio: LikelihoodRatioSettings = field(default_factory=LikelihoodRatioSettings)
     model_derived: ModelDerivedSettings = field(default_factory=ModelDerivedSettings)
     corpus_derived: CorpusDerivedSettings = field(default_factory=CorpusDerivedSettings)
+
+
+if TYPE_CHECKING:
+    ConstructorName: TypeAlias = str
+else:
+    ConstructorName = Literal[tuple(entry.name for entry in dataclasses.fields(TargetSettings))]
 
 
 @checked

@@ -27,18 +27,10 @@ from text2token.model.head import LanguageModelHead, word_table
 from text2token.model.whitening import fit_postprocessing
 from text2token.progress import Progress
 from text2token.recipe import CorpusDerivedSettings, Postprocessing
+from text2token.targets.base import HERE, Materials, Passages, as_dataset, evenly, text_batches
 from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
-from text2token.targets.rows import (
-    HERE,
-    Passages,
-    as_dataset,
-    distributions,
-    evenly,
-    heaviest,
-    mixed,
-    record_batch,
-    text_batches,
-)
+from text2token.targets.data_driven import build as build_data_driven
+from text2token.targets.sparse import distributions, interpolated, largest, record_batch
 
 DIMENSIONS = 128
 INDEXED_TEXTS = 100_000
@@ -95,10 +87,10 @@ class CorpusDerivedTargets:
                 companions = companions + self._next_ones(passages, chosen)
             if self.settings.neighbours:
                 companions = csr_array(companions + self._neighbourhood(own))
-            derived = distributions(heaviest(distributions(companions), self.settings.top_k))
+            derived = distributions(largest(distributions(companions), self.settings.top_k))
             alone = np.diff(derived.indptr) == 0
             derived = csr_array(derived + own.multiply(alone[:, None]))
-            yield record_batch(texts, mixed(derived, own, self.settings.data_driven_share))
+            yield record_batch(texts, interpolated(derived, own, self.settings.data_driven_share))
             if progress:
                 progress(len(texts))
 
@@ -146,3 +138,8 @@ def _next_passages(passages: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int
     )
     is_next, is_before = (after == own) & (rows < last), (before == own) & (rows > 0)
     return np.where(is_next, rows + 1, np.where(is_before, rows - 1, ALONE))
+
+
+def build(materials: Materials) -> CorpusDerivedTargets:
+    """Return the constructor of the tokens of passages nearby."""
+    return CorpusDerivedTargets(build_data_driven(materials), materials.head, materials.settings.corpus_derived)

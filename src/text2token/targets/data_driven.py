@@ -28,19 +28,11 @@ from transformers import PreTrainedTokenizerBase
 from text2token.engine import Engine
 from text2token.errors import UsageError
 from text2token.files import atomic_file
+from text2token.model.backbone import room_for_text, tokenizer_of
 from text2token.progress import Progress
 from text2token.recipe import DataDrivenSettings
-from text2token.targets.rows import (
-    HERE,
-    TEXTS_PER_PART,
-    Passages,
-    chosen,
-    distributions,
-    heaviest,
-    parts_of,
-    record_batch,
-    text_batches,
-)
+from text2token.targets.base import HERE, TEXTS_PER_PART, Materials, Passages, chosen, parts_of, text_batches
+from text2token.targets.sparse import distributions, largest, record_batch
 from text2token.tokens.vocabulary import (
     NOT_A_TARGET,
     TargetVocabulary,
@@ -192,7 +184,7 @@ class DataDrivenTargets:
     def _rows(self, candidates: "_Candidates", weights: NDArray[Any]) -> csr_array:
         shape = (len(candidates.bounds) - 1, self.vocabulary.size)
         rows = csr_array((weights[candidates.ids].astype(np.float64), candidates.ids, candidates.bounds), shape=shape)
-        return heaviest(rows, self.settings.top_k)
+        return largest(rows, self.settings.top_k)
 
 
 class _Apart(dict[int, str]):
@@ -241,3 +233,10 @@ def _writing(path: Path | None) -> Iterator[Callable[[Sequence[str], _Candidates
             stream.write_batch(pa.record_batch([pa.array(texts, pa.large_string()), lists], schema=CANDIDATE_SCHEMA))
 
         yield write
+
+
+def build(materials: Materials) -> DataDrivenTargets:
+    """Return the constructor of the text's own meaningful tokens."""
+    tokenizer = tokenizer_of(materials.embedder)
+    room = room_for_text(tokenizer)
+    return DataDrivenTargets(tokenizer, materials.vocabulary, materials.settings.data_driven, max_tokens=room)

@@ -36,7 +36,8 @@ from text2token.model.backbone import embed
 from text2token.model.head import LanguageModelHead
 from text2token.progress import Progress
 from text2token.recipe import LikelihoodRatioSettings
-from text2token.targets.rows import HERE, Passages, as_dataset, chosen, evenly, record_batch, text_batches
+from text2token.targets.base import HERE, Materials, Passages, as_dataset, chosen, evenly, text_batches
+from text2token.targets.sparse import record_batch
 from text2token.tokens.vocabulary import TargetVocabulary
 
 TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
@@ -162,3 +163,9 @@ def tau_for(misses: Float[Tensor, "texts vocabulary"], tokens: float) -> float:
         else:
             high = middle
     return float(f"{np.exp(high):.2e}")
+
+
+def build(materials: Materials) -> LikelihoodRatioTargets:
+    """Return the constructor of what the embedder, as the stage finds it, says of a text far more than of others."""
+    settings = materials.settings.likelihood_ratio
+    return LikelihoodRatioTargets(materials.embedder, materials.head, materials.vocabulary, settings)

@@ -13,7 +13,7 @@ same head.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,14 @@ from torch import Tensor
 
 from text2token.engine import Engine
 from text2token.errors import UsageError
-from text2token.model.backbone import behind, embed, room_for_text, tokenizer_of
+from text2token.model.backbone import behind, embed, load_embedder, room_for_text, tokenizer_of
 from text2token.model.head import LanguageModelHead
 from text2token.progress import Progress
-from text2token.recipe import ModelDerivedSettings
+from text2token.recipe import PREVIOUS, ModelDerivedSettings
+from text2token.targets.base import HERE, Materials, Passages, as_dataset, chosen, evenly, text_batches
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.targets.rows import HERE, Passages, as_dataset, chosen, evenly, mixed, record_batch, text_batches
+from text2token.targets.data_driven import build as build_data_driven
+from text2token.targets.sparse import interpolated, record_batch
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
 
 TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
@@ -93,7 +95,7 @@ class ModelDerivedTargets:
         for texts in text_batches(chosen(passages, rows), TEXTS_PER_BATCH):
             targets = self.rows(texts)
             if share := self.settings.data_driven_share:
-                targets = mixed(targets, self.data_driven.rows(texts), share)
+                targets = interpolated(targets, self.data_driven.rows(texts), share)
             yield record_batch(texts, targets)
             if progress:
                 progress(len(texts))
@@ -158,3 +160,17 @@ class _Words:
         shares = np.where(named, weights[..., None] / named.sum(-1, keepdims=True), 0)
         text = np.broadcast_to(np.arange(len(words))[:, None, None], forms.shape)
         return csr_array((shares[named], (text[named], forms[named])), shape=(len(words), self.vocabulary_size))
+
+
+def build(materials: Materials) -> ModelDerivedTargets:
+    """Return the constructor of what the backbone says, untrained or as the stage before made it.
+
+    Another copy of the weights is loaded only where the embedder cannot be asked itself.
+    """
+    settings, teacher = materials.settings.model_derived, materials.embedder
+    as_asked = replace(materials.backbone, pooling="last", attention="causal", layers=None)
+    if settings.teacher == PREVIOUS:
+        settings = replace(settings, prompts=())
+    elif as_asked != materials.backbone:
+        teacher = load_embedder(as_asked)
+    return ModelDerivedTargets(teacher, materials.head, materials.vocabulary, settings, build_data_driven(materials))

@@ -61,8 +61,8 @@ from text2token.progress import Phases, Reporter, Silent
 from text2token.recipe import (
     Recipe,
 )
-from text2token.targets.constructors import Materials, make_constructor, write_constructed
-from text2token.targets.rows import HERE
+from text2token.targets.base import HERE, Materials
+from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.targets.store import TargetCard, documents_of, open_targets, read_card
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.objective import TokenTargetLoss
