@@ -1,7 +1,7 @@
 """All target constructors: each says what its formula says, and any can take another's place."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -279,15 +279,19 @@ def test_a_killed_construction_goes_on_after_its_last_part(
 
     def write(folder: str, **changes: Any) -> list[int]:
         done: list[int] = []
-
-        def progress(texts: int) -> None:
-            done.append(texts)
-            if len(done) == changes.get("stop_after"):
-                raise KeyboardInterrupt
-
         asked = replace(given, settings=TargetSettings(model_derived=ModelDerivedSettings(alpha=changes.get("alpha", 0.7))))
         constructor = make_constructor("model_derived", asked)
-        write_constructed(constructor, passages, given.vocabulary, tmp_path / folder, "tiny", progress)
+
+        def rows(texts: Sequence[str], of: Any = constructor.rows) -> csr_array:  # type: ignore[attr-defined]
+            done.append(len(texts))
+            if len(done) == changes.get("stop_after"):
+                raise KeyboardInterrupt
+            return of(texts)
+
+        constructor.rows = rows  # type: ignore[attr-defined]
+        told: list[int] = []
+        write_constructed(constructor, passages, given.vocabulary, tmp_path / folder, "tiny", told.append)
+        assert sum(told) == len(passages)
         return done
 
     assert write("whole") == [3, 3, 3, 1]

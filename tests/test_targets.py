@@ -20,10 +20,11 @@ from transformers import PreTrainedTokenizerFast
 
 from text2token.errors import TargetMismatch, UsageError
 from text2token.recipe import DataDrivenSettings, VocabularySettings
+from text2token.shards import write_shards
 from text2token.targets import data_driven, store
 from text2token.targets.base import HERE
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.targets.store import documents_of, open_targets, read_card, write_targets
+from text2token.targets.store import SCHEMA, documents_of, open_targets, read_card, write_targets
 from text2token.tokens.vocabulary import TargetVocabulary, stop_words_of, tokenise
 
 
@@ -171,17 +172,14 @@ ROWS_OF_PARTS = [range(4), range(4, 8), range(8, 10)]
 def write(
     folder: Path, vocabulary: TargetVocabulary, batches: Callable[[int], Iterable[pa.RecordBatch]]
 ) -> store.TargetCard:
+    card = store.TargetCard.of("data_driven", {}, "tiny", vocabulary, len(TEXTS))
+
+    def table_of(part: int, _: object) -> pa.Table:
+        return pa.Table.from_batches(batches(part), SCHEMA)
+
+    parts = range(len(ROWS_OF_PARTS))
     return write_targets(
-        folder,
-        lambda part, _: batches(part),
-        len(ROWS_OF_PARTS),
-        vocabulary,
-        constructor="data_driven",
-        settings={},
-        tokenizer="tiny",
-        texts_read=len(TEXTS),
-        texts_fingerprint="those texts",
-        engine=HERE,
+        folder, card, "those texts", lambda waiting: write_shards(waiting, store.SHARDS, parts, table_of, HERE)
     )
 
 
@@ -245,10 +243,10 @@ def test_a_card_that_is_missing_broken_or_points_elsewhere_is_refused(
     with pytest.raises(TargetMismatch, match="is missing"):
         open_targets(stored, vocabulary)
     (stored / "card.json").write_text("{", encoding="utf-8")
-    with pytest.raises(TargetMismatch, match="not readable"):
+    with pytest.raises(TargetMismatch, match="holds no targets that can be read"):
         open_targets(stored, vocabulary)
     (stored / "card.json").unlink()
-    with pytest.raises(TargetMismatch, match="no targets here"):
+    with pytest.raises(TargetMismatch, match="Build them: text2token targets"):
         open_targets(stored, vocabulary)
 
 

@@ -1,7 +1,5 @@
 """The same texts before and after training: scores, and what their embeddings say."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from text2token.model.head import LanguageModelHead
 from text2token.model.whitening import ENOUGH_TEXTS, Whitening, fit_postprocessing, sample_texts
 from text2token.progress import Reporter
 from text2token.recipe import Postprocessing
+from text2token.steps import digest
 from text2token.tokens.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
@@ -157,16 +156,16 @@ def affordable(pair_tokens: NDArray[np.int64], tokens: float, looks: int) -> tup
 
 def kept_in(file: Path, *made_from: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the tensors in `file`; where there are none, or `made_from` something else, `make` them and keep them there."""
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    same = digest(*made_from)
     try:
         with safe_open(file, "pt") as stored:
-            if (stored.metadata() or {}).get("made_from") == digest:
+            if (stored.metadata() or {}).get("made_from") == same:
                 return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         pass
     made = make()
     with atomic_file(file) as path:
-        save_file(made, path, {"made_from": digest})
+        save_file(made, path, {"made_from": same})
     return made
 
 

@@ -9,10 +9,9 @@ vectors these are, so that no other encoder's are added to them.
 """
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,15 +21,18 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from text2token import steps
 from text2token.corpus.documents import Document
 from text2token.corpus.published import published_model, published_source
-from text2token.engine import Engine, LocalEngine, check_written
+from text2token.engine import Engine, LocalEngine
 from text2token.errors import CorpusError, OutputError, reason
-from text2token.files import atomic_file, real
+from text2token.files import real
 from text2token.model.encoder import TextEncoder
 from text2token.progress import Progress, Reporter, Silent
+from text2token.shards import shards_in, write_shards
+from text2token.steps import write_card
 
-CARD = "card.json"
+CARD, SHARDS = "card.json", "vectors"
 ROWS_PER_SHARD = 10_000
 SOME = 4  # texts that show whether vectors are a model's
 OTHER_TEXTS = "holds vectors of other texts: the input has changed since. Choose another --output, or delete the folder"
@@ -78,32 +80,27 @@ def embed_corpus(
     read = tuple(map(published_source, sources))
     card = VectorCard(published_model(encoder.name), encoder.fingerprint, dimension, read, rows_per_shard)
     _check(folder, card, encoder, resume)
-    _write_card(folder, card)
+    write_card(card, folder / CARD)
+    engine = engine or LocalEngine()
     shards = _shards(itertools.chain([first], texts), rows_per_shard)
+    table_of, finished = partial(_table_of, encoder), _rows_of_the_same_texts
     with reporter.progress("Embedding", total, "texts") as progress:
-        written = (engine or LocalEngine()).map(partial(_write_shard, encoder, folder), shards, progress, runs_model=True)
-        rows_of = dict(written)
-    check_written(folder, rows_of)
-    if len(list(folder.glob("vectors-*.parquet"))) > len(rows_of):
+        rows = write_shards(folder, SHARDS, shards, table_of, engine, progress, finished=finished, runs_model=True)
+    if len(shards_in(folder, SHARDS)) > len(rows):
         raise OutputError(f"{folder}: {OTHER_TEXTS}")
-    rows = sum(rows_of.values())
-    card = replace(card, rows=rows)
-    _write_card(folder, card)
+    card = replace(card, rows=sum(rows))
+    write_card(card, folder / CARD)
     return card
 
 
 def read_card(folder: Path) -> VectorCard:
     """Return the card of a folder of vectors, or raise `OutputError` where there is none."""
-    try:
-        content = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        return VectorCard(**{**content, "sources": tuple(content["sources"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise OutputError(f"{folder}: holds no vectors that can be read ({reason(error)})") from error
+    return steps.read_card(VectorCard, folder / CARD, OutputError, "vectors", "Make them: text2token embed")
 
 
 def read_vectors(folder: Path) -> Iterator[pa.RecordBatch]:
     """Yield the rows of all shards in their order, a few thousand at a time."""
-    for path in sorted(folder.glob("vectors-*.parquet")):
+    for path in shards_in(folder, SHARDS):
         with _opened(path) as shard:
             yield from shard.iter_batches(4096)
 
@@ -139,44 +136,32 @@ def _some(folder: Path) -> tuple[list[str], Tensor]:
     return [], torch.empty(0, 0)
 
 
-def _write_card(folder: Path, card: VectorCard) -> None:
-    with atomic_file(folder / CARD) as path:
-        path.write_text(json.dumps(asdict(card), indent=2), encoding="utf-8")
-
-
-class _Shard(NamedTuple):
+class _Texts(NamedTuple):
     """What a shard will hold, but for the vectors."""
 
-    number: int
     places: list[str]
     texts: list[str]
 
 
-def _shards(documents: Iterable[Document], rows: int) -> Iterator[_Shard]:
+def _shards(documents: Iterable[Document], rows: int) -> Iterator[_Texts]:
     remaining = iter(documents)
-    for number in itertools.count():
-        if not (chunk := list(itertools.islice(remaining, rows))):
-            return
-        yield _Shard(number, [document.place for document in chunk], [document.text for document in chunk])
+    while chunk := list(itertools.islice(remaining, rows)):
+        yield _Texts([document.place for document in chunk], [document.text for document in chunk])
 
 
-def _write_shard(encoder: TextEncoder, folder: Path, shard: _Shard, progress: Progress) -> tuple[str, int]:
-    """Write the file of a shard, unless it is there, and return its name and how many rows it has."""
-    path = folder / f"vectors-{shard.number:05}.parquet"
-    if path.exists():
-        with _opened(path) as finished:
-            texts = finished.read(["text"])["text"].to_pylist()
-        if texts != shard.texts:
-            raise OutputError(f"{path}: {OTHER_TEXTS}")
-        progress(len(shard.texts))
-        return path.name, len(shard.texts)
+def _rows_of_the_same_texts(path: Path, shard: _Texts) -> int:
+    with _opened(path) as finished:
+        texts = finished.read(["text"])["text"].to_pylist()
+    if texts != shard.texts:
+        raise OutputError(f"{path}: {OTHER_TEXTS}")
+    return len(texts)
+
+
+def _table_of(encoder: TextEncoder, shard: _Texts, progress: Progress) -> pa.Table:
     vectors = encoder(shard.texts, progress, "document")
-    dimension = vectors.shape[1]
     columns = {
         "place": pa.array(shard.places, pa.large_string()),
         "text": pa.array(shard.texts, pa.large_string()),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel(), pa.float32()), dimension),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel(), pa.float32()), vectors.shape[1]),
     }
-    with atomic_file(path) as unfinished:
-        pq.write_table(pa.table(columns), unfinished, compression="zstd")
-    return path.name, len(shard.texts)
+    return pa.table(columns)

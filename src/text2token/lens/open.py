@@ -5,8 +5,6 @@ so that the next call needs neither the corpus nor the minutes. Learning goes on
 in shards until the reader is there.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -46,6 +44,7 @@ from text2token.model.head import load_head
 from text2token.model.whitening import sample_texts
 from text2token.progress import Progress, Reporter, Silent
 from text2token.recipe import BackboneSettings
+from text2token.steps import digest
 
 LEARNING_TEXTS = 2500  # at 1,000 the first word read is in the text for some points fewer of them (LOG.md)
 TEXTS_PER_SHARD = 250
@@ -126,18 +125,18 @@ def open_readable(
             return ReadableModel(name, encoder, kept)
         return ReadableModel(name, encoder, open_reader(beside, encoder))
     if corpus is None:
-        if kept := _kept(readers, encoder, _digest(how.head, how.backbone)):
+        if kept := _kept(readers, encoder, digest(how.head, how.backbone)):
             return ReadableModel(name, encoder, kept)
         raise ModelError(f"{name}: has not been read with --head {how.head} yet. Give a corpus: --corpus FILE")
     texts = sample_texts(corpus.passages, seed=0, size=LEARNING_TEXTS)
     for fingerprint in _known_as(encoder):
-        place = readers / f"{fingerprint}-{_digest(how.head, how.backbone)}"
-        made_from = _digest(fingerprint, how.head, how.backbone, texts)
+        place = readers / f"{fingerprint}-{digest(how.head, how.backbone)}"
+        made_from = digest(fingerprint, how.head, how.backbone, texts)
         if place.exists() and (found := open_reader(place, encoder)).card.made_from == made_from:
             return ReadableModel(name, encoder, found)
     asked = [model_state(name) for name in (how.head, how.backbone) if name not in (None, FIT)]
-    made_from = _digest(encoder.fingerprint, how.head, how.backbone, asked, texts)
-    place = readers / f"{encoder.fingerprint}-{_digest(how.head, how.backbone)}"
+    made_from = digest(encoder.fingerprint, how.head, how.backbone, asked, texts)
+    place = readers / f"{encoder.fingerprint}-{digest(how.head, how.backbone)}"
     found = _learn(model, encoder, how, texts, place.with_name(f"{place.name}-{made_from}.vectors"), reporter or Silent())
     save_reader(replace(found, card=replace(found.card, made_from=made_from)), place)
     return ReadableModel(name, encoder, found)
@@ -216,7 +215,3 @@ def _tokenizer(backbone: str) -> PreTrainedTokenizerBase:
         raise ModelError(f"{backbone}: no tokenizer can be loaded ({reason(error)})") from error
     read_as_text(tokenizer)
     return tokenizer
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

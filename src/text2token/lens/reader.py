@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -32,6 +33,7 @@ from text2token.lens.key_tokens import KeyToken
 from text2token.lens.pair import Contributions, taken_apart
 from text2token.model.encoder import TextEncoder
 from text2token.recipe import VocabularySettings
+from text2token.steps import read_card
 from text2token.tokens.vocabulary import (
     NOT_A_TARGET,
     TargetVocabulary,
@@ -53,6 +55,11 @@ SAME_MODEL = 0.9  # cosine; bfloat16 against float32 gives more, another model's
 WORDS_OF_A_PAIR = 32  # of each text, the most said ones; with 128, rare words crept in and explained little more (LOG.md)
 
 
+def _as_it_is_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without `surface`, which was one once, and which no reader depends on."""
+    return {name: value for name, value in settings.items() if name != "surface"}
+
+
 @dataclass(frozen=True)
 class ReaderCard:
     """How a reader was learnt.
@@ -65,9 +72,16 @@ class ReaderCard:
     source: str
     texts: int
     max_tokens: int
-    vocabulary: VocabularySettings
+    vocabulary: Annotated[VocabularySettings, BeforeValidator(_as_it_is_now)]
     tokenizer_fingerprint: str
     made_from: str = ""
+
+
+@dataclass(frozen=True)
+class _Lexicon:
+    """What the file of the card holds besides."""
+
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -205,11 +219,9 @@ def open_reader(folder: Path | str, encoder: TextEncoder | None = None) -> Token
     place = Path(folder) / FOLDER if (Path(folder) / FOLDER).is_dir() else Path(folder)
     if not (place / CARD).is_file():
         raise ModelError(f"{folder}: has no reader of its embeddings. {AGAIN}")
+    card = read_card(ReaderCard, place / CARD, ModelError, "reader", AGAIN)
+    lexicon = read_card(_Lexicon, place / CARD, ModelError, "reader", AGAIN).words
     try:
-        content = json.loads((place / CARD).read_text(encoding="utf-8"))
-        lexicon = tuple(content.pop("words"))
-        content["vocabulary"].pop("surface", None)  # once a setting, of which a reader never depended
-        card = ReaderCard(**{**content, "vocabulary": VocabularySettings(**content["vocabulary"])})
         tensors = load_file(place / TENSORS)
         tokenizer = as_fast_tokenizer(Tokenizer.from_file(str(place / TOKENIZER)))
         reader = TokenReader(card, lexicon, tensors["directions"].float(), tensors["mean"], tensors["probe"], tokenizer)

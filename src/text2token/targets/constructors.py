@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +15,11 @@ from text2token.engine import Engine
 from text2token.files import real, scratch_folder
 from text2token.progress import Progress
 from text2token.recipe import ConstructorName
+from text2token.shards import write_shards
+from text2token.steps import digest
 from text2token.targets.base import HERE, TEXTS_PER_PART, Constructor, Materials, bounds, text_batches
 from text2token.targets.data_driven import DataDrivenTargets
-from text2token.targets.store import TargetCard, write_targets
+from text2token.targets.store import SCHEMA, SHARDS, TargetCard, write_targets
 from text2token.tokens.vocabulary import TargetVocabulary
 
 EXPENSIVE_TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most
@@ -52,33 +53,27 @@ def write_constructed(
             constructor.remember, rows = scratch, None
         constructor.fit(passages, engine)
         read = passages if rows is None else passages.select(rows)
-        return write_targets(
-            folder,
-            partial(_transformed, constructor, passages, rows, size),
-            -(-len(read) // size),
-            vocabulary,
-            constructor=constructor.name,
-            settings=constructor.describe(),
-            tokenizer=published_model(tokenizer),
-            texts_read=len(read),
-            texts_fingerprint=_fingerprint(read),
-            engine=engine,
-            progress=progress,
-            runs_model=constructor.expensive,
-        )
+        card = TargetCard.of(constructor.name, constructor.describe(), published_model(tokenizer), vocabulary, len(read))
+        parts = bounds(len(read), size)
+        table_of = partial(_transformed, constructor, passages, rows)
+
+        def write(waiting: Path) -> None:
+            write_shards(waiting, SHARDS, parts, table_of, engine, progress, runs_model=constructor.expensive)
+
+        return write_targets(folder, card, digest(size, _fingerprint(read)), write)
 
 
 def _transformed(
     constructor: Constructor,
     passages: Dataset,
     rows: NDArray[np.int64] | None,
-    size: int,
-    part: int,
+    part: tuple[int, int],
     progress: Progress,
-) -> Iterable[pa.RecordBatch]:
-    """Return the targets of a part of `rows`; of all passages where they are None."""
-    start, stop = bounds(len(passages) if rows is None else len(rows), size)[part]
-    return constructor.transform(passages, progress, np.arange(start, stop) if rows is None else rows[start:stop])
+) -> pa.Table:
+    """Return the targets of a part of `rows`, or of all passages where they are None: from where to where."""
+    start, stop = part
+    chosen = np.arange(start, stop) if rows is None else rows[start:stop]
+    return pa.Table.from_batches(constructor.transform(passages, progress, chosen), SCHEMA)
 
 
 def _fingerprint(passages: Dataset) -> str:

@@ -8,11 +8,8 @@ The trap is silent: targets are numbers, and under another tokenizer they are ot
 the fingerprint before anything is trained, and every shard's checksum, because a shard cut short is still a table.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +20,19 @@ from datasets import Dataset
 from datasets import config as datasets_config
 from numpy.typing import NDArray
 
-from text2token.engine import Engine, check_written
-from text2token.errors import TargetMismatch, reason
-from text2token.files import atomic_file, atomic_folder, claim, forget, real, writing
-from text2token.progress import Progress
+from text2token import steps
+from text2token.errors import TargetMismatch
+from text2token.files import atomic_folder, writing
+from text2token.shards import Shard, described, sha256_of, shards_in, unfinished_beside
+from text2token.steps import digest, write_card
 from text2token.tokens.vocabulary import TargetVocabulary
 
 FORMAT_VERSION = 1
 SIZED_TEXTS = 10_000
 WHOLE = 0.999
-CARD = "card.json"
+CARD, SHARDS = "card.json", "targets"
 # for each text its token ids and their weights, positive and summing to 1
 SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32()))])
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One Parquet file of a store."""
-
-    file: str
-    rows: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -78,63 +67,33 @@ class TargetCard:
     version: int = FORMAT_VERSION
     sizes: TargetSizes | None = None
 
+    @classmethod
+    def of(
+        cls, constructor: str, settings: dict[str, Any], tokenizer: str, vocabulary: TargetVocabulary, texts: int
+    ) -> "TargetCard":
+        """Return the card of targets that are yet to be made of so many texts; `tokenizer` is whose tokens are meant."""
+        rules = asdict(vocabulary.settings)
+        return cls(constructor, settings, tokenizer, vocabulary.size, vocabulary.fingerprint, rules, texts, dropped=0)
 
-def write_targets(
-    folder: Path,
-    batches: Callable[[int, Progress], Iterable[pa.RecordBatch]],
-    parts: int,
-    vocabulary: TargetVocabulary,
-    *,
-    constructor: str,
-    settings: dict[str, Any],
-    tokenizer: str,
-    texts_read: int,
-    texts_fingerprint: str,
-    engine: Engine,
-    progress: Progress | None = None,
-    runs_model: bool = False,
-) -> TargetCard:
-    """Write what `batches` yields for each part, counted from 0, as one shard, on `engine`'s workers, and return the card.
 
-    Finished shards wait in `folder`.unfinished, and the same call takes them from there: same texts (by
-    `texts_fingerprint`), same settings, same vocabulary. What else is found there is deleted.
+def write_targets(folder: Path, card: TargetCard, texts: str, write: Callable[[Path], object]) -> TargetCard:
+    """Let `write` put shards into a folder, move them to `folder` with their card, and return it.
+
+    `card` counts in `texts` how many are read. Finished shards wait in FOLDER.unfinished, and the same call finds them
+    there: same `texts` (a digest), same settings, same vocabulary. What else is found there is deleted.
     """
-    folder = real(folder)  # a worker stands elsewhere
-    card = _empty_card(constructor, settings, tokenizer, vocabulary)
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    identity = json.dumps([asdict(card), parts, texts_fingerprint], sort_keys=True)
-    record = unfinished / "made-from.json"
-    claim(unfinished)
-    if not record.exists() or record.read_text(encoding="utf-8") != identity:
-        forget(unfinished)
-        claim(unfinished)
-        with atomic_file(record) as path:
-            path.write_text(identity, encoding="utf-8")
-    missing = [part for part in range(parts) if not (unfinished / _shard_name(part)).exists()]
-    written = engine.map(partial(_write_shard, unfinished, batches), missing, progress, runs_model=runs_model)
-    check_written(unfinished, dict(written))
-    record.unlink()
-    with atomic_folder(folder) as complete:
-        for shard in unfinished.glob("targets-*.parquet"):
-            shard.rename(complete / shard.name)
-        card = _finish(complete, card, texts_read)
-    forget(unfinished)
-    return card
+    with unfinished_beside(folder, digest(card, texts)) as waiting:
+        write(waiting)
+        with atomic_folder(folder) as complete:
+            for shard in shards_in(waiting, SHARDS):
+                shard.rename(complete / shard.name)
+            return _finish(complete, card)
 
 
 def read_card(folder: Path) -> TargetCard:
     """Return the card of a store; raise `TargetMismatch` where there is none or it is not readable."""
-    try:
-        content = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        content["shards"] = [Shard(**shard) for shard in content["shards"]]
-        if sizes := content.get("sizes"):
-            quartiles = {name: tuple(sizes[name]) for name in ("tokens", "half_of_mass")}
-            content["sizes"] = TargetSizes(**{**sizes, **quartiles})
-        card = TargetCard(**content)
-    except FileNotFoundError:
-        raise TargetMismatch(f"{folder}: no targets here ({CARD} is missing). Build them: text2token targets") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise TargetMismatch(f"{folder / CARD}: not readable ({reason(error)}). {_remedy(folder)}") from error
+    remedy = _remedy(folder) if (folder / CARD).exists() else "Build them: text2token targets"
+    card = steps.read_card(TargetCard, folder / CARD, TargetMismatch, "targets", remedy)
     if card.version != FORMAT_VERSION:
         raise TargetMismatch(
             f"{folder}: written in format {card.version}, this is format {FORMAT_VERSION}. {_remedy(folder)}"
@@ -166,7 +125,7 @@ def open_targets(folder: Path, vocabulary: TargetVocabulary, cache: Path | None 
         path = folder / Path(shard.file).name  # a name, never a path: a card may not point elsewhere
         if not path.exists():
             raise TargetMismatch(f"{path} is missing. {_remedy(folder)}")
-        if _sha256(path) != shard.sha256:
+        if sha256_of(path) != shard.sha256:
             raise TargetMismatch(f"{path} was altered or cut short since it was written. {_remedy(folder)}")
     files = [str(folder / Path(shard.file).name) for shard in card.shards]
     cache = cache or Path(datasets_config.HF_DATASETS_CACHE)
@@ -190,20 +149,15 @@ def documents_of(targets: Dataset, passages: Dataset) -> NDArray[np.int64]:
     )
 
 
-def _empty_card(constructor: str, settings: dict[str, Any], tokenizer: str, vocabulary: TargetVocabulary) -> TargetCard:
-    rules = asdict(vocabulary.settings)
-    return TargetCard(constructor, settings, tokenizer, vocabulary.size, vocabulary.fingerprint, rules, texts=0, dropped=0)
-
-
-def _finish(folder: Path, card: TargetCard, texts_read: int) -> TargetCard:
-    """Write into `folder` the card of the shards that are there, and return it."""
-    paths = sorted(folder.glob("targets-*.parquet"))
-    shards = [Shard(path.name, pq.read_metadata(path).num_rows, _sha256(path)) for path in paths]
+def _finish(folder: Path, card: TargetCard) -> TargetCard:
+    """Write into `folder` the card of the shards that are there, and return it; `card.texts` were read."""
+    paths = shards_in(folder, SHARDS)
+    shards = described(paths)
     rows = sum(shard.rows for shard in shards)
     if not rows:
         raise TargetMismatch("no text has a single usable token, so there are no targets to train on")
-    card = replace(card, texts=rows, dropped=texts_read - rows, shards=shards, sizes=_sizes(paths, rows))
-    (folder / CARD).write_text(json.dumps(asdict(card), indent=2), encoding="utf-8")
+    card = replace(card, texts=rows, dropped=card.texts - rows, shards=shards, sizes=_sizes(paths, rows))
+    write_card(card, folder / CARD)
     return card
 
 
@@ -232,24 +186,6 @@ def _sizes(paths: Sequence[Path], texts: int) -> TargetSizes:
 def _quartiles(numbers: NDArray[np.int64]) -> tuple[float, float, float]:
     first, second, third = np.quantile(numbers, (0.25, 0.5, 0.75)).tolist()
     return first, second, third
-
-
-def _write_shard(
-    folder: Path, batches: Callable[[int, Progress], Iterable[pa.RecordBatch]], part: int, progress: Progress
-) -> tuple[str, int]:
-    table = pa.Table.from_batches(batches(part, progress), SCHEMA)
-    with atomic_file(folder / _shard_name(part)) as path:
-        pq.write_table(table, path, compression="zstd")
-    return _shard_name(part), table.num_rows
-
-
-def _shard_name(number: int) -> str:
-    return f"targets-{number:05}.parquet"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remedy(folder: Path) -> str:
