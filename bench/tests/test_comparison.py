@@ -23,8 +23,8 @@ from text2token.settings import from_toml, to_toml, with_assignments
 from text2token_bench import comparison as bench
 from text2token_bench.__main__ import main
 from text2token_bench.comparison import Comparison, choose_peers, compare_peers
-from text2token_bench.leaderboard import Leaderboard, best_rows
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop
+from text2token_bench.rows import Leaderboard, best_rows
 
 
 @pytest.fixture

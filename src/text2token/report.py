@@ -1,25 +1,15 @@
-"""One page about one run: what came out, how it changed along the way, what it says, where the texts lie, what it cost.
+"""One page about one run: what came out, how it changed along the way, what it says, where the texts lie, what it cost."""
 
-The page is one file that loads nothing. Figures are drawn by matplotlib; its colours are placeholders that the page's style
-sheet fills in, so that they fit light and dark.
-"""
-
-import io
 import json
-import re
 import tomllib
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
@@ -33,23 +23,14 @@ from text2token.files import atomic_file, check_file
 from text2token.lens.reader import open_reader
 from text2token.model.encoder import open_encoder
 from text2token.model.whitening import sample_texts
+from text2token.page import FONT_SIZE, INK, PAGE, RULE, drawing, filled, svg
 from text2token.progress import Reporter, Silent
 from text2token.train.run import DIARY, RunFolder
 
 MAP_TEXTS = 500
 BEGINNING = '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta name="generator" content="text2token report">'
 MAP_WORDS = 8
-FONT_SIZE = 11
-# Colours that matplotlib writes into the drawing, and the names of those that stand for them on the page.
-PLACEHOLDERS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--quiet)",
-    "#030303": "var(--rule)",
-    "#040404": "var(--page)",
-    **{f"#0500{number:02d}": f"var(--series-{number})" for number in range(MAP_WORDS)},
-}
-INK, QUIET, RULE, PAGE = list(PLACEHOLDERS)[:4]
-SERIES = list(PLACEHOLDERS)[4:]
+SERIES = {f"#0500{number:02d}": f"var(--series-{number})" for number in range(MAP_WORDS)}
 
 
 @dataclass(frozen=True)
@@ -90,7 +71,8 @@ def write_report(
             map_, words = corpus_map(run, Path(report.results["model"]), map_texts, reporter)
         except Text2TokenError as error:  # the model has moved: the page is worth having without its map
             reporter.note(f"Without a map: {error}")
-    page = _page(report, {**figures, "map": map_}, words).lstrip()
+    content = {"report": asdict(report), "figures": {**figures, "map": map_}, "words": words}
+    page = filled("text2token", "report.html.jinja", **content).lstrip()
     with atomic_file(output) as path:
         path.write_text(page, encoding="utf-8")
     return output
@@ -168,7 +150,7 @@ def chart(lines: Sequence[Line], x: str, y: str) -> Markup | None:
     lines = [line for line in lines if len(line.points) > 1]
     if not lines:
         return None
-    with rc_context(_STYLE):
+    with drawing():
         figure = Figure(figsize=(7, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for line, colour in zip(lines, SERIES, strict=False):
@@ -182,7 +164,7 @@ def chart(lines: Sequence[Line], x: str, y: str) -> Markup | None:
         axes.set_axisbelow(True)
         if len(lines) > 1:
             figure.legend(loc="outside upper left", frameon=False, ncols=1)
-        return _svg(figure)
+        return svg(figure, SERIES)
 
 
 def _plane(vectors: Tensor) -> NDArray[np.float64]:
@@ -194,7 +176,7 @@ def _plane(vectors: Tensor) -> NDArray[np.float64]:
 
 
 def _scatter(plane: NDArray[np.float64], said: Sequence[str], frequent: Sequence[str]) -> Markup:
-    with rc_context(_STYLE):
+    with drawing():
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.add_subplot()
         others = [row for row, word in enumerate(said) if word not in frequent]
@@ -207,41 +189,4 @@ def _scatter(plane: NDArray[np.float64], said: Sequence[str], frequent: Sequence
                 word, (float(x), float(y)), color=INK, fontsize=FONT_SIZE + 1, ha="center", va="bottom", parse_math=False
             )
         axes.set_axis_off()
-        return _svg(figure)
-
-
-_STYLE: Any = {  # matplotlib's type lists every name there is
-    "svg.fonttype": "none",  # text stays text, in the page's own font
-    "svg.hashsalt": "text2token",  # the same figure, the same file
-    "font.size": FONT_SIZE,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.labelcolor": QUIET,
-    "axes.edgecolor": QUIET,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": QUIET,
-    "ytick.labelcolor": QUIET,
-}
-
-
-def _svg(figure: Figure) -> Markup:
-    """Return the drawing without its own size, so that it is as wide as the page, and in the page's colours."""
-    written = io.StringIO()
-    with warnings.catch_warnings():  # a character that matplotlib's font has not is no loss: the page's font writes it
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)
-        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    drawing = written.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(
-        r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*" width="[^"]*"', r"\1\2", drawing, count=1
-    )
-    for placeholder, colour in PLACEHOLDERS.items():
-        drawing = drawing.replace(placeholder, colour)
-    return Markup(drawing)  # matplotlib escapes what it writes
-
-
-def _page(report: RunReport, figures: dict[str, Markup | None], words: Sequence[tuple[str, int]]) -> str:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("text2token").joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(report=asdict(report), figures=figures, words=words)
+        return svg(figure, SERIES)

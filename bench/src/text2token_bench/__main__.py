@@ -14,7 +14,7 @@ from text2token.progress import Silent
 from text2token.recipe import BackboneSettings, ReadingSettings
 from text2token.settings import with_assignments
 from text2token_bench.comparison import Comparison, choose_peers, compare_peers
-from text2token_bench.leaderboard import best_rows, ranking
+from text2token_bench.rows import best_rows, ranking
 
 
 def compare(

@@ -48,18 +48,7 @@ from text2token.model.whitening import Strength, fit_postprocessing
 from text2token.progress import Reporter, Silent
 from text2token.recipe import BackboneSettings, CorpusSettings, Postprocessing, ReadingSettings
 from text2token.settings import ONE_OR_MORE, Place, checked, difference, to_toml
-from text2token_bench.leaderboard import (
-    LABEL_FREE,
-    MEAN_TASK_TYPE,
-    Family,
-    Leaderboard,
-    Row,
-    Spread,
-    Trial,
-    leaderboard_csv,
-    leaderboard_html,
-    leaderboard_markdown,
-)
+from text2token_bench.leaderboard import leaderboard_csv, leaderboard_html, leaderboard_markdown
 from text2token_bench.peers import (
     cropping,
     echo,
@@ -74,6 +63,7 @@ from text2token_bench.peers import (
     whitened_cse,
 )
 from text2token_bench.peers.peer import Built, Peer, SearchOnly, Settings, Workshop
+from text2token_bench.rows import LABEL_FREE, MEAN_TASK_TYPE, Family, Leaderboard, Row, Spread, Trial
 
 POSTPROCESSINGS: dict[str, tuple[Postprocessing, Strength]] = {
     "none": ("none", "full"),

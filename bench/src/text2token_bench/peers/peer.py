@@ -15,7 +15,7 @@ from text2token.model.encoder import TextEncoder, encoder_of
 from text2token.model.whitening import sample_texts
 from text2token.progress import Reporter, Silent
 from text2token.recipe import BackboneSettings
-from text2token_bench.leaderboard import Family
+from text2token_bench.rows import Family
 
 Settings = Mapping[str, Any]
 

@@ -19,8 +19,8 @@ from text2token.recipe import Recipe
 from text2token.targets.store import CARD, read_card
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.train.run import WEIGHTS, RunFolder, Stages, made_from
-from text2token_bench.leaderboard import Family
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop, finished
+from text2token_bench.rows import Family
 
 STAGE2_SHARE = "stage2_share"
 STAGE2_BESIDE = "stage2_beside"
