@@ -12,8 +12,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from text2token.model.adapters import FusedLinear, _LinearWithAdapter, add_lora, drawn_mask, merge_lora
+from text2token.model.adapters import add_lora, merge_lora
 from text2token.model.backbone import embed, load_embedder
+from text2token.model.fused_linear import FusedLinear, _LinearWithAdapter, drawn_mask
 from text2token.recipe import BackboneSettings, LoraSettings
 
 

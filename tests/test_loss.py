@@ -144,7 +144,7 @@ def loss_and_gradient(rows_per_chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
     head = LanguageModelHead(torch.randn(30, 8))
     _, token_ids, weights = random_targets(1, 7, 30, 5)
     centre = torch.randn(8)
-    loss = TokenTargetLoss(embedder, head, centre, rows_per_chunk=rows_per_chunk)  # type: ignore[arg-type]
+    loss = TokenTargetLoss(embedder, head, centre, contrast=0, rows_per_chunk=rows_per_chunk)  # type: ignore[arg-type]
     value = loss([{}], {"token_ids": token_ids, "weights": weights.float(), "rows": torch.arange(7)})
     value.backward()
     assert embedder.embeddings.grad is not None
@@ -158,13 +158,13 @@ def test_chunks_of_rows_change_neither_loss_nor_gradient() -> None:
 
 
 def test_head_is_frozen_and_centre_is_no_parameter() -> None:
-    loss = TokenTargetLoss(FixedEmbedder(torch.ones(1, 4)), LanguageModelHead(torch.ones(5, 4)), torch.ones(4))  # type: ignore[arg-type]
+    loss = TokenTargetLoss(FixedEmbedder(torch.ones(1, 4)), LanguageModelHead(torch.ones(5, 4)), torch.ones(4), contrast=0)  # type: ignore[arg-type]
     assert [name for name, _ in loss.named_parameters()] == ["model.embeddings"]
 
 
 def test_infinite_loss_names_the_rows() -> None:
     embedder = FixedEmbedder(torch.tensor([[1.0, 1.0], [float("nan"), 1.0]]))
-    loss = TokenTargetLoss(embedder, LanguageModelHead(torch.ones(3, 2)))  # type: ignore[arg-type]
+    loss = TokenTargetLoss(embedder, LanguageModelHead(torch.ones(3, 2)), contrast=0)  # type: ignore[arg-type]
     labels = {"token_ids": torch.zeros(2, 1, dtype=torch.long), "weights": torch.ones(2, 1), "rows": torch.tensor([5, 42])}
     with pytest.raises(TrainingDiverged, match=r"rows \[42\]"):
         loss([{}], labels)

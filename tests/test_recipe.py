@@ -39,8 +39,9 @@ from text2token.settings import from_toml
 from text2token.targets.likelihood_ratio import LikelihoodRatioTargets
 from text2token.targets.store import read_card
 from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.train.checkpoints import load_trainable
 from text2token.train.run import build_targets, made_from, run
-from text2token.train.stage import load_trainable, train_stage
+from text2token.train.stage import train_stage
 
 
 @pytest.fixture

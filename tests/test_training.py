@@ -25,22 +25,11 @@ from text2token.model.head import load_head
 from text2token.recipe import BackboneSettings, DataDrivenSettings, LoraSettings, StageSettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.train.checkpoints import last_checkpoint
+from text2token.train.collate import PASS_COST_GPU, TargetCollator, pass_cost, passes_of
 from text2token.train.objective import TokenTargetLoss
-from text2token.train.stage import (
-    PASS_COST_GPU,
-    Schedule,
-    StageResult,
-    TargetCollator,
-    last_checkpoint,
-    on_one_device,
-    one_worker,
-    pass_cost,
-    passes_of,
-    plan,
-    steps_per_log,
-    text_lengths,
-    train_stage,
-)
+from text2token.train.schedule import Schedule, plan
+from text2token.train.stage import StageResult, on_one_device, one_worker, steps_per_log, text_lengths, train_stage
 
 STAGE = StageSettings(learning_rate=2e-2, epochs=4, tokens_per_batch=256, steps_per_checkpoint=5)
 CORPUS = [f"{text} Number {number}." for number in range(6) for text in TEXTS]
@@ -54,7 +43,7 @@ def prepare(settings: BackboneSettings, dropout: float = 0.1) -> tuple[SentenceT
     rows = Dataset(pa.Table.from_batches(targets.transform(CORPUS)))
     centre = embed(embedder, CORPUS[:20]).mean(0)
     add_lora(embedder, LoraSettings(rank=4, dropout=dropout), seed=0)
-    return embedder, TokenTargetLoss(embedder, head, centre), rows
+    return embedder, TokenTargetLoss(embedder, head, centre, contrast=0), rows
 
 
 def train(

@@ -21,17 +21,17 @@ from torch.nn.functional import normalize
 
 from text2token.cli.show import TerminalReporter, quiet_libraries
 from text2token.corpus.prepare import Corpus
-from text2token.evaluation.comparison import CENTRE_TEXTS, EvaluationTexts
+from text2token.evaluation.comparison import EvaluationTexts
 from text2token.lens.fit import head_directions, joined, learn_from_head, learn_from_words
 from text2token.lens.metrics import alignment_of_scores
 from text2token.lens.reader import TokenReader, WordSplitter
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, room_for_text, tokenizer_of, without_last_layers
-from text2token.model.head import load_head
+from text2token.model.head import CENTRE_TEXTS, load_head
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import Recipe, read_recipe
+from text2token.train.checkpoints import load_trainable
 from text2token.train.run import RunFolder
-from text2token.train.stage import load_trainable
 
 
 def trained_embedder(recipe: Recipe, work: RunFolder) -> SentenceTransformer:

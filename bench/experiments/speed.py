@@ -48,8 +48,10 @@ from text2token.targets.base import TEXTS_PER_PART, Materials, bounds
 from text2token.targets.constructors import make_constructor
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary, tokenise
+from text2token.train.collate import TargetCollator, pass_cost
 from text2token.train.objective import TokenTargetLoss
-from text2token.train.stage import Schedule, TargetCollator, pass_cost, plan, text_lengths, train_stage
+from text2token.train.schedule import Schedule, plan
+from text2token.train.stage import text_lengths, train_stage
 
 TOKENS_PER_BATCH = 1024
 TRAINING_TOKENS = 6_000
@@ -177,7 +179,7 @@ class Stage:
             for name, tokens in batch.items()
             if name.endswith("_input_ids")
         ]
-        self.loss = TokenTargetLoss(self.embedder, load_head(self.embedder, backbone.name))
+        self.loss = TokenTargetLoss(self.embedder, load_head(self.embedder, backbone.name), contrast=0)
         add_lora(self.embedder, lora or LoraSettings(), seed=0)
 
     def run(self) -> None:

@@ -23,7 +23,7 @@ from text2token.lens.key_tokens import KeyToken, key_tokens
 from text2token.lens.reader import WordSplitter
 from text2token.model.backbone import embed, embed_at_two_depths, token_lengths, tokenizer_of, without_last_layers
 from text2token.model.encoder import model_fingerprint
-from text2token.model.head import LanguageModelHead
+from text2token.model.head import CENTRE_TEXTS, LanguageModelHead
 from text2token.model.whitening import ENOUGH_TEXTS, Whitening, fit_postprocessing, sample_texts
 from text2token.progress import Reporter
 from text2token.recipe import Postprocessing
@@ -32,7 +32,6 @@ from text2token.tokens.vocabulary import TargetVocabulary
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
 FEWEST_DOCUMENTS = 20  # held-out ones that are asked for whatever it costs: fewer say nothing
-CENTRE_TEXTS = 256  # for the mean alone, where whitening wants more: its error is a sixteenth of the texts' own spread
 
 
 @dataclass(frozen=True)
@@ -167,11 +166,6 @@ def kept_in(file: Path, *made_from: Any, make: Callable[[], dict[str, Tensor]]) 
     with atomic_file(file) as path:
         save_file(made, path, {"made_from": same})
     return made
-
-
-def centre_for_head(embedder: SentenceTransformer, sample: Sequence[str]) -> Tensor:
-    """Return the mean embedding of the first `CENTRE_TEXTS` of a sample, shape (dimension,): what the head reads from."""
-    return embed(embedder, sample[:CENTRE_TEXTS]).mean(0)
 
 
 def compare(

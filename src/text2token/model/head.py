@@ -8,6 +8,7 @@ the same hidden states. The head is frozen: it is the vocabulary that the embedd
 
 import copy
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +22,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from text2token.errors import ModelError, reason
-from text2token.model.backbone import resolve_backbone, tokenizer_of, transformer_of
+from text2token.model.backbone import embed, resolve_backbone, tokenizer_of, transformer_of
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary, token_forms, tokenise
 
 NO_WORD = 0.3  # 0, 0.1 and 0.3 measured alike (LOG.md)
 
+CENTRE_TEXTS = 256  # for a mean whose error is a sixteenth of the texts' own spread
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PROBE = "The price of coffee rose after frost damaged the harvest."
 SAME_LOGITS = 1e-3  # of their spread; both are computed in float32 of the same states, and agree to 1e-6
@@ -208,6 +210,11 @@ def word_table(head: LanguageModelHead, vocabulary: TargetVocabulary, idf: Tenso
     table = rows * NO_WORD * idf[word[is_word]].mean()
     table[is_word] = nn.functional.normalize(summed[word[is_word]]) * idf[word[is_word], None]
     return table
+
+
+def centre_for_head(embedder: SentenceTransformer, sample: Sequence[str]) -> Tensor:
+    """Return the mean embedding of the first `CENTRE_TEXTS` of a sample, shape (dimension,): what the head reads from."""
+    return embed(embedder, sample[:CENTRE_TEXTS]).mean(0)
 
 
 def logit_transform(config: PretrainedConfig) -> tuple[float, float | None]:

@@ -81,7 +81,7 @@ class TokenTargetLoss(nn.Module):
         head: LanguageModelHead,
         centre: Tensor | None = None,
         *,
-        contrast: float = 0.0,
+        contrast: float,
         rows_per_chunk: int = 256,
     ) -> None:
         super().__init__()

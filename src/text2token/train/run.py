@@ -65,9 +65,11 @@ from text2token.targets.base import HERE, Materials
 from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.targets.store import TargetCard, documents_of, open_targets, read_card
 from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.train.checkpoints import load_trainable, trainable_weights
 from text2token.train.objective import TokenTargetLoss
 from text2token.train.processes import Processes, together
-from text2token.train.stage import StageResult, load_trainable, plan, text_lengths, train_stage, trainable_weights
+from text2token.train.schedule import plan
+from text2token.train.stage import StageResult, text_lengths, train_stage
 
 DIARY = "diary.jsonl"
 WEIGHTS = "weights.safetensors"

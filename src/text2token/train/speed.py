@@ -16,18 +16,18 @@ from datasets import Dataset
 
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import temporary_corpus
-from text2token.evaluation.comparison import CENTRE_TEXTS
 from text2token.evaluation.history import DOCUMENTS
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, token_lengths, tokenizer_of
-from text2token.model.head import load_head
+from text2token.model.head import CENTRE_TEXTS, load_head
 from text2token.model.whitening import SAMPLE_SIZE
 from text2token.progress import Reporter
 from text2token.recipe import Recipe, read_recipe
 from text2token.tokens.vocabulary import tokenise
 from text2token.train.objective import TokenTargetLoss
 from text2token.train.run import TRAINING_COST
-from text2token.train.stage import plan, train_stage
+from text2token.train.schedule import plan
+from text2token.train.stage import train_stage
 
 OTHER_SECONDS = 60.0  # of a run: loading, reading, targets, export, and measuring itself
 SHARE_OF_EVALUATION = 0.2  # of the time that is left for both, where training could use all of it

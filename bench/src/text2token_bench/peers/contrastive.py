@@ -16,7 +16,8 @@ from torch import Tensor
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import cut_last_layers, load_embedder
 from text2token.recipe import DEFAULT_PROMPT, LoraSettings, StageSettings
-from text2token.train.stage import StageResult, plan, text_lengths, train_stage
+from text2token.train.schedule import plan
+from text2token.train.stage import StageResult, text_lengths, train_stage
 from text2token_bench.peers.peer import Workshop
 
 

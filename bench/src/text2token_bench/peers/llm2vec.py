@@ -18,7 +18,8 @@ from text2token.model.adapters import add_lora
 from text2token.model.backbone import load_embedder, tokenizer_of
 from text2token.model.head import LanguageModelHead, load_head
 from text2token.recipe import LoraSettings, StageSettings
-from text2token.train.stage import StageResult, plan, text_lengths, train_stage
+from text2token.train.schedule import plan
+from text2token.train.stage import StageResult, text_lengths, train_stage
 from text2token_bench.peers.contrastive import ContrastiveSettings, train_contrastive
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop, finished, merge_adapters
 from text2token_bench.peers.simcse import same_text_twice

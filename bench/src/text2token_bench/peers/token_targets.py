@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from text2token.evaluation.comparison import centre_for_head
 from text2token.files import atomic_file, atomic_folder
 from text2token.model.backbone import cut_last_layers, load_embedder, tokenizer_of
-from text2token.model.head import load_head
+from text2token.model.head import centre_for_head, load_head
 from text2token.recipe import Recipe
 from text2token.targets.store import CARD, read_card
 from text2token.tokens.vocabulary import TargetVocabulary
