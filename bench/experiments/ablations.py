@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from text2token.cli.show import TerminalReporter, quiet_libraries, show_leaderboard
 from text2token.corpus.readers import read_documents
 from text2token.recipe import BackboneSettings
+from text2token_bench.__main__ import TerminalReporter, show
 from text2token_bench.comparison import Comparison, choose_peers, compare_peers
 from text2token_bench.peers.token_targets import SHUFFLED, STAGE2_BESIDE, STAGE2_SHARE, variant
 
@@ -192,7 +192,6 @@ def main() -> None:
     groups = chosen.only.split(",")
     if unknown := set(groups) - set(GROUPS):
         parser.error(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}")
-    quiet_libraries()
     peers = [
         variant(
             name,
@@ -214,7 +213,7 @@ def main() -> None:
     )
     documents = read_documents([chosen.corpus])
     board = compare_peers(comparison, documents, chosen.output, peers, seeds=chosen.seeds, reporter=TerminalReporter())
-    show_leaderboard(board)
+    show(board)
 
 
 if __name__ == "__main__":

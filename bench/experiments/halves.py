@@ -18,7 +18,7 @@ from qdrant_edge import SparseVector
 from scipy.sparse import csr_array, diags_array
 
 from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
-from text2token.export.sparse import ACTIVE_TOKENS, ONE_FORM, fit_words
+from text2token.export.sparse import ACTIVE_TOKENS, fit_words
 from text2token.model.backbone import tokenizer_of
 from text2token.model.encoder import open_embedder, open_encoder
 from text2token.search.words import Words, average_length
@@ -50,7 +50,7 @@ def bm25(queries: list[str], documents: list[str]) -> Scores:
 def said(name: str, texts: list[str], queries: torch.Tensor, documents: torch.Tensor) -> Scores:
     """Return the cosines of the sparse export."""
     tokenizer = tokenizer_of(open_embedder(name))
-    targets = DataDrivenTargets(tokenizer, TargetVocabulary.from_tokenizer(tokenizer, ONE_FORM)).fit(texts)
+    targets = DataDrivenTargets(tokenizer, TargetVocabulary.from_tokenizer(tokenizer).with_one_form()).fit(texts)
     weight = fit_words(documents, targets.rows(texts))
 
     def strongest(vectors: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
-from text2token.comparison import POSTPROCESSINGS
 
 from text2token.cli.show import TerminalReporter, quiet_libraries
 from text2token.corpus.prepare import prepare_corpus
@@ -30,6 +29,7 @@ from text2token.model.backbone import load_embedder
 from text2token.model.encoder import TextEncoder, encoder_of, open_encoder
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, CorpusSettings
+from text2token_bench.comparison import POSTPROCESSINGS
 from text2token_bench.peers import lexical
 from text2token_bench.peers.peer import Workshop
 

@@ -1,24 +1,52 @@
 """`python -m text2token_bench SOURCES … --backbone … --output …` trains and scores all peers on your text."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import datasets
+import transformers
 import typer
+from tqdm import tqdm
 
-from text2token.cli.options import Format, OnError, Overwrite, Quiet, Set, Sources, TextField, broken_lines, reading_with
-from text2token.cli.show import TerminalReporter, quiet_libraries
-from text2token.corpus.readers import read_documents
-from text2token.errors import Text2TokenError
-from text2token.progress import Silent
-from text2token.recipe import BackboneSettings, ReadingSettings
-from text2token.settings import with_assignments
+from text2token import BackboneSettings, Text2TokenError, read_documents
 from text2token_bench.comparison import Comparison, choose_peers, compare_peers
-from text2token_bench.rows import best_rows, ranking
+from text2token_bench.inside import BrokenLines, Progress, with_assignments
+from text2token_bench.rows import Leaderboard, best_rows, ranking
+
+
+class TerminalReporter:
+    """Notes and bars on stderr."""
+
+    def __init__(self) -> None:
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        datasets.disable_progress_bars()
+
+    def note(self, message: str) -> None:
+        """Print one line."""
+        print(message, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, description: str, total: int | None, unit: str) -> Iterator[Progress]:
+        """Show how far the work is; in a log file, a line a minute."""
+        pause = 0.5 if sys.stderr.isatty() else 60
+        with tqdm(desc=description, total=total, unit=f" {unit}", leave=False, mininterval=pause) as bar:
+            yield lambda done: bar.update(done) and None
+
+
+def show(board: Leaderboard) -> None:
+    """Print what each peer's best row is ranked by."""
+    ranked_by = ranking(board.rows)
+    print(f"{ranked_by.heading:>16}")
+    for row in best_rows(board.rows):
+        print(f"{ranked_by.of(row) or '–'!s:>16}  {row.peer}, {row.postprocessing}")
 
 
 def compare(
-    sources: Sources,
+    sources: Annotated[list[str], typer.Argument(help="Files, globs and URLs, as of `text2token train`.")],
     backbone: Annotated[str, typer.Option(help="Decoder LLM that all peers start from.")],
     output: Annotated[Path, typer.Option(help="Folder of the comparison; the same command resumes it.")],
     suite: Annotated[Path | None, typer.Option(help="Folder of labelled tasks.")] = None,
@@ -27,38 +55,34 @@ def compare(
     reference: Annotated[str | None, typer.Option(help="A supervised embedder to show beside them.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens that each training may process.")] = 100_000,
     seeds: Annotated[int, typer.Option(help="Seeds 0, 1, … of every trained peer.")] = 3,
-    text_field: TextField = None,
-    format: Format = "auto",
-    on_error: OnError = "stop",
-    set_: Set = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting of the comparison, such as reading.text_field=body. Repeatable."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison.")] = False,
 ) -> None:
     """Train and score all peers on your text and write a leaderboard."""
-    quiet_libraries()
-    comparison = Comparison(
-        BackboneSettings(backbone, max_length=128),
-        sources=tuple(sources),
-        reading=reading_with(ReadingSettings(), text_field, format, on_error),
-        suite=str(suite) if suite else None,
-        suite_tokens=suite_tokens or None,
-        max_tokens=max_tokens,
+    comparison = with_assignments(
+        Comparison(
+            BackboneSettings(backbone, max_length=128),
+            sources=tuple(sources),
+            suite=str(suite) if suite else None,
+            suite_tokens=suite_tokens or None,
+            max_tokens=max_tokens,
+        ),
+        set_ or [],
     )
-    comparison = with_assignments(comparison, set_ or [])
     chosen = choose_peers([name for name in peers.split(",") if name.strip()], reference)
-    broken = broken_lines(on_error)
-    documents = read_documents(comparison.sources, text_field=text_field, format=comparison.reading.format, broken=broken)
-    reporter = Silent() if quiet else TerminalReporter()
+    reporter, reading = TerminalReporter(), comparison.reading
+    broken = BrokenLines(reading.on_error, tell=reporter.note)
+    documents = read_documents(comparison.sources, text_field=reading.text_field, format=reading.format, broken=broken)
     board = compare_peers(
         comparison, documents, output, chosen, seeds=seeds, overwrite=overwrite, broken=broken, reporter=reporter
     )
     if broken.count:
         reporter.note(f"Left out {broken.count:,} broken lines, the first: {broken.first[0]}")
-    if not quiet:
-        ranked_by = ranking(board.rows)
-        for row in best_rows(board.rows):
-            print(f"{ranked_by.of(row) or '–'!s:>12}  {row.peer}, {row.postprocessing}")
-        reporter.note(f"Open {output / 'leaderboard.html'} in a browser; the figures are in leaderboard.csv beside it.")
+    show(board)
+    reporter.note(f"Open {output / 'leaderboard.html'} in a browser; the figures are in leaderboard.csv beside it.")
 
 
 def main() -> None:

@@ -33,21 +33,44 @@ import tomli_w
 import torch
 from pydantic import PositiveInt
 
-from text2token.corpus.documents import Document
-from text2token.corpus.prepare import Corpus, prepare_corpus
-from text2token.corpus.published import without_secrets
-from text2token.corpus.readers import BrokenLines, source_state
-from text2token.errors import OutputError, UsageError, reason
-from text2token.evaluation.label_free import Geometry, RetrievalScores, dense_scores, geometry, retrieval_scores
-from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
-from text2token.evaluation.suite import SuiteTask, read_suite, sample_suite
-from text2token.files import atomic_file, check_begun, check_ours, claim, forget
-from text2token.model.backbone import model_state
-from text2token.model.encoder import TextEncoder, open_encoder
-from text2token.model.whitening import Strength, fit_postprocessing
-from text2token.progress import Reporter, Silent
-from text2token.recipe import BackboneSettings, CorpusSettings, Postprocessing, ReadingSettings
-from text2token.settings import ONE_OR_MORE, Place, checked, difference, to_toml
+from text2token import BackboneSettings, Document, OutputError, UsageError, fit_postprocessing
+from text2token_bench.inside import (
+    ONE_OR_MORE,
+    BrokenLines,
+    Corpus,
+    CorpusSettings,
+    Geometry,
+    LabelledScores,
+    Place,
+    Postprocessing,
+    ReadingSettings,
+    Reporter,
+    RetrievalScores,
+    Silent,
+    Strength,
+    SuiteTask,
+    TaskScore,
+    TextEncoder,
+    atomic_file,
+    check_begun,
+    check_ours,
+    checked,
+    claim,
+    dense_scores,
+    difference,
+    forget,
+    geometry,
+    model_state,
+    open_encoder,
+    prepare_corpus,
+    read_suite,
+    retrieval_scores,
+    sample_suite,
+    score_suite,
+    source_state,
+    to_toml,
+    without_secrets,
+)
 from text2token_bench.leaderboard import leaderboard_csv, leaderboard_html, leaderboard_markdown
 from text2token_bench.peers import (
     cropping,
@@ -218,7 +241,7 @@ def _changed(record: Path, described: str) -> str:
     try:
         old, new = tomllib.loads(recorded := record.read_text(encoding="utf-8")), tomllib.loads(described)
     except (OSError, ValueError) as error:
-        return f"{record.name} cannot be read: {reason(error)}"
+        return f"{record.name} cannot be read: {error}"
     was, now = old.pop(MADE_FROM, None), new.pop(MADE_FROM)
     if old != new:
         return difference(recorded, described)

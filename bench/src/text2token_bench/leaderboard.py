@@ -13,8 +13,7 @@ import io
 from collections.abc import Iterable
 from itertools import chain
 
-from text2token.evaluation.models import spreadsheet_text
-from text2token.page import filled
+from text2token_bench.inside import filled, spreadsheet_text
 from text2token_bench.plots import by_cost, cost_plot, task_panels
 from text2token_bench.rows import UNRANKED, Leaderboard, best_rows, ranking, score_columns
 

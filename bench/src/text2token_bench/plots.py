@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from text2token.page import QUIET, RULE, drawing, svg
+from text2token_bench.inside import QUIET, RULE, drawing, svg
 from text2token_bench.rows import UNRANKED, Column, Family, Row, Spread
 
 TIMES = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 36_000: "10 h", 864_000: "10 d"}  # seconds

@@ -13,11 +13,17 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
-from text2token.model.adapters import add_lora
-from text2token.model.backbone import cut_last_layers, load_embedder
-from text2token.recipe import DEFAULT_PROMPT, LoraSettings, StageSettings
-from text2token.train.schedule import plan
-from text2token.train.stage import StageResult, text_lengths, train_stage
+from text2token import BackboneSettings, load_embedder
+from text2token_bench.inside import (
+    LoraSettings,
+    StageResult,
+    StageSettings,
+    add_lora,
+    cut_last_layers,
+    plan,
+    text_lengths,
+    train_stage,
+)
 from text2token_bench.peers.peer import Workshop
 
 
@@ -31,7 +37,7 @@ class ContrastiveSettings:
     """
 
     learning_rate: float = 3e-4
-    prompt: str = DEFAULT_PROMPT
+    prompt: str = BackboneSettings.prompt
     pooling: Literal["last", "mean", "weighted_mean"] = "last"
     attention: Literal["causal", "bidirectional"] = "causal"
     dropout: float = 0.1

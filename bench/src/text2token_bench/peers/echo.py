@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from text2token.model.backbone import load_embedder, tokenizer_of, transformer_of
-from text2token.model.encoder import TextEncoder, model_fingerprint
-from text2token.progress import Progress
+from text2token import load_embedder
+from text2token_bench.inside import Progress, TextEncoder, model_fingerprint, tokenizer_of, transformer_of
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop
 
 FRAMES = (("Document:", "\nDocument again:"), ("Rewrite the sentence: ", ", rewritten sentence: "))

@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text2token.model.backbone import embed, load_embedder
-from text2token.model.encoder import TextEncoder, model_fingerprint
-from text2token.model.head import load_head
-from text2token.progress import Progress
-from text2token.recipe import DEFAULT_PROMPT
+from text2token import BackboneSettings, load_embedder
+from text2token_bench.inside import Progress, TextEncoder, embed, load_head, model_fingerprint
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop
 
 PROMPT = 'Summarize the sentence: "{text}" in one word:"'
@@ -54,6 +51,6 @@ PEERS = (
         "EmbedFilter",
         "untrained",
         build,
-        (_settings(PROMPT, 2), _settings(DEFAULT_PROMPT, 2), _settings(DEFAULT_PROMPT, 4)),
+        (_settings(PROMPT, 2), _settings(BackboneSettings.prompt, 2), _settings(BackboneSettings.prompt, 4)),
     ),
 )

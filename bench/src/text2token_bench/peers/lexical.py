@@ -17,8 +17,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from text2token.model.encoder import TextEncoder
-from text2token.progress import Progress
+from text2token_bench.inside import Progress, TextEncoder
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop
 
 BM25_OF_MTEB = "mteb/baseline-bm25s"

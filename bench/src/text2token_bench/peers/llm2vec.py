@@ -14,12 +14,19 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from text2token.model.adapters import add_lora
-from text2token.model.backbone import load_embedder, tokenizer_of
-from text2token.model.head import LanguageModelHead, load_head
-from text2token.recipe import LoraSettings, StageSettings
-from text2token.train.schedule import plan
-from text2token.train.stage import StageResult, text_lengths, train_stage
+from text2token import load_embedder
+from text2token_bench.inside import (
+    LanguageModelHead,
+    LoraSettings,
+    StageResult,
+    StageSettings,
+    add_lora,
+    load_head,
+    plan,
+    text_lengths,
+    tokenizer_of,
+    train_stage,
+)
 from text2token_bench.peers.contrastive import ContrastiveSettings, train_contrastive
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop, finished, merge_adapters
 from text2token_bench.peers.simcse import same_text_twice

@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from text2token.errors import CorpusError
+from text2token import CorpusError
 from text2token_bench.peers.contrastive import ContrastiveSettings, train_contrastive
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop, finished
 

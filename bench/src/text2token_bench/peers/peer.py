@@ -9,12 +9,17 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from text2token.model.adapters import merge_lora
-from text2token.model.backbone import resolve_dtype, transformer_of
-from text2token.model.encoder import TextEncoder, encoder_of
-from text2token.model.whitening import sample_texts
-from text2token.progress import Reporter, Silent
-from text2token.recipe import BackboneSettings
+from text2token import BackboneSettings
+from text2token_bench.inside import (
+    Reporter,
+    Silent,
+    TextEncoder,
+    encoder_of,
+    merge_lora,
+    resolve_dtype,
+    sample_texts,
+    transformer_of,
+)
 from text2token_bench.rows import Family
 
 Settings = Mapping[str, Any]

@@ -12,10 +12,7 @@ from model2vec.distill import distill_from_model
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from text2token.export.static import static_embedder
-from text2token.model.backbone import resolve_backbone
-from text2token.model.encoder import TextEncoder, encoder_of
-from text2token.progress import Progress
+from text2token_bench.inside import Progress, TextEncoder, encoder_of, resolve_backbone, static_embedder
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop
 
 

@@ -11,13 +11,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from text2token.files import atomic_file, atomic_folder
-from text2token.model.backbone import cut_last_layers, load_embedder, tokenizer_of
-from text2token.model.head import centre_for_head, load_head
-from text2token.recipe import Recipe
-from text2token.targets.store import CARD, read_card
-from text2token.tokens.vocabulary import TargetVocabulary
-from text2token.train.run import WEIGHTS, RunFolder, Stages, made_from
+from text2token import Recipe, load_embedder
+from text2token_bench.inside import (
+    CARD,
+    WEIGHTS,
+    RunFolder,
+    Stages,
+    TargetVocabulary,
+    atomic_file,
+    atomic_folder,
+    centre_for_head,
+    cut_last_layers,
+    load_head,
+    made_from,
+    read_card,
+    tokenizer_of,
+)
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop, finished
 from text2token_bench.rows import Family
 

@@ -5,8 +5,8 @@ The prompt is PromptEOL (Jiang et al. 2023, "Scaling Sentence Embeddings with La
 
 from functools import partial
 
-from text2token.model.backbone import cut_last_layers, load_embedder
-from text2token.recipe import DEFAULT_PROMPT
+from text2token import BackboneSettings, load_embedder
+from text2token_bench.inside import cut_last_layers
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop, finished
 
 CUT_LAYERS = "cut_layers"
@@ -31,7 +31,7 @@ PEERS = (
     _peer(
         "PromptEOL",
         {"prompt": PROMPT_EOL, "pooling": "last"},
-        {"prompt": DEFAULT_PROMPT, "pooling": "last"},
-        {"prompt": DEFAULT_PROMPT, "pooling": "last", CUT_LAYERS: 1},
+        {"prompt": BackboneSettings.prompt, "pooling": "last"},
+        {"prompt": BackboneSettings.prompt, "pooling": "last", CUT_LAYERS: 1},
     ),
 )
