@@ -381,7 +381,7 @@ class _Bench:
 def _give_memory_back() -> None:
     """Hand what a finished run no longer needs back to the system, or a dozen runs in one process fill 24 GB.
 
-    Batches of ever other shapes leave gaps that the C library keeps: 2.8 GB after a training, 0.8 once it was told (LOG.md).
+    Batches of ever other shapes leave gaps that the C library keeps: 2.8 GB after a training, 0.8 once it was told.
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library

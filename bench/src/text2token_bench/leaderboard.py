@@ -59,7 +59,7 @@ def leaderboard_markdown(board: Leaderboard) -> str:
     """Return facts, the best row of each peer, what was tried and notes as Markdown, for a page in a repository."""
     best = best_rows(board.rows)
     columns = score_columns(best)
-    head = ["", "afterwards", "seeds", *(column.heading for column in columns), "tokens", "minutes"]
+    head = ["", "post-processing", "seeds", *(column.heading for column in columns), "tokens", "minutes"]
     lines = [f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in board.facts.items()]
     lines += ["", _table_line(head), _table_line(["---"] * len(head))]
     for row in best:

@@ -57,8 +57,7 @@ from text2token.errors import (
 )
 
 QUICKSTART_MINUTES = 10.0
-# On CPUs torch compiles kernels for every shape of a batch and keeps the last 1,024 of them, twice: half a gigabyte of a
-# server's memory. A pass needs two dozen, and compiling more often cost no time that could be seen (LOG.md 2026-11-26).
+# compiled kernels, one for every shape of a batch; torch's own limit of 1,024 is half a gigabyte, a pass needs two dozen
 KERNELS_KEPT = "64"
 
 app = typer.Typer(

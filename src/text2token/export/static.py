@@ -3,8 +3,7 @@
     text = mean over its tokens of idf(word) · vector(word), whitened, scaled to unit length
 
 with the vectors of `head.word_table`. No training and no forward pass: the head already knows which words are alike, and the
-corpus says which matter. Whitening is linear, so it is folded into the table, and the result is one stock module. Ours; how
-it compares with the layers on top of it is in bench/docs/results.md.
+corpus says which matter. Whitening is linear, so it is folded into the embeddings, and the result is one stock module.
 """
 
 from collections.abc import Iterable

@@ -26,7 +26,7 @@ from text2token.model.head import LanguageModelHead
 from text2token.recipe import VocabularySettings
 from text2token.tokens.vocabulary import NOT_A_TARGET, tokenizer_fingerprint
 
-MIN_TEXTS = 3  # with a word in them; all words or those of five texts measured alike (LOG.md)
+MIN_TEXTS = 3  # with a word in them, for the word to be read
 MAX_WORDS = 10_000  # the most frequent ones: a matrix of texts × words is held in memory
 FEWEST_TEXTS = 20
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the ridge, in units of the mean squared singular value

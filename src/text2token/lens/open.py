@@ -46,7 +46,7 @@ from text2token.progress import Progress, Reporter, Silent
 from text2token.recipe import BackboneSettings
 from text2token.steps import digest
 
-LEARNING_TEXTS = 2500  # at 1,000 the first word read is in the text for some points fewer of them (LOG.md)
+LEARNING_TEXTS = 2500  # from which reading directions are learnt
 TEXTS_PER_SHARD = 250
 FIT = "fit"
 FIT_IT = "Read it with --head fit"

@@ -52,7 +52,7 @@ PROBE = (
     "A girl plays the guitar while her cat sleeps on the sofa.",
 )
 SAME_MODEL = 0.9  # cosine; bfloat16 against float32 gives more, another model's space about 0
-WORDS_OF_A_PAIR = 32  # of each text, the most said ones; with 128, rare words crept in and explained little more (LOG.md)
+WORDS_OF_A_PAIR = 32  # of each text, the most said ones
 
 
 def _as_it_is_now(settings: dict[str, Any]) -> dict[str, Any]:

@@ -56,13 +56,10 @@ PYPI = "pypi:"
 # what libraries raise at a folder that holds no model, or a damaged one
 UNLOADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, UnpicklingError, SafetensorError)
 SECONDS_TO_ANSWER = 5.0  # of the hub, before it counts as not to be reached
-# One forward pass. On two CPU cores 300 to 1,000 tokens go at 2,200 a second, 3,000 at 1,700: the activations of more no
-# longer fit into the processor's cache (LOG.md).
-TOKENS_PER_BATCH_CPU = 768
+TOKENS_PER_BATCH_CPU = 768  # of one forward pass, so that its activations fit into the processor's cache
 TOKENS_PER_BATCH_GPU = 32_768
 NO_LIMIT = 1_000_000  # tokens; tokenizers without a limit state a number beyond every integer type
-# On a CPU torch's fused attention is the slower one for short texts: 0.7 of the training speed at 50 tokens, 0.94 of the
-# embedding speed (LOG.md). Plain attention holds a matrix of length × length for each head, so it is for short ones only.
+# tokens, on a CPU: fused attention is the slower one for short texts, plain attention holds length × length for each head
 LONGEST_FOR_PLAIN_ATTENTION = 512
 
 Role = Literal["query", "document"]  # what a text is in a search; embedders may be trained with a prompt for each

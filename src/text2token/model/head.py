@@ -25,7 +25,7 @@ from text2token.errors import ModelError, reason
 from text2token.model.backbone import embed, resolve_backbone, tokenizer_of, transformer_of
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary, token_forms, tokenise
 
-NO_WORD = 0.3  # 0, 0.1 and 0.3 measured alike (LOG.md)
+NO_WORD = 0.3  # of the mean idf: the weight of a token that belongs to no word
 
 CENTRE_TEXTS = 256  # for a mean whose error is a sixteenth of the texts' own spread
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"

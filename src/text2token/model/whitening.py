@@ -9,11 +9,9 @@ the cosine between any two texts is mostly about what all texts have in common. 
 with m the mean of the sample, R the eigenvectors of its covariance and λ their eigenvalues, largest first. Full whitening
 (s = 0) would blow up the directions that the sample says least about; the shrinkage s keeps them small, as in soft ZCA
 whitening (Diera et al. 2024). Whitening proper has a = 1/2. The more of it, the better a document's halves find each
-other, and the worse texts fall into clusters by subject, which lie along the very directions that it evens out: half of it,
-a = 1/4, cost 16 points of clustering. A gentle one, a = 1/10, keeps two thirds of the gain or more at a fifth of that price,
-and is the default (LOG.md 2026-11-26). The rotation R changes no cosine, and it orders the dimensions: the first so many of
-them are the best so many for the sample, so vectors can be cut (`truncate_dim` of sentence-transformers) without having been
-trained for it. All measured in LOG.md. The head reads `h - m`: it knows nothing of this.
+other, and the worse texts fall into clusters by subject, which lie along the very directions that it evens out: the default
+is gentle, a = 1/10. The rotation R changes no cosine, and it orders the dimensions, so vectors can be cut (`truncate_dim` of
+sentence-transformers) without having been trained for it. The head reads `h - m`: it knows nothing of this.
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ KEY_VARIABLE = "TEXT2TOKEN_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GRACE = 5.0  # seconds beyond the time that a request has
 # Seconds that a silent connection is kept: longer than clients keep theirs (5 to 60), for whoever sends over one that the
-# server is just closing gets an error. With uvicorn's 5 that happened in the open loop of bench/experiments/serve_load.py.
+# server is just closing gets an error. With uvicorn's 5 that happened in the open loop of a load test.
 KEEP_ALIVE = 75
 
 

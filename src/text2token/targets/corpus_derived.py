@@ -1,12 +1,11 @@
-"""Corpus-derived targets (ours): what stands next to a text says what it is about, at no language model's cost.
+"""Corpus-derived targets: what stands next to a text says what it is about, at no language model's cost.
 
     q(v | x) = mean of the data-driven targets of x's companions
 
 Companions are the next passage of the same document (for the last one, the one before; after LLARA, Li et al. 2024) and the
 nearest neighbours in the corpus: by the words of their data-driven targets, as vectors of the language-model head
-(`head.word_table`), whitened and cut to their leading dimensions, which finds a text's other half far more often than latent
-semantic analysis does (LOG.md). Neighbours are found exactly, by comparing a text with up to `INDEXED_TEXTS`: of a larger
-corpus an even sample stands for all, so that memory hardly grows.
+(`head.word_table`), whitened and cut to their leading dimensions. Neighbours are found exactly, by comparing a text with up
+to `INDEXED_TEXTS`: of a larger corpus an even sample stands for all, so that memory hardly grows.
 """
 
 from collections.abc import Iterator

@@ -24,7 +24,7 @@ from text2token.corpus.normalisation import control_tokens_as_vocabulary, withou
 from text2token.errors import ModelError
 from text2token.recipe import VocabularySettings
 
-REMEMBERED_WORDS = 100_000  # tens of megabytes; four times as many were no faster (LOG.md)
+REMEMBERED_WORDS = 100_000  # of which a tokenizer keeps the pieces: tens of megabytes
 NOT_A_TARGET = -1
 
 
@@ -196,7 +196,7 @@ def tokenised_ahead(
 def remember_more_words(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a byte-pair tokenizer keep the pieces of more words than its default of ten thousand; ids stay the same.
 
-    1.4 times as fast on a corpus of a few million words (LOG.md). Where this tokenizer has no such setting, nothing happens.
+    It is faster so on a corpus of millions of words. Where this tokenizer has no such setting, nothing happens.
     """
     resize = getattr(_backend(tokenizer).model, "_resize_cache", None)
     if resize is not None:

@@ -39,7 +39,7 @@ def build_ours(workshop: Workshop, settings: Settings) -> Built:
 
 
 # A token is embedded alone, so mean and last pooling are one; it stands at the first place, which decoders use to park
-# attention, and its vector says little (LOG.md).
+# attention, and its vector says little.
 PEERS = (
     Peer("Model2Vec", "static", build, ({"pca_dims": 256}, {"pca_dims": 512})),
     Peer("text2token, static", "static", build_ours),
