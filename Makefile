@@ -18,7 +18,7 @@ LOWEST := .venv-lowest
 .PHONY: quickstart test test-lowest soak check audit docs release-check bench bench-llm2vec install clean
 
 quickstart: $(VENV)/installed ## train an embedder for your Python's standard library, in minutes
-	$(BIN)/text2token quickstart
+	$(BIN)/text2token train --recipe quickstart --output runs/quickstart/model --run-folder runs/quickstart
 
 test: $(VENV)/installed-dev check ## what CI runs: lint, types, all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -7,10 +7,8 @@ import ast
 import dataclasses
 import importlib
 import inspect
-import itertools
 import subprocess
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from typing import Any
 import typer
 
 import text2token
-from text2token.cli.commands import app
+from text2token.cli.main import app
 from text2token.recipe import Recipe
 from text2token.serve.limits import Limits
 from text2token.settings import item_name
@@ -40,12 +38,18 @@ def cli_page() -> str:
         WRITTEN,
         "What `text2token COMMAND --help` says. Results go to standard output, everything else to standard error.",
     ]
-    for name, command in [("", program), *program.commands.items()]:  # type: ignore[attr-defined]
-        own = (
-            command.make_context(name, [], parent=context, resilient_parsing=True, terminal_width=WIDTH) if name else context
-        )
-        lines += ["", f"## text2token {name}".rstrip(), "", "```text", command.get_help(own).strip(), "```"]
+    for name, text in _helps(program, context, ""):
+        lines += ["", f"## text2token {name}".rstrip(), "", "```text", text, "```"]
     return "\n".join(lines) + "\n"
+
+
+def _helps(command: Any, context: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the help of a command and of those in it, hidden ones apart."""
+    yield name, command.get_help(context).strip()
+    for verb, inner in getattr(command, "commands", {}).items():
+        if not inner.hidden:
+            inside = inner.make_context(verb, [], parent=context, resilient_parsing=True, terminal_width=WIDTH)
+            yield from _helps(inner, inside, f"{name} {verb}".strip())
 
 
 def settings_page() -> str:
@@ -71,9 +75,8 @@ def _sections(kind: type, path: str, title: str) -> Iterator[str]:
     yield from ["", f"## {title}", "", inspect.cleandoc(kind.__doc__ or "")]
     if own:
         yield from ["", "| key | type | default | |", "|---|---|---|---|"]
-    told = _told_of_fields(kind)
     for field in own:
-        meaning = told.get(field.name, "")
+        meaning = (described.__pydantic_fields__[field.name].description or "").replace("\n", " ")
         yield f"| `{path}{field.name}` | {_type(hints[field.name])} | {_default(field)} | {meaning} |"
     for name, inner in sections.items():
         if inner and inner is hints[name]:
@@ -81,17 +84,6 @@ def _sections(kind: type, path: str, title: str) -> Iterator[str]:
         elif inner:
             first, second = (item_name(name, number) for number in (1, 2))
             yield from _sections(inner, f"{path}{first}.", f"[[{path}{name}]]: {first}, {second}, …")
-
-
-def _told_of_fields(kind: type) -> dict[str, str]:
-    """Return the line below each field of a settings class, by the field's name."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
-    told = {}
-    for entry, text in itertools.pairwise(body.body):
-        if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            told[ast.unparse(entry.target)] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
-    return told
 
 
 def _section(hint: Any) -> Any:

@@ -83,7 +83,7 @@ def _prepare() -> None:
 
 
 def _child(arguments: list[str], folder: str, moment: Moment, count: ctypes.c_long, said: Path) -> None:
-    from text2token.cli.commands import main
+    from text2token.cli.main import main
 
     def stop() -> None:
         os.kill(os.getpid(), moment.number)

@@ -28,7 +28,7 @@ USES: dict[str, list[list[str]]] = {
         ["static", "docs.txt", "--backbone", "backbone", "--output", "table"],
         ["embed", "embedder", "docs.txt", "--output", "vectors"],
         ["lens", "embedder", "a girl plays the guitar"],
-        ["export", "embedder", "--sparse", "words"],
+        ["export", "sparse", "embedder", "--output", "words"],
     ],
     "search": [
         ["index", "embedder", "docs.txt", "--store", "index"],
@@ -37,7 +37,7 @@ USES: dict[str, list[list[str]]] = {
     ],
     "report": [["report", "embedder.run"]],
     "evaluate": [["evaluate", "embedder", "table", "--corpus", "docs.txt", "--held-out", "20"]],
-    "onnx": [["export", "embedder", "--onnx", "small"]],
+    "onnx": [["export", "onnx", "embedder", "--output", "small"]],
     "serve": [["serve", "--help"]],
 }
 ELSEWHERE = {"docs", "dev"}  # for those who change it, not for those who use it

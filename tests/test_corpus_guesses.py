@@ -366,7 +366,7 @@ def test_what_a_web_address_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_command_that_counts_before_it_reads_tells_a_note_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from text2token.cli import commands as cli
+    from text2token.cli import search as cli
 
     def taken(folder: Path, model: str, documents: Any, *, total: int | None, **_: Any) -> Any:
         assert total == len(list(documents)) == 1

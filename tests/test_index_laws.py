@@ -28,8 +28,8 @@ from conftest import PATIENCE, TEXTS, BackboneMaker
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from text2token.cli.commands import app
-from text2token.cli.options import filters_of
+from text2token.cli.main import app
+from text2token.cli.search import filters_of
 from text2token.corpus.documents import Document
 from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError, ModelError, OutputError, UsageError

@@ -27,7 +27,7 @@ from killing import Ended, Launcher, Moment
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
-from text2token.cli.commands import INTERRUPTED
+from text2token.cli.main import INTERRUPTED
 from text2token.model.backbone import resolve_dtype
 from text2token.model.encoder import open_encoder
 from text2token.recipe import BackboneSettings, CorpusSettings, Recipe

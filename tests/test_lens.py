@@ -237,18 +237,20 @@ def test_a_trained_model_is_read_from_its_folder(make_backbone: BackboneMaker, t
     shutil.move(model, moved)
     text_file.rename(tmp_path / "gone.txt")
 
-    read = call("lens", moved, TEXTS[0], "-", "-k", "3", "--pair", TEXTS[0], TEXTS[1], "--json", "--quiet", input=TEXTS[4])
+    read = call("lens", moved, TEXTS[0], "-", "-k", "3", "--json", "--quiet", input=TEXTS[4])
     assert read.returncode == 0, read.stderr
     assert read.stderr == ""
     (found,) = json.loads(read.stdout)
     assert found["reads"] == "both"
     assert [row["text"] for row in found["texts"]] == [TEXTS[0], TEXTS[4]]
     assert all(len(row["words"]) == 3 for row in found["texts"])
-    pair = found["pair"]
+    shared = call("lens", "pair", moved, TEXTS[0], TEXTS[1], "--json", "--quiet")
+    assert shared.returncode == 0, shared.stderr
+    pair = json.loads(shared.stdout)[0]["pair"]
     assert pair["cosine"] == pytest.approx(pair["common"] + pair["explained"] + pair["rest"])
 
     corpus = tmp_path / "gone.txt"
-    by_head = call("lens", moved, "--head", backbone, "--corpus", corpus, "--metrics", "--compare", moved, "--json")
+    by_head = call("lens", "score", moved, "--head", backbone, "--corpus", corpus, "--compare", moved, "--json")
     assert by_head.returncode == 0, by_head.stderr
     one, two = json.loads(by_head.stdout)
     assert one == two
@@ -263,9 +265,10 @@ def test_a_trained_model_is_read_from_its_folder(make_backbone: BackboneMaker, t
     ("arguments", "code", "message"),
     [
         ([], 2, "nothing to read: give texts"),
-        (["--metrics"], 2, "--metrics needs text to measure on"),
+        (["--metrics"], 2, "Missing option '--corpus'. See text2token lens score --help"),
         (["text", "--backbone", "x"], 2, "goes with --head fit"),
-        (["text", "--save"], 2, "--save keeps the reader in the model's folder, and nowhere is none"),
+        (["--corpus", "docs.txt", "--save"], 2, "--save keeps the reader in the model's folder, and nowhere is none"),
+        (["--pair", "one", ""], 4, "nowhere: no such folder, and the model hub cannot be reached"),
         (["text"], 4, "nowhere: no such folder, and the model hub cannot be reached"),
     ],
 )
@@ -282,6 +285,8 @@ def test_a_table_of_vectors_is_read_by_the_command_line(
     table = tmp_path / "table"
     made = call("static", text_file, "--backbone", make_backbone("llama_tied"), "--output", table, "--quiet")
     assert made.returncode == 0, made.stderr
-    read = call("lens", table, TEXTS[0], "--head", "fit", "--corpus", text_file, "--json", "--quiet")
+    learnt = call("lens", "fit", table, "--corpus", text_file, "--quiet")
+    assert (learnt.returncode, learnt.stdout, learnt.stderr) == (0, "", "")
+    read = call("lens", table, TEXTS[0], "--json", "--quiet")
     assert read.returncode == 0, read.stderr
     assert json.loads(read.stdout)[0]["texts"][0]["words"]

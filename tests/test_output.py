@@ -11,18 +11,19 @@ from conftest import BackboneMaker
 from test_cli import COMMAND
 from typer.testing import CliRunner
 
-from text2token.cli.commands import app
+from text2token.cli.main import app
 
 # runs the command line on results that are made at once: what is tested is the way out
 PRINT = """
 import sys
-from text2token.cli import commands as cli
+from text2token.cli import main as cli
+from text2token.errors import UsageError
 @cli.app.command("print")
 def print_(lines: int, text: str = "dough … 生 \\U0001f600", fail: bool = False) -> None:
     for _ in range(lines):
         print(text)
     if fail:
-        raise cli.UsageError("a setting … 生 cannot be")
+        raise UsageError("a setting … 生 cannot be")
 cli.main()
 """
 

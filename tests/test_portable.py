@@ -56,7 +56,7 @@ def test_unquantised_it_is_the_model_to_rounding(model: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("bits", ["8", "32"])
 def test_quiet_says_nothing_and_nobodys_logging_is_changed(model: Path, tmp_path: Path, bits: str) -> None:
     probe = (
-        "import logging, sys; from text2token.cli.commands import main\n"
+        "import logging, sys; from text2token.cli.main import main\n"
         "before = [*logging.root.handlers], logging.root.level\n"
         "try: main()\nexcept SystemExit as end: assert not end.code\n"
         "assert ([*logging.root.handlers], logging.root.level) == before and not logging.root.manager.disable"

@@ -45,7 +45,8 @@ def fill(store: Path, model: Path, documents: Sequence[Document]) -> Any:
     return text2token.fill_index(store, str(model), documents)
 
 
-ONNX, SPARSE, PAIR, FIT = ["export", "--onnx"], ["export", "--sparse"], ["lens", "--pair"], ["lens", "--head", "fit"]
+ONNX, SPARSE = ["export", "onnx", "--output"], ["export", "sparse", "--output"]
+PAIR, FIT = ["lens", "pair"], ["lens", "fit"]
 
 # ----
 
@@ -433,7 +434,7 @@ def test_the_lens_shows_words_of_a_text(model: Path) -> None:
 
 
 def test_the_words_of_a_pair_share_its_cosine(model: Path, plain: SentenceTransformer) -> None:
-    done = call(*PAIR, TEXTS[0], TEXTS[1], model, "--json", "--quiet")
+    done = call(*PAIR, model, TEXTS[0], TEXTS[1], "--json", "--quiet")
     pair = json.loads(done.stdout)[0]["pair"]
     assert pair["common"] + pair["explained"] + pair["rest"] == pytest.approx(pair["cosine"], abs=1e-5)
     a, b = plain.encode(TEXTS[:2])

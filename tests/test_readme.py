@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -14,7 +15,7 @@ from commands import call
 from conftest import PATIENCE, TEXTS, BackboneMaker
 from typer.testing import CliRunner
 
-from text2token.cli.commands import app
+from text2token.cli.main import app
 from text2token.recipe import BackboneSettings, Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,10 @@ def test_commands_on_other_pages_are_ones_that_there_are(page: str) -> None:
     commands = typer.main.get_command(app)
     for shown in COMMAND.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
         _, name, *words = shlex.split(re.sub(r"\[(--.*?)\]", r"\1", shown.replace("\\\n", " ")), comments=True)
-        command = commands.commands[name]  # type: ignore[attr-defined]
+        command: Any = commands.commands[name]  # type: ignore[attr-defined]
+        while hasattr(command, "commands"):
+            with command.make_context(name, [*words]) as context:
+                name, command, words = command.resolve_command(context, context._protected_args + context.args)
         command.make_context(name, words)  # refuses what it does not know
 
 

@@ -17,7 +17,7 @@ from conftest import TEXTS, BackboneMaker
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SparseEncoder
 
-from text2token.cli.commands import app
+from text2token.cli.main import app
 from text2token.corpus.documents import Document
 from text2token.corpus.readers import read_documents
 from text2token.errors import CorpusError, ModelError, OutputError, UsageError
@@ -303,9 +303,9 @@ def test_a_sparse_export_loads_in_plain_sentence_transformers_and_decodes(
     embedder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     def export(*words: object) -> None:
-        app(["export", str(embedder), *map(str, words)], standalone_mode=False)
+        app(["export", "sparse", str(embedder), *map(str, words)], standalone_mode=False)
 
-    export("--sparse", tmp_path / "sparse", "--corpus", text_file, "--active", "12")
+    export("--output", tmp_path / "sparse", "--corpus", text_file, "--active", "12")
     modules = json.loads((tmp_path / "sparse" / "modules.json").read_text(encoding="utf-8"))
     assert all(module["type"].startswith("sentence_transformers.") for module in modules)
     encoder = SparseEncoder(str(tmp_path / "sparse"))
@@ -321,9 +321,9 @@ def test_a_sparse_export_loads_in_plain_sentence_transformers_and_decodes(
     assert 0 < int(active.min()) <= int(active.max()) <= 12
     assert encoder.similarity_fn_name == "cosine"
     with pytest.raises(OutputError, match="is not empty"):
-        export("--sparse", tmp_path / "sparse", "--corpus", text_file)
+        export("--output", tmp_path / "sparse", "--corpus", text_file)
     with pytest.raises(UsageError, match="--corpus FILE"):
-        export("--sparse", tmp_path / "second")
+        export("--output", tmp_path / "second")
 
 
 def test_the_decoder_solves_its_least_squares(embedder: Path) -> None:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from test_evaluation_cost import Told
 from typer.testing import CliRunner
 
-from text2token.cli.commands import app
+from text2token.cli.main import app
 from text2token.corpus.readers import read_documents
 from text2token.progress import Progress, Silent
 from text2token.recipe import BackboneSettings, Recipe, read_recipe
 from text2token.train import speed
-from text2token.train.speed import FEWEST_TOKENS, Machine, fitted, in_minutes, measured, minutes_of
+from text2token.train.speed import FEWEST_TOKENS, Machine, fitted, in_its_minutes, measured, minutes_of
 
 QUICKSTART = read_recipe("quickstart")
 MACHINES = st.builds(Machine, st.floats(1, 1e5), st.floats(1, 1e6), st.floats(12, 128), st.floats(24, 256))
@@ -84,14 +84,16 @@ class Interrupting(Silent):
 def test_a_quickstart_says_what_it_chose_and_goes_on_with_it(
     small: Recipe, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def quickstart(machine: Machine | None, *more: str, interrupted: bool = False) -> tuple[int, str, str]:
+    def quickstart(
+        machine: Machine | None, *more: str, interrupted: bool = False, overwrite: bool = False
+    ) -> tuple[int, str, str]:
         def given_machine(recipe: Recipe, documents: object) -> Machine:
             assert machine, "it is not measured again"
             return machine
 
         told = Told()
         monkeypatch.setattr(speed, "measured", given_machine)
-        monkeypatch.setattr("text2token.cli.commands.reporter_for", lambda quiet: Interrupting() if interrupted else told)
+        monkeypatch.setattr("text2token.cli.train.reporter_for", lambda quiet: Interrupting() if interrupted else told)
         settings = [
             f'sources=["{text_file}"]',
             f"backbone.name={small.backbone.name}",
@@ -100,7 +102,7 @@ def test_a_quickstart_says_what_it_chose_and_goes_on_with_it(
             "lora.rank=4",
             *more,
         ]
-        words = ["quickstart", "--folder", str(tmp_path / "run"), "--quiet"]
+        words = ["quickstart", "--folder", str(tmp_path / "run"), "--quiet", *(["--overwrite"] if overwrite else [])]
         result = CliRunner().invoke(app, [*words, *(part for setting in settings for part in ("--set", setting))])
         recipe = (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8")
         return result.exit_code, recipe, "\n".join(told.begun)
@@ -110,7 +112,9 @@ def test_a_quickstart_says_what_it_chose_and_goes_on_with_it(
     code, finished, _ = quickstart(None)
     assert code == 0
     assert finished == begun
-    code, anew, told = quickstart(Machine(15, 40, 38, 98))  # a finished one is done again, and measured
+    code, again, told = quickstart(None)  # a finished one is neither done nor measured again
+    assert (code, again) == (0, begun)
+    code, anew, told = quickstart(Machine(15, 40, 38, 98), overwrite=True)
     assert "trains about 15 tokens/s and embeds 40: 10,000 tokens to train on, about" in told
     assert "max_tokens = 10000" in anew
     code, asked, told = quickstart(None, "stage1.max_tokens=3000")
@@ -120,5 +124,8 @@ def test_a_quickstart_says_what_it_chose_and_goes_on_with_it(
 
 def test_a_run_that_is_no_longer_there_is_measured(small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "measured", lambda *_: Machine(110, 300, 38, 98))
-    for unfinished in (None, tmp_path):
-        assert in_minutes(small, 10, unfinished, [], Silent()) == fitted(small, Machine(110, 300, 38, 98), 600)
+    short = replace(small, minutes=10)
+    for anew in (True, False):
+        assert in_its_minutes(short, tmp_path / "run", [], Silent(), anew=anew) == fitted(
+            short, Machine(110, 300, 38, 98), 600
+        )

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from text2token.cli.options import show_json
+from text2token.cli.common import show_json
 from text2token.cli.show import (
     RECENT,
     Pace,

@@ -37,6 +37,8 @@ RECIPES = importlib.resources.files("text2token") / "recipes"
 Format = Literal["auto", "txt", "jsonl", "json", "csv", "tsv", "parquet"]
 OnError = Literal["stop", "skip"]
 DType = Literal["auto", "float32", "bfloat16"]
+Pooling = Literal["last", "mean", "weighted_mean"]
+Attention = Literal["causal", "bidirectional"]
 Postprocessing = Literal["none", "centred", "whitened"]
 
 
@@ -59,9 +61,9 @@ class BackboneSettings:
     """A hub id, a folder, a `.gguf` file, or `pypi:PACKAGE` for a GGUF inside an installed Python package."""
     prompt: Prompt = DEFAULT_PROMPT
     """What stands around the text, with `{text}` in it; `{text}` alone for none."""
-    pooling: Literal["last", "mean", "weighted_mean"] = "last"
+    pooling: Pooling = "last"
     """Which tokens' hidden states are the embedding."""
-    attention: Literal["causal", "bidirectional"] = "causal"
+    attention: Attention = "causal"
     """Whether a token sees those behind it."""
     max_length: Annotated[int, Field(ge=8)] = 256
     """Tokens of a text that are read, the prompt included."""
@@ -259,6 +261,9 @@ class Recipe:
     """How often in a stage some held-out documents are evaluated, for the report."""
     evaluation_share: NonNegativeFloat | None = 0.1
     """Bounds the cost of the evaluation as a share of the training's (none: all held-out documents)."""
+    minutes: PositiveFloat | None = None
+    """Shorten the first stage and the evaluation to about so many minutes on this machine (none: not); a length in tokens
+    that the command line gives goes before."""
     seed: Seed = 0
     """Of everything random but the choice of held-out documents."""
 

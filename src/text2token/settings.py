@@ -25,7 +25,7 @@ from text2token.errors import UsageError, reason
 Settings = TypeVar("Settings")
 
 LARGEST_INTEGER = 2**63 - 1  # that torch and numpy take
-RULES = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+RULES = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _with_room_for_text(prompt: str) -> str:

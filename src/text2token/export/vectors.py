@@ -1,4 +1,4 @@
-"""Vectors of a corpus on disk, made a shard at a time: memory does not grow with the corpus, and a stopped run goes on.
+"""Vectors of a corpus on disk, made a shard at a time: memory does not grow with the corpus, and a stopped run resumes.
 
     vectors/
       vectors-00000.parquet   {"place": string, "text": string, "vector": fixed_size_list<float32>}
@@ -112,14 +112,14 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path) as shard:
             yield shard
     except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"{path}: cannot be read ({reason(error)}). Delete it and go on with --resume") from error
+        raise OutputError(f"{path}: cannot be read ({reason(error)}). Delete it; the same command makes it anew") from error
 
 
 def _check(folder: Path, card: VectorCard, encoder: TextEncoder, resume: bool) -> None:
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
     if not resume:
-        raise OutputError(f"{folder}: exists and is not empty. Go on with --resume, or choose another --output")
+        raise OutputError(f"{folder}: exists and is not empty. Resume it, or choose another --output")
     found = read_card(folder)
     # the texts themselves are compared with those of each shard
     same = replace(found, rows=0, model=card.model, sources=card.sources, fingerprint=card.fingerprint) == card

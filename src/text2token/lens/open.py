@@ -49,7 +49,7 @@ from text2token.steps import digest
 LEARNING_TEXTS = 2500  # from which reading directions are learnt
 TEXTS_PER_SHARD = 250
 FIT = "fit"
-FIT_IT = "Read it with --head fit"
+FIT_IT = "Read it from words: text2token lens fit MODEL --corpus FILE"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,10 @@ def open_readable(
     if corpus is None:
         if kept := _kept(readers, encoder, digest(how.head, how.backbone)):
             return ReadableModel(name, encoder, kept)
-        raise ModelError(f"{name}: has not been read with --head {how.head} yet. Give a corpus: --corpus FILE")
+        raise ModelError(
+            f"{name}: no reader was learnt with --head {how.head} yet. Learn it: text2token lens fit MODEL --corpus FILE "
+            f"--head {how.head}"
+        )
     texts = sample_texts(corpus.passages, seed=0, size=LEARNING_TEXTS)
     for fingerprint in _known_as(encoder):
         place = readers / f"{fingerprint}-{digest(how.head, how.backbone)}"

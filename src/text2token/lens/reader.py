@@ -163,7 +163,7 @@ class TokenReader:
         return WordSplitter(self.tokenizer, self.card.vocabulary)
 
 
-AGAIN = "Learn it anew: text2token lens MODEL --head fit --corpus FILE"
+AGAIN = "Learn it anew: text2token lens fit MODEL --corpus FILE"
 
 
 class WordSplitter:

@@ -1,1 +1,6 @@
-"""Finding documents, and saying why: a one-off search, and an index on an embedded engine with dense and sparse vectors."""
+"""Documents with dense and sparse vectors on an embedded engine: fill, search, explain."""
+
+from typing import Literal
+
+Mode = Literal["hybrid", "dense", "sparse"]
+LANGUAGE = "english"  # whose stop words and stems count as words

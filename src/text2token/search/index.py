@@ -15,9 +15,10 @@ from text2token.model.backbone import resolve_dtype
 from text2token.model.encoder import TextEncoder, open_encoder
 from text2token.progress import Reporter, Silent
 from text2token.recipe import DType
+from text2token.search import LANGUAGE, Mode
 from text2token.search.explain import DenseExplanation, explanation_beside
 from text2token.search.fill import Filled, fill, first_texts
-from text2token.search.query import Hit, Mode, checked_query, find
+from text2token.search.query import Hit, checked_query, find
 from text2token.search.records import Filters
 from text2token.search.store import (
     WAIT_TO_READ,
@@ -31,8 +32,6 @@ from text2token.search.store import (
     read_card,
 )
 from text2token.search.words import LATEST_RULE, Words, average_length, check_language
-
-LANGUAGE = "english"
 
 
 @dataclass

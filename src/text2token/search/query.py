@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import qdrant_edge as engine
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from text2token.corpus.normalisation import normalise
 from text2token.errors import UsageError
+from text2token.search import Mode
 from text2token.search.explain import DenseExplanation, Reason, dense_reasons, shared_words
 from text2token.search.records import fields_of
 from text2token.search.store import DENSE, SPARSE, Store
 from text2token.search.words import Words
 
-Mode = Literal["hybrid", "dense", "sparse"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 CANDIDATES = 100  # of each half, before they are fused
 

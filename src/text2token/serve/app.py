@@ -206,7 +206,7 @@ def create_app(
             raise Refused(
                 404,
                 f"{service.name} has no reader of its embeddings. Learn one and start again: "
-                "text2token lens MODEL --head fit --corpus FILE --save",
+                "text2token lens fit MODEL --corpus FILE --save",
                 code="no_lens",
             )
         k = _at_most(limits.words, asked.k, WORDS)

@@ -56,7 +56,7 @@ def serve(
             if not (local or api_key):
                 reporter.note(f"Whoever reaches {host} can use this server: ask for a key with --api-key-file FILE.")
             documents = f", {service.index.count:,} documents to search" if service.index else ""
-            lens = "" if service.reader else ", no lens (text2token lens MODEL --head fit --corpus FILE --save)"
+            lens = "" if service.reader else ", no lens (text2token lens fit MODEL --corpus FILE --save)"
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listening.getsockname()[1]}"
             said = f"{service.name}: {service.dimension} dimensions{documents}{lens}.\n{address}  (Ctrl-C stops)"

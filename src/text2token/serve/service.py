@@ -18,11 +18,12 @@ from text2token.lens.pair import Contributions
 from text2token.lens.reader import FOLDER, TokenReader, open_reader
 from text2token.model.encoder import TextEncoder, open_encoder, token_counter
 from text2token.recipe import DType
+from text2token.search import Mode
 from text2token.search.explain import explained_by
 
 if TYPE_CHECKING:  # the engine is an extra
     from text2token.search.index import Index
-    from text2token.search.query import Hit, Mode
+    from text2token.search.query import Hit
 
 READ_AT_ONCE = 32  # texts
 

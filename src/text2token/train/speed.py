@@ -16,7 +16,9 @@ from datasets import Dataset
 
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import temporary_corpus
+from text2token.errors import UsageError
 from text2token.evaluation.history import DOCUMENTS
+from text2token.files import check_begun
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, token_lengths, tokenizer_of
 from text2token.model.head import CENTRE_TEXTS, load_head
@@ -25,7 +27,8 @@ from text2token.progress import Reporter
 from text2token.recipe import Recipe, read_recipe
 from text2token.tokens.vocabulary import tokenise
 from text2token.train.objective import TokenTargetLoss
-from text2token.train.run import TRAINING_COST
+from text2token.train.processes import together
+from text2token.train.run import TRAINING_COST, RunFolder
 from text2token.train.schedule import plan
 from text2token.train.stage import train_stage
 
@@ -137,18 +140,26 @@ def minutes_of(recipe: Recipe, machine: Machine) -> float:
     return (OTHER_SECONDS + embedded / machine.embedding + tokens / machine.training) / 60
 
 
-def in_minutes(
-    recipe: Recipe, minutes: float, unfinished: Path | None, documents: Iterable[Document], reporter: Reporter
+def in_its_minutes(
+    recipe: Recipe, folder: Path, documents: Iterable[Document], reporter: Reporter, *, anew: bool = False
 ) -> Recipe:
-    """Return `recipe` as long as it takes about `minutes` here, or as long as the `unfinished` run there was made."""
-    begun = unfinished and unfinished / "recipe.toml"
-    if begun and begun.exists():
-        earlier = read_recipe(str(begun))
+    """Return `recipe` as long as it takes about its `minutes` here, or, unless `anew`, as the run in `folder` was made.
+
+    Raises `UsageError` where several processes train together: none can measure what they do, and `OutputError` where the
+    folder holds anything else than a run.
+    """
+    assert recipe.minutes
+    if together().count > 1:
+        raise UsageError("minutes: of several processes none can measure what they do together; give --max-tokens")
+    run = RunFolder(folder)
+    check_begun(folder, run.record.name)  # before the machine is measured
+    if run.recipe.exists() and not anew:
+        earlier = read_recipe(str(run.recipe))
         stage = replace(recipe.stages[0], max_tokens=earlier.stages[0].max_tokens)
         return replace(recipe, stages=(stage, *recipe.stages[1:]), evaluation_share=earlier.evaluation_share)
     reporter.note("Measuring this machine …")
     machine = measured(recipe, documents)
-    recipe = fitted(recipe, machine, 60 * minutes)
+    recipe = fitted(recipe, machine, 60 * recipe.minutes)
     reporter.note(
         f"This machine trains about {machine.training:,.0f} tokens/s and embeds {machine.embedding:,.0f}: "
         f"{recipe.stages[0].max_tokens:,} tokens to train on, about {minutes_of(recipe, machine):.0f} minutes in all."

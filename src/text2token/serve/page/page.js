@@ -307,7 +307,7 @@ async function begin() {
   $("served").textContent = index ? `${served.id} · ${index.documents.toLocaleString("en")} documents` : served.id;
   $("tabs").hidden = !(index && lens);
   $("no-lens").hidden = Boolean(lens);
-  $("no-lens").textContent = lens ? "" : `The lens is closed: ${served.id} has no reader of its embeddings. Learn one: text2token lens MODEL --head fit --corpus FILE --save`;
+  $("no-lens").textContent = lens ? "" : `The lens is closed: ${served.id} has no reader of its embeddings. Learn one: text2token lens fit MODEL --corpus FILE --save`;
   if (index) {
     view("search");
     const wanted = new URLSearchParams(location.hash.slice(1));
