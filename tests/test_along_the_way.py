@@ -10,13 +10,13 @@ from conftest import TEXTS
 from safetensors.torch import load_file
 
 from text2token.corpus.readers import read_documents
-from text2token.evaluation.history import Watch, read_diary, word_scores
+from text2token.evaluation.history import Watch, read_diary
 from text2token.evaluation.label_free import dense_scores, geometry
-from text2token.lens.reader import WordSplitter
 from text2token.model.backbone import embed, load_embedder, tokenizer_of
-from text2token.model.head import LanguageModelHead, load_head
+from text2token.model.head import load_head
 from text2token.progress import Silent
-from text2token.recipe import BackboneSettings, CorpusSettings, Recipe, VocabularySettings
+from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
+from text2token.tokens.words import WordSplitter
 from text2token.train.run import DIARY, run
 
 
@@ -100,17 +100,6 @@ def test_a_look_says_what_the_embeddings_say(tiny: BackboneSettings) -> None:
     assert seen.uniformity == pytest.approx(geometry(centred[:5], centred[5:]).uniformity, abs=1e-5)
     assert seen.hit_at_1 is not None
     assert 0 <= seen.hit_at_1 <= 100
-
-
-def test_an_embedding_that_points_at_a_word_says_it(tiny: BackboneSettings) -> None:
-    tokenizer = tokenizer_of(load_embedder(tiny))
-    splitter = WordSplitter(tokenizer, VocabularySettings())
-    torch.manual_seed(0)
-    rows = torch.nn.functional.normalize(torch.randn(len(splitter.word_of), 16))
-    for token in [token for token, word in enumerate(splitter.word_of) if word][::5]:
-        lexicon, scores = word_scores(rows[token][None], LanguageModelHead(rows), splitter)
-        assert lexicon[int(scores.argmax())] == splitter.word_of[token]
-        assert scores.max() == pytest.approx(1)
 
 
 def test_where_there_is_nothing_to_see_there_is_no_watch(tiny: BackboneSettings) -> None:

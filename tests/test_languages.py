@@ -8,10 +8,10 @@ from conftest import TEXTS, trained_byte_level, trained_sentencepiece
 from transformers import PreTrainedTokenizerFast
 
 from text2token.corpus.prepare import split_text
-from text2token.lens.reader import WordSplitter
 from text2token.recipe import VocabularySettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary, folded
+from text2token.tokens.words import WordSplitter
 
 SENTENCES = {
     "zh": [

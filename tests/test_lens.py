@@ -15,16 +15,17 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerFast
 
 from text2token.errors import CorpusError, ModelError
+from text2token.evaluation.alignment import Alignment, alignment_of_scores
 from text2token.export.static import static_embedder
 from text2token.lens.fit import joined, learn_from_head, learn_from_words
-from text2token.lens.metrics import alignment, alignment_of_scores
 from text2token.lens.pair import taken_apart
-from text2token.lens.reader import PROBE, TokenReader, WordSplitter, as_fast_tokenizer, open_reader, save_reader
+from text2token.lens.reader import PROBE, TokenReader, as_fast_tokenizer, open_reader, save_reader
 from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of
 from text2token.model.head import load_head
 from text2token.recipe import BackboneSettings
 from text2token.tokens.vocabulary import tokenise
+from text2token.tokens.words import WordSplitter
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,10 @@ def encoder(make_backbone: BackboneMaker) -> TextEncoder:
 @pytest.fixture(scope="module")
 def reader(encoder: TextEncoder, texts: list[str], byte_level_tokenizer: PreTrainedTokenizerFast) -> TokenReader:
     return learn_from_words(texts[:-20], encoder(texts[:-20]), encoder(PROBE), byte_level_tokenizer)
+
+
+def alignment(reader: TokenReader, texts: list[str], embeddings: torch.Tensor) -> Alignment:
+    return alignment_of_scores(reader.scores(embeddings), reader.lexicon, reader.words_in(texts))
 
 
 def test_a_reader_says_the_words_of_texts_it_was_not_learnt_on(

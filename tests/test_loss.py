@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from text2token.errors import TrainingDiverged
 from text2token.model.head import LanguageModelHead
-from text2token.train.objective import CONTRAST_TEMPERATURE, TokenTargetLoss, own_among_others, sparse_kl
+from text2token.train.objective import CONTRAST_TEMPERATURE, TokenTargetLoss, in_batch_info_nce, sparse_kl
 
 
 def random_targets(seed: int, rows: int, vocabulary: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -97,8 +97,8 @@ def test_a_batch_in_which_nothing_belongs_together_is_left_to_the_tokens() -> No
 
 def test_what_is_nearest_to_its_own_has_nothing_to_learn() -> None:
     texts = torch.eye(4).repeat(2, 1)
-    assert own_among_others(texts, torch.arange(4).repeat(2), 0.05).max() < 1e-3
-    assert own_among_others(texts, torch.arange(8) // 2, 0.05).min() > 1
+    assert in_batch_info_nce(texts, torch.arange(4).repeat(2), 0.05).max() < 1e-3
+    assert in_batch_info_nce(texts, torch.arange(8) // 2, 0.05).min() > 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=9), st.integers(0, 100))
@@ -113,8 +113,8 @@ def test_equal_texts_of_other_documents_are_nothing_to_be_told_from(passages: li
         batch = torch.tensor([row, *others])
         if any(passages[i][0] == group for i in others):
             without = torch.arange(len(batch)) + 100  # every other row a text of its own
-            expected.append(own_among_others(embeddings[batch], groups[batch], 0.1, without)[0].item())
-    assert own_among_others(embeddings, groups, 0.1, texts).tolist() == pytest.approx(expected, abs=1e-4)
+            expected.append(in_batch_info_nce(embeddings[batch], groups[batch], 0.1, without)[0].item())
+    assert in_batch_info_nce(embeddings, groups, 0.1, texts).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_footer_under_many_documents_costs_none_of_them() -> None:

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
-from text2token.errors import ModelError, OutputError
+from text2token.errors import ModelError, OutputError, UsageError
 from text2token.export.folder import export_embedder
 from text2token.export.onnx import PortableEmbedder, export_portable
 from text2token.model.backbone import embed, load_embedder
@@ -93,7 +93,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(OutputError, match="exists and is not empty"):
         export_portable(str(model), portable)
-    with pytest.raises(ModelError, match="8 and 32"):
+    with pytest.raises(UsageError, match="8 and 32"):
         export_portable(str(model), tmp_path / "new", bits=4)
     backend = Tokenizer.from_str(byte_level_tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
     table = SentenceTransformer(modules=[StaticEmbedding(backend, embedding_dim=8)])

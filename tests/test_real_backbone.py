@@ -18,7 +18,6 @@ from sentence_transformers import SentenceTransformer
 
 from text2token.corpus.docstrings import standard_library_documents
 from text2token.export.folder import export_embedder
-from text2token.lens.key_tokens import key_tokens
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, resolve_backbone, tokenizer_of
 from text2token.model.head import load_head
@@ -28,6 +27,7 @@ from text2token.targets.base import Materials
 from text2token.targets.constructors import make_constructor
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.tokens.words import Words
 from text2token.train.objective import TokenTargetLoss
 from text2token.train.schedule import plan
 from text2token.train.stage import text_lengths, train_stage
@@ -56,7 +56,8 @@ def test_an_untrained_embedding_already_says_its_key_tokens(settings: BackboneSe
     embedder = load_embedder(settings)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
     embeddings = embed(embedder, [*TEXTS, "A girl is styling her hair."])
-    said = key_tokens(embeddings[-1:], load_head(embedder, settings.name), vocabulary, embeddings.mean(0))[0]
+    head = load_head(embedder, settings.name)
+    (said,) = Words.of(vocabulary, whole=True).key_tokens(head(embeddings[-1:] - embeddings.mean(0)))
     assert "hair" in [token.word for token in said]
     assert sum(token.weight for token in said) < 1
 

@@ -30,13 +30,13 @@ from text2token.cli.show import (
     show_words,
 )
 from text2token.errors import VISIBLE, printable
+from text2token.evaluation.alignment import Alignment
 from text2token.evaluation.label_free import Geometry, RetrievalScores
 from text2token.evaluation.labelled import LabelledScores, TaskScore
-from text2token.lens.key_tokens import KeyToken
-from text2token.lens.metrics import Alignment
 from text2token.lens.open import SaidWord
 from text2token.lens.pair import Contribution, Contributions
 from text2token.search.explain import Reason
+from text2token.tokens.words import KeyToken
 
 
 def test_pace_forgets_within_a_minute_what_a_resumed_run_found_done() -> None:

@@ -21,15 +21,16 @@ from torch.nn.functional import normalize
 
 from text2token.cli.show import TerminalReporter, quiet_libraries
 from text2token.corpus.prepare import Corpus
+from text2token.evaluation.alignment import alignment_of_scores
 from text2token.evaluation.comparison import EvaluationTexts
 from text2token.lens.fit import head_directions, joined, learn_from_head, learn_from_words
-from text2token.lens.metrics import alignment_of_scores
-from text2token.lens.reader import TokenReader, WordSplitter
+from text2token.lens.reader import TokenReader
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, room_for_text, tokenizer_of, without_last_layers
 from text2token.model.head import CENTRE_TEXTS, load_head
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import Recipe, read_recipe
+from text2token.tokens.words import WordSplitter
 from text2token.train.checkpoints import load_trainable
 from text2token.train.run import RunFolder
 
@@ -83,7 +84,7 @@ def main() -> None:
     whitening = fit_postprocessing(states["cut.sample"], recipe.postprocessing)
     spread = {name: whitening(states[f"cut.{name}"]) for name in parts}
     finished = {name: normalize(vectors) for name, vectors in spread.items()}
-    said, rows = head_directions(head, splitter)
+    said, rows = splitter.words.lexicon, head_directions(head, splitter.words)
     there = {name: splitter.words_in(parts[name], room) for name in ("passages", "queries")}
     counted = Counter(word for words in splitter.words_in(texts.sample, room) for word in words)
     names = ("Hit@1", "Hit@5", "first 10 in text", "one of 3 rarest in first 10", "LAR", "GAR")

@@ -123,7 +123,7 @@ class DataDrivenSettings:
 
 @checked
 class LikelihoodRatioSettings:
-    """Targets from a model, in the authors' form: tokens far more likely for this text than for texts in general."""
+    """Targets from a model, as in the paper: tokens far more likely for this text than for texts in general."""
 
     teacher: Literal["previous", "untrained"] = "previous"
     """Whom to ask: the model that the stage before made, or the untrained backbone."""
@@ -137,7 +137,7 @@ class LikelihoodRatioSettings:
 
 @checked
 class ModelDerivedSettings:
-    """Targets from a model, in our form: the tokens whose logits rise most above their mean."""
+    """Targets from a model: the words whose log probabilities rise most above their mean over the corpus."""
 
     prompts: Annotated[tuple[Prompt, ...], ONE_OR_MORE] = (DEFAULT_PROMPT,)
     """The untrained backbone is asked at its last token behind each of them; the answers are averaged."""

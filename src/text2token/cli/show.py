@@ -20,14 +20,14 @@ from rich.text import Text
 from tqdm import tqdm
 
 from text2token.errors import printable
+from text2token.evaluation.alignment import Alignment
 from text2token.evaluation.comparison import Evaluation
 from text2token.evaluation.label_free import TASK
-from text2token.lens.key_tokens import KeyToken
-from text2token.lens.metrics import Alignment
 from text2token.lens.open import ReadableModel, SaidWord
 from text2token.lens.pair import Contributions
 from text2token.progress import Progress as Advance
 from text2token.search.explain import Reason, excerpt
+from text2token.tokens.words import KeyToken
 
 if TYPE_CHECKING:  # they stand on extras, and take seconds to import
     from text2token.evaluation.models import ModelReport

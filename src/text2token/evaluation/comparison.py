@@ -15,12 +15,9 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from text2token.evaluation.change import Change, change_of
 from text2token.evaluation.history import DOCUMENTS
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.files import atomic_file
-from text2token.lens.key_tokens import KeyToken, key_tokens
-from text2token.lens.reader import WordSplitter
 from text2token.model.backbone import embed, embed_at_two_depths, token_lengths, tokenizer_of, without_last_layers
 from text2token.model.encoder import model_fingerprint
 from text2token.model.head import CENTRE_TEXTS, LanguageModelHead
@@ -28,7 +25,7 @@ from text2token.model.whitening import ENOUGH_TEXTS, Whitening, fit_postprocessi
 from text2token.progress import Reporter
 from text2token.recipe import Postprocessing
 from text2token.steps import digest
-from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.tokens.words import KeyToken, WordSplitter
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
 FEWEST_DOCUMENTS = 20  # held-out ones that are asked for whatever it costs: fewer say nothing
@@ -36,7 +33,7 @@ FEWEST_DOCUMENTS = 20  # held-out ones that are asked for whatever it costs: few
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Label-free scores on held-out documents, the key tokens of a few of their passages, and what training changed."""
+    """Label-free scores on held-out documents, and the key tokens of a few of their passages."""
 
     untrained: RetrievalScores
     trained: RetrievalScores
@@ -44,7 +41,6 @@ class Evaluation:
     texts: list[str]
     key_tokens_untrained: list[Sequence[KeyToken]]
     key_tokens_trained: list[Sequence[KeyToken]]
-    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -174,16 +170,9 @@ def compare(
     untrained: Embedded,
     trained: Embedded,
     head: LanguageModelHead,
-    vocabulary: TargetVocabulary,
     splitter: WordSplitter,
-    max_tokens: int,
-    loss_centre: Tensor,
 ) -> Evaluation | None:
-    """Return the scores before and after, beside TF-IDF fitted on `passages`; None when no document is held out.
-
-    `max_tokens` is how much of a text the model sees; `loss_centre`, shape (dimension,), what training takes from
-    embeddings.
-    """
+    """Return the scores before and after, beside TF-IDF fitted on `passages`; None when no document is held out."""
     if not texts.queries:
         return None
 
@@ -191,7 +180,7 @@ def compare(
         return dense_scores(embedded.whitening(embedded.queries), embedded.whitening(embedded.passages))
 
     def says(embedded: Embedded) -> list[Sequence[KeyToken]]:
-        return key_tokens(embedded.shown, head, vocabulary, embedded.head_centre)
+        return splitter.words.key_tokens(head(embedded.shown - embedded.head_centre))
 
     fitted_on = passages.select(range(min(len(passages), TFIDF_SAMPLE)))
     return Evaluation(
@@ -201,13 +190,4 @@ def compare(
         texts=texts.passages[:SHOWN_TEXTS],
         key_tokens_untrained=says(untrained),
         key_tokens_trained=says(trained),
-        change=change_of(
-            untrained.head_sample,
-            trained.head_sample,
-            loss_centre,
-            texts.sample[:CENTRE_TEXTS],
-            head,
-            splitter,
-            max_tokens,
-        ),
     )

@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from text2token.errors import CorpusError
+from text2token.evaluation.alignment import alignment_of_scores
 from text2token.evaluation.label_free import dense_scores, geometry
 from text2token.files import atomic_file
-from text2token.lens.metrics import alignment_of_scores
-from text2token.lens.reader import WordSplitter
 from text2token.model.backbone import embed, room_for_text, tokenizer_of
 from text2token.model.head import LanguageModelHead
+from text2token.tokens.words import WordSplitter
 
 DOCUMENTS = 50  # a hundred short texts cost a look two to three seconds on two CPU cores
 
@@ -32,7 +31,7 @@ class Moment:
     """The embedder after `step` steps. Rates and MRR@10 in percent; geometry as in `label_free.Geometry`.
 
     `hit_at_1`, `precision_at_10`: is the word said most in the text; how many of the first ten are. `gar`: how many of the
-    words of all texts their own embeddings say (`lens.metrics`). None where no text holds a word that could be said.
+    words of all texts their own embeddings say (`evaluation.alignment`). None where no text holds a word that could be said.
     """
 
     step: int
@@ -79,25 +78,14 @@ class Watch:
         said: tuple[float | None, float | None, float | None] = (None, None, None)
         room = room_for_text(tokenizer_of(embedder))
         try:
-            lexicon, scores = word_scores(passages, self.head, self.splitter)
-            found = alignment_of_scores(scores, lexicon, self.splitter.words_in(self.passages, room))
+            with torch.inference_mode():
+                scores = self.splitter.words.probabilities(self.head(passages))
+            found = alignment_of_scores(scores, self.splitter.words.lexicon, self.splitter.words_in(self.passages, room))
             said = (found.hit_at_1, found.precision_at_10, found.gar)
         except CorpusError:
             pass
         shape = geometry(queries, passages)
         return Moment(step, *said, dense_scores(queries, passages).mrr_at_10, **asdict(shape))
-
-
-def word_scores(embeddings: Tensor, head: LanguageModelHead, splitter: WordSplitter) -> tuple[list[str], Tensor]:
-    """Return the words that a token can be, and for each the largest logit of its spellings, shape (texts, words)."""
-    lexicon = sorted({word for word in splitter.word_of if word})
-    number = {word: index for index, word in enumerate(lexicon)}
-    tokens = [token for token, word in enumerate(splitter.word_of) if word]
-    words = torch.tensor([number[splitter.word_of[token]] for token in tokens])
-    with torch.inference_mode():
-        logits = head(embeddings).cpu()[:, tokens]
-        scores = torch.full((len(logits), len(lexicon)), -torch.inf)
-        return lexicon, scores.scatter_reduce(1, words.expand(len(logits), -1), logits, "amax")
 
 
 class Diary(TrainerCallback):

@@ -20,11 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from text2token.errors import CorpusError
-from text2token.lens.reader import ReaderCard, TokenReader, WordSplitter
+from text2token.lens.reader import ReaderCard, TokenReader
 from text2token.model.backbone import NO_LIMIT
 from text2token.model.head import LanguageModelHead
 from text2token.recipe import VocabularySettings
 from text2token.tokens.vocabulary import NOT_A_TARGET, tokenizer_fingerprint
+from text2token.tokens.words import Words, WordSplitter
 
 MIN_TEXTS = 3  # with a word in them, for the word to be read
 MAX_WORDS = 10_000  # the most frequent ones: a matrix of texts × words is held in memory
@@ -77,14 +78,14 @@ def learn_from_head(
     """Return a reader that says what `head` would: `states`, shape (texts, head's dimension), are what the head can read.
 
     `embeddings`, shape (texts, dimension), are the finished ones of the same texts. The states are read from their mean, so
-    a bias of the head, the prior of all texts, plays no part; nor does a soft cap, which changes no order. Words are the
-    mean of their spellings' rows. Any word of the vocabulary can be said, whether the texts hold it or not.
+    a bias of the head, the prior of all texts, plays no part; nor does a soft cap, which changes no order. Any word of the
+    vocabulary can be said, whether the texts hold it or not.
     """
     vocabulary = vocabulary or VocabularySettings()
-    lexicon, rows = head_directions(head, WordSplitter(tokenizer, vocabulary))
+    words = WordSplitter(tokenizer, vocabulary).words
     mean, to_state = _regressed(embeddings, states.double().numpy())
     card = ReaderCard("head", source, len(embeddings), max_tokens, vocabulary, tokenizer_fingerprint(tokenizer))
-    return TokenReader(card, lexicon, rows @ to_state, mean, probe.float(), tokenizer)
+    return TokenReader(card, words.lexicon, head_directions(head, words) @ to_state, mean, probe.float(), tokenizer)
 
 
 def joined(words: TokenReader, head: TokenReader, embeddings: Tensor) -> TokenReader:
@@ -100,15 +101,17 @@ def joined(words: TokenReader, head: TokenReader, embeddings: Tensor) -> TokenRe
     return replace(words, card=card, lexicon=head.lexicon, directions=directions)
 
 
-def head_directions(head: LanguageModelHead, splitter: WordSplitter) -> tuple[tuple[str, ...], Tensor]:
-    """Return the words that `head` can say, and their directions among its states, shape (words, head's dimension)."""
-    rows_of = {
-        word: [row for row in splitter.vocabulary.representatives[token_id].tolist() if row != NOT_A_TARGET]
-        for token_id, word in enumerate(splitter.word_of)
-        if word
-    }
-    rows = torch.stack([head.weight[ids].mean(0) for ids in rows_of.values()]).cpu() * head.scale
-    return tuple(rows_of), rows - rows.mean(0)  # what all rows share changes no probability
+def head_directions(head: LanguageModelHead, words: Words) -> Tensor:
+    """Return the directions of `words` among the states that `head` reads, shape (words, head's dimension).
+
+    A probability is no linear function of a state, so a word's direction is the mean row of the tokens that stand for it.
+    """
+    first, second = torch.from_numpy(words.forms).long().T
+    rows = head.weight[first].cpu()
+    two = second != NOT_A_TARGET
+    rows[two] = (rows[two] + head.weight[second[two]].cpu()) / 2
+    rows *= head.scale
+    return rows - rows.mean(0)  # what all rows share changes no probability
 
 
 def _regressed(embeddings: Tensor, targets: NDArray[np.float64]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """A model by name, with what reads it: found beside the model, found in the user's cache directory, or learnt now.
 
-A model of ours brings its reader along. For any other one is learnt from a corpus, and kept under the model's fingerprint,
+A model that was trained here has its reader. For any other one is learnt from a corpus, and kept under its fingerprint,
 so that the next call needs neither the corpus nor the minutes. Learning goes on where it was interrupted: vectors are kept
 in shards until the reader is there.
 """
@@ -25,9 +25,9 @@ from text2token.corpus.normalisation import read_as_text
 from text2token.corpus.prepare import Corpus
 from text2token.corpus.published import published_model
 from text2token.errors import CorpusError, ModelError, UsageError, reason
+from text2token.evaluation.alignment import Alignment, alignment_of_scores
 from text2token.export.vectors import embed_corpus, read_vectors
 from text2token.lens.fit import joined, learn_from_head, learn_from_words
-from text2token.lens.metrics import Alignment, alignment
 from text2token.lens.pair import Contributions
 from text2token.lens.reader import CARD, FOLDER, PROBE, TokenReader, as_fast_tokenizer, open_reader, save_reader
 from text2token.model.backbone import (
@@ -105,7 +105,7 @@ class ReadableModel:
             raise CorpusError("no document of this corpus is long enough to be held out and read")
         with (reporter or Silent()).progress("Embedding held-out texts", len(texts), "texts") as progress:
             embeddings = self.encoder(texts, progress)
-        return alignment(self.reader, texts, embeddings)
+        return alignment_of_scores(self.reader.scores(embeddings), self.reader.lexicon, self.reader.words_in(texts))
 
 
 def open_readable(

@@ -13,7 +13,7 @@ model gave for three fixed texts, and `check` asks again. How directions are lea
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,20 +29,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text2token.errors import ModelError, reason
 from text2token.files import atomic_folder
-from text2token.lens.key_tokens import KeyToken
 from text2token.lens.pair import Contributions, taken_apart
 from text2token.model.encoder import TextEncoder
 from text2token.recipe import VocabularySettings
 from text2token.steps import read_card
-from text2token.tokens.vocabulary import (
-    NOT_A_TARGET,
-    TargetVocabulary,
-    bare_tokenizer,
-    is_of_a_word,
-    is_unspaced,
-    token_forms,
-    tokenise,
-)
+from text2token.tokens.vocabulary import bare_tokenizer
+from text2token.tokens.words import KeyToken, WordSplitter
 
 FOLDER = "lens"
 CARD, TENSORS, TOKENIZER = "reader.json", "reader.safetensors", "tokenizer.json"
@@ -159,45 +151,11 @@ class TokenReader:
             )
 
     @cached_property
-    def _splitter(self) -> "WordSplitter":
+    def _splitter(self) -> WordSplitter:
         return WordSplitter(self.tokenizer, self.card.vocabulary)
 
 
 AGAIN = "Learn it anew: text2token lens fit MODEL --corpus FILE"
-
-
-class WordSplitter:
-    """Texts to the words that a reader may know: target tokens that are whole words, by their merged spellings.
-
-    Pieces ("bu" of "bubblewrap", "ings" of "bindings") say nothing to a reader, so a token counts only where a word begins
-    and ends with it; in scripts that set no spaces between words every target token is one.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: VocabularySettings | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.vocabulary = TargetVocabulary.from_tokenizer(tokenizer, settings)
-        words = self.vocabulary.words
-        forms, _ = token_forms(tokenizer)
-        self.word_of = [
-            word if word in self.vocabulary.whole_words and first != NOT_A_TARGET else ""
-            for word, first in zip(words, self.vocabulary.representatives[:, 0].tolist(), strict=True)
-        ]
-        self._unspaced = [is_unspaced(word) for word in words]
-        # a fragment of a character has no text; it is part of a word
-        self._goes_on = [not form.starts_word and (is_of_a_word(form.text[:1]) or not form.text) for form in forms]
-        self._is_open = [is_of_a_word(form.text[-1:]) or not (form.text or form.starts_word) for form in forms]
-
-    def words_in(self, texts: Sequence[str], max_tokens: int) -> list[frozenset[str]]:
-        """Return the words in the first `max_tokens` tokens of each text."""
-        return [frozenset(self._words(ids[:max_tokens])) for ids in tokenise(self.tokenizer, texts)]
-
-    def _words(self, ids: Sequence[int]) -> Iterator[str]:
-        for place, token_id in enumerate(ids):
-            if word := self.word_of[token_id]:
-                begins = not self._goes_on[token_id] or not place or not self._is_open[ids[place - 1]]
-                ends = place + 1 == len(ids) or not self._goes_on[ids[place + 1]]
-                if self._unspaced[token_id] or (begins and ends):
-                    yield word
 
 
 def save_reader(reader: TokenReader, folder: Path) -> None:

@@ -1,11 +1,11 @@
 """Corpus-derived targets: what stands next to a text says what it is about, at no language model's cost.
 
-    q(v | x) = mean of the data-driven targets of x's companions
+    q(v | x) = mean of the data-driven targets of x's neighbours
 
-Companions are the next passage of the same document (for the last one, the one before; after LLARA, Li et al. 2024) and the
+Neighbours are the next passage of the same document (for the last one, the one before; after LLARA, Li et al. 2024) and the
 nearest neighbours in the corpus: by the words of their data-driven targets, as vectors of the language-model head
-(`head.word_table`), whitened and cut to their leading dimensions. Neighbours are found exactly, by comparing a text with up
-to `INDEXED_TEXTS`: of a larger corpus an even sample stands for all, so that memory hardly grows.
+(`head.word_table`), whitened and cut to their leading dimensions. They are found exactly, by comparing a text with up to
+`INDEXED_TEXTS`: of a larger corpus an even sample stands for all, so that memory hardly grows.
 """
 
 from collections.abc import Iterator
@@ -39,10 +39,10 @@ SAME = 1e-6  # two targets that differ by less are one
 
 
 class CorpusDerivedTargets:
-    """Builds corpus-derived targets: `fit` reads the corpus, `transform` finds each text's companions in it.
+    """Builds corpus-derived targets: `fit` reads the corpus, `transform` finds each text's neighbours in it.
 
-    Which passage follows which is known from the column `document`; texts without it have neighbours only. A text without
-    companions, or whose companions have nothing to add, has its own data-driven target.
+    Which passage follows which is known from the column `document`; texts without it have nearest ones only. A text without
+    neighbours, or whose neighbours have nothing to add, has its own data-driven target.
     """
 
     name = "corpus_derived"
@@ -64,7 +64,7 @@ class CorpusDerivedTargets:
             indexed = passages.select(evenly(len(passages), INDEXED_TEXTS))
             self.indexed_ = csr_array(vstack([*map(self.data_driven.rows, text_batches(indexed, TEXTS_PER_BATCH))]))
             sample = self._vectors(self.indexed_[evenly(len(indexed), WHITENED_ON)])
-            # of few texts every direction looks alike, and whitened they would all be equally far from each other
+            # of few texts every direction has the same variance, and whitened they would all be equally far from each other
             kind: Postprocessing = "whitened" if len(sample) > sample.shape[1] else "centred"
             self.whitening_ = fit_postprocessing(sample, kind, "full")
             # by the distance of unit vectors, which scikit-learn searches ten times as fast as by their cosine

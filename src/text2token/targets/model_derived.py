@@ -1,4 +1,4 @@
-"""Model-derived targets, our form: what the language model would say of a text in one word, less what it always says.
+"""Model-derived targets: what the language model would say of a text in one word, less what it always says.
 
     s(v | x) = log p(v | prompt(x)) - alpha · mean over x' of log p(v | prompt(x'))
     q(v | x) = softmax over the k largest of s(v | x) / temperature
@@ -13,7 +13,7 @@ same head.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ from text2token.targets.base import HERE, Materials, Passages, as_dataset, chose
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.data_driven import build as build_data_driven
 from text2token.targets.sparse import interpolated, record_batch
-from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
+from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.tokens.words import Words
 
 TEXTS_PER_BATCH = 512  # enough to find neighbours of equal length
 ROWS_OF_LOGITS = 64  # 64 × 49,152 probabilities are 12 MB
@@ -62,12 +63,12 @@ class ModelDerivedTargets:
         self.teacher = SentenceTransformer(modules=list(teacher)[:2])  # nothing after the pooling: the head reads from there
         self.head = head
         self.vocabulary = vocabulary
-        self.words = _Words.of(vocabulary)
+        self.words = Words.of(vocabulary)
         tokenizer = tokenizer_of(teacher)
         room = room_for_text(tokenizer)
         self.data_driven = data_driven or DataDrivenTargets(tokenizer, vocabulary, max_tokens=room)
         self.fitted_on = 0
-        self.prior_: Tensor = torch.zeros(len(self.words.forms))
+        self.prior_: Tensor = torch.zeros(len(self.words.lexicon))
 
     def fit(self, passages: Passages, engine: Engine = HERE) -> "ModelDerivedTargets":
         """Learn the prior from texts spread evenly over `passages` (and document frequencies from all), return self.
@@ -79,7 +80,7 @@ class ModelDerivedTargets:
         texts = as_dataset(passages)
         sample = evenly(len(texts), self.settings.prior_texts)
         self.fitted_on = len(sample)
-        total = torch.zeros(len(self.words.forms), dtype=torch.float64)
+        total = torch.zeros(len(self.words.lexicon), dtype=torch.float64)
         for batch in text_batches(texts.select(sample), TEXTS_PER_BATCH):
             for log_probabilities in self._log_probabilities(batch):
                 total += log_probabilities.double().sum(0)
@@ -124,42 +125,7 @@ class ModelDerivedTargets:
         self.head.to(self.teacher.device)
         with torch.inference_mode():
             for rows in zip(*(torch.split(part, ROWS_OF_LOGITS) for part in embeddings), strict=True):
-                logits = (self.head(part)[:, : self.vocabulary.size].cpu() for part in rows)
-                yield torch.stack([self.words.log_probabilities(part) for part in logits]).mean(0)
-
-
-@dataclass(frozen=True)
-class _Words:
-    """The words of a target vocabulary: `forms`, shape (words, 2), the token ids that stand for each in targets.
-
-    `tokens` are all ids that spell some word, those of one word in a row; word i begins at `starts[i]`.
-    """
-
-    forms: NDArray[np.int32]
-    tokens: Tensor
-    starts: NDArray[np.int64]
-    vocabulary_size: int
-
-    @classmethod
-    def of(cls, vocabulary: TargetVocabulary) -> "_Words":
-        first = vocabulary.representatives[:, 0]
-        tokens = np.flatnonzero(first != NOT_A_TARGET)
-        tokens = tokens[np.argsort(first[tokens], kind="stable")]
-        heads, starts = np.unique(first[tokens], return_index=True)
-        return cls(vocabulary.representatives[heads], torch.from_numpy(tokens), starts, vocabulary.size)
-
-    def log_probabilities(self, logits: Tensor) -> Tensor:
-        """Return log p of each word, shape (rows, words), from the logits of all tokens."""
-        probabilities = logits.float().softmax(-1)[:, self.tokens].numpy()
-        return torch.from_numpy(np.add.reduceat(probabilities, self.starts, axis=1)).clamp(min=1e-30).log()
-
-    def as_tokens(self, words: NDArray[np.int64], weights: NDArray[np.float64]) -> csr_array:
-        """Return weights of words, both of shape (texts, k), as weights of the tokens that stand for them."""
-        forms = self.forms[words]  # (texts, k, 2)
-        named = forms != NOT_A_TARGET
-        shares = np.where(named, weights[..., None] / named.sum(-1, keepdims=True), 0)
-        text = np.broadcast_to(np.arange(len(words))[:, None, None], forms.shape)
-        return csr_array((shares[named], (text[named], forms[named])), shape=(len(words), self.vocabulary_size))
+                yield torch.stack([self.words.log_probabilities(self.head(part).cpu()) for part in rows]).mean(0)
 
 
 def build(materials: Materials) -> ModelDerivedTargets:

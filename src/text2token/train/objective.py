@@ -1,7 +1,4 @@
-"""The objective: the embedding, decoded through the head, must predict the target distribution.
-
-The KL objective is the paper's; sparse targets and centring before the head are ours.
-"""
+"""The objective: the embedding, decoded through the head, must predict the target distribution."""
 
 import torch
 from jaxtyping import Float, Int
@@ -32,28 +29,27 @@ def sparse_kl(
     return divergence
 
 
-def own_among_others(
+def in_batch_info_nce(
     embeddings: Float[Tensor, "batch dimension"],
     groups: Int[Tensor, " batch"],
     temperature: float,
     texts: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, " matched"]:
-    """InfoNCE in nats (van den Oord et al. 2018): each embedding must tell those of its own group from the rest.
+    """InfoNCE in nats over the negatives of a batch (van den Oord et al. 2018), one figure for each row with a positive.
 
-        -log ( sum over others of its group exp(cos / temperature)  /  sum over all others exp(cos / temperature) )
+        -log ( sum over positives of exp(cos / temperature)  /  sum over positives and negatives of exp(cos / temperature) )
 
-    Embeddings that are alone in their group are only what the rest is told from; the result has one figure for each of
-    the others. `texts` has the same number for the same text: what reads the same in another group (a mail's footer, a
-    licence) is not among what a text is told from.
+    Positives are the other rows of the same group, negatives the rows of other groups. `texts` has the same number for the
+    same text: what reads the same in another group (a mail's footer, a licence) is no negative.
     """
     directions = nn.functional.normalize(embeddings.float())
     itself = torch.eye(len(groups), dtype=torch.bool, device=groups.device)
-    own = (groups[:, None] == groups[None]) & ~itself
-    matched = own.any(1)
-    left_out = itself if texts is None else itself | ((texts[:, None] == texts[None]) & ~own)
-    likeness = (directions @ directions.T / temperature).masked_fill(left_out, -torch.inf)[matched]
-    missed: Tensor = likeness.logsumexp(1) - likeness.masked_fill(~own[matched], -torch.inf).logsumexp(1)
-    return missed
+    positive = (groups[:, None] == groups[None]) & ~itself
+    matched = positive.any(1)
+    left_out = itself if texts is None else itself | ((texts[:, None] == texts[None]) & ~positive)
+    similarities = (directions @ directions.T / temperature).masked_fill(left_out, -torch.inf)[matched]
+    loss: Tensor = similarities.logsumexp(1) - similarities.masked_fill(~positive[matched], -torch.inf).logsumexp(1)
+    return loss
 
 
 class TokenTargetLoss(nn.Module):
@@ -63,10 +59,9 @@ class TokenTargetLoss(nn.Module):
 
     With `contrast` a second loss has that share of the whole:
 
-        (1 - contrast) · KL  +  contrast · own_among_others(h - centre)
+        (1 - contrast) · KL  +  contrast · InfoNCE(h - centre)
 
-    A text's own are the passages of the same document in the batch. A batch in which no text has its own is left to the KL
-    alone.
+    Positives are the other passages of the same document in the batch. Where no text has any, the KL is the whole loss.
 
     `h` is taken before any normalisation to unit length, after which the softmax would be nearly flat. `centre` has
     shape (dimension,); it takes the prior of function words out of the logits. At most
@@ -95,8 +90,8 @@ class TokenTargetLoss(nn.Module):
     def forward(self, sentence_features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch; `labels` holds `token_ids`, `weights` and `rows` as the collator made them.
 
-        The texts of the batch may come in several passes. Without `documents` among the labels no two belong together,
-        without `texts` (the same number for the same text) no two read the same.
+        The texts of the batch may come in several passes. Without `documents` among the labels there are no positives,
+        without `texts` (the same number for the same text) all other rows are negatives.
         """
         embeddings = torch.cat([self.model(features)["sentence_embedding"] for features in sentence_features])
         divergences = self.divergences(embeddings, labels["token_ids"], labels["weights"])
@@ -106,15 +101,13 @@ class TokenTargetLoss(nn.Module):
                 f"the loss is not a number for rows {rows[:8]} of the targets. "
                 "Lower the learning rate, or look at these texts"
             )
-        missed = self._missed(embeddings, labels) if self.contrast else embeddings.new_empty(0)
-        if not len(missed):
+        if not self.contrast:
             return divergences.mean()
-        return (1 - self.contrast) * divergences.mean() + self.contrast * missed.mean()
-
-    def _missed(self, embeddings: Tensor, labels: dict[str, Tensor]) -> Tensor:
-        """Return the contrastive loss of each text that has its own in the batch."""
         groups = labels.get("documents", labels["rows"])
-        return own_among_others(embeddings.float() - self.centre, groups, CONTRAST_TEMPERATURE, labels.get("texts"))
+        contrasts = in_batch_info_nce(embeddings.float() - self.centre, groups, CONTRAST_TEMPERATURE, labels.get("texts"))
+        if not len(contrasts):
+            return divergences.mean()
+        return (1 - self.contrast) * divergences.mean() + self.contrast * contrasts.mean()
 
     def divergences(self, embeddings: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
         """Return the KL of each row, shape (batch,)."""

@@ -45,7 +45,7 @@ from text2token.export.folder import check_output, export_embedder
 from text2token.files import alone_in, atomic_file, check_ours, claim, forget, is_ours, scratch_folder
 from text2token.lens.fit import joined, learn_from_head, learn_from_words
 from text2token.lens.reader import FOLDER as READER_FOLDER
-from text2token.lens.reader import PROBE, TokenReader, WordSplitter, save_reader
+from text2token.lens.reader import PROBE, TokenReader, save_reader
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import (
     cut_last_layers,
@@ -65,6 +65,7 @@ from text2token.targets.base import HERE, Materials
 from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.targets.store import TargetCard, documents_of, open_targets, read_card
 from text2token.tokens.vocabulary import TargetVocabulary
+from text2token.tokens.words import WordSplitter
 from text2token.train.checkpoints import load_trainable, trainable_weights
 from text2token.train.objective import TokenTargetLoss
 from text2token.train.processes import Processes, together
@@ -261,9 +262,7 @@ def _run_alone(
             return _result_in(work)
         trained = texts.embedded(embedder, *shape, "Embedding, trained", reporter, work.embedded / "trained.safetensors")
         phases.ended("embedding, trained")
-        room = room_for_text(tokenizer_of(embedder))
-        loss_centre = untrained.head_centre * (recipe.stages[-1].centre != "none")
-        evaluation = compare(texts, corpus.passages, untrained, trained, head, vocabulary, splitter, room, loss_centre)
+        evaluation = compare(texts, corpus.passages, untrained, trained, head, splitter)
 
         result = RunResult(str(model_folder), asdict(corpus.summary), cards, results, evaluation)
         readme = model_card(recipe.to_toml(), asdict(result))

@@ -179,7 +179,7 @@ class StageTrainer(SentenceTransformerTrainer):
     """The stock trainer, but a checkpoint holds only what training changes: a model's copy a minute would fill disks."""
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """Add none: it would embed examples for a card that is never written; `model_card` makes ours."""
+        """Add none: it would embed examples for a card that is never written; `export.card` makes one."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

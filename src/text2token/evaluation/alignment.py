@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from text2token.errors import CorpusError
-from text2token.lens.reader import TokenReader
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,11 @@ class Alignment:
     gar: float
 
 
-def alignment(reader: TokenReader, texts: Sequence[str], embeddings: Tensor) -> Alignment:
-    """Return how well `embeddings`, shape (texts, dimension), say the words of `texts` when read by `reader`.
-
-    The texts must not be those that the reader was learnt on. Raises `CorpusError` when none of them has a word to say.
-    """
-    return alignment_of_scores(reader.scores(embeddings), reader.lexicon, reader.words_in(texts))
-
-
 def alignment_of_scores(scores: Tensor, lexicon: Sequence[str], words_of: Sequence[frozenset[str]]) -> Alignment:
-    """Return the same of any scores, shape (texts, words of `lexicon`), against the words of each text."""
+    """Return how well scores, shape (texts, words of `lexicon`), say the words of each text.
+
+    The texts must not be those that a reader was learnt on. Raises `CorpusError` when none of them has a word to say.
+    """
     rows = [row for row, words in enumerate(words_of) if words]
     if not rows:
         raise CorpusError("none of the texts holds a word that a token of this vocabulary could say")
