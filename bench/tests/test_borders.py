@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,12 @@ def test_nothing_public_is_taken_from_inside_and_nothing_that_is_not_used() -> N
 def test_an_experiment_names_what_there_is(path: Path) -> None:
     for module, name in taken(path):
         assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
+
+
+def test_the_product_cites_no_log() -> None:
+    source = Path(str(text2token.__file__)).parent
+    for path in (path for path in source.rglob("*") if path.suffix in (".py", ".toml", ".jinja")):
+        assert not re.search(r"LOG\.md|ablations", path.read_text(encoding="utf-8")), path
 
 
 def test_every_ablation_is_of_settings_that_there_are() -> None:
