@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from text2token.serve.limits import Limits
 from text2token.serve.metrics import Metrics
-from text2token.serve.refusal import Refused
+from text2token.serve.schema import Refused
 
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

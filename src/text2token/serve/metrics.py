@@ -9,9 +9,9 @@ SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60]
 
 
 class Metrics:
-    """The counters of one server; `waiting` says how many texts are in its queue."""
+    """The counters of one server."""
 
-    def __init__(self, waiting: Callable[[], float]) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         own = self._registry
         self._requests = Counter("text2token_requests", "Requests answered.", ["path", "status"], registry=own)
@@ -19,7 +19,11 @@ class Metrics:
         self._texts = Histogram("text2token_batch_texts", "Texts in a batch.", buckets=POWERS_OF_TWO, registry=own)
         self._batch_seconds = Histogram("text2token_batch_seconds", "Time to embed a batch.", buckets=SECONDS, registry=own)
         self._tokens = Counter("text2token_tokens", "Tokens embedded.", registry=own)
-        Gauge("text2token_queue_texts", "Texts that wait to be embedded.", registry=own).set_function(waiting)
+        self._waiting = Gauge("text2token_queue_texts", "Texts that wait to be embedded.", registry=own)
+
+    def watch(self, waiting: Callable[[], float]) -> None:
+        """Ask `waiting` how many texts are in the queue whenever the page is read."""
+        self._waiting.set_function(waiting)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count an answered request."""
