@@ -8,6 +8,7 @@ from pathlib import Path
 
 import llm2vec_reference
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -30,7 +31,7 @@ from text2token_bench.peers.embed_filter import middle_directions
 from text2token_bench.peers.llm2vec import MaskedNextTokenLoss
 from text2token_bench.peers.neighbours import neighbouring_pairs
 from text2token_bench.peers.peer import Peer, Settings, Workshop
-from text2token_bench.peers.token_targets import STAGE2_BESIDE, build
+from text2token_bench.peers.token_targets import SHUFFLED, STAGE2_BESIDE, build
 from text2token_bench.peers.whitened_cse import whitened_in_groups
 
 REFERENCE = json.loads(llm2vec_reference.REFERENCE.read_text(encoding="utf-8"))
@@ -252,3 +253,16 @@ def test_model2vec_distils_the_real_backbone(real_backbone: str, tmp_path: Path)
     assert isinstance(encoder, TextEncoder)
     one, two, three = torch.nn.functional.normalize(encoder(["a cat sat", "the cat sits", "stock markets fell"]))
     assert one @ two > one @ three
+
+
+def test_the_control_trains_on_each_other_s_targets(workshop: Workshop, tmp_path: Path) -> None:
+    stores = []
+    for shuffled in ({}, {SHUFFLED: True}):
+        own = replace(workshop, folder=tmp_path / str(len(shuffled)), max_tokens=500)
+        build(own, {"stage1.targets": "data_driven", "stage1.contrast": 0.0, **shuffled}, "")
+        (file,) = (own.folder / "run" / "targets" / "stage1").glob("*.parquet")
+        stores.append(pq.read_table(file).to_pydict())
+    right, others = stores
+    assert others["text"] == right["text"]
+    assert others["token_ids"] != right["token_ids"]
+    assert sorted(others["token_ids"]) == sorted(right["token_ids"])
