@@ -104,7 +104,7 @@ def _type(hint: Any) -> str:
 
 def _default(field: "dataclasses.Field[Any]") -> str:
     if field.default is dataclasses.MISSING:
-        return "must be given"
+        return "must be given" if field.default_factory is dataclasses.MISSING else "by the machine"
     if field.default in (None, ()):
         return "none"
     if isinstance(field.default, tuple):

@@ -127,7 +127,7 @@ def test_quickstart_leaves_what_it_promises_and_is_honest(real_backbone: str, tm
     settings = ["--set", "stage1.max_tokens=1500", "--set", "corpus.held_out=12", "--set", "backbone.max_length=48"]
     result = call("quickstart", "--folder", tmp_path / "run", *settings, env=environment)
     assert result.returncode == 0, result.stderr
-    for name in ("untrained backbone", "trained", "TF-IDF", "Key tokens of held-out texts"):
+    for name in ("untrained backbone", "trained", "TF-IDF", "Decoded tokens"):
         assert name in result.stdout
     assert re.search(r"MRR@10 rose by [\d.]+ points|There was no gain", result.stderr)
     assert re.search(r"text2token search \S+ python:stdlib", result.stderr)

@@ -180,7 +180,7 @@ def test_on_eighty_columns_no_head_and_no_figure_is_cut(
     for head in ("95 % interval", "Recall@10", "uniformity", "anisotropy", "Mean(TaskType)", "Hit@10", "GAR"):
         assert head in out
     assert out.count("71.25") == (3 + 1 + 2) * models
-    assert "Find a document's other half, among 2,000 held-out documents" in " ".join(out.split())
+    assert "Retrieval among 2,000 held-out documents: the query is a title or first half" in " ".join(out.split())
 
 
 def test_json_holds_every_text_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:

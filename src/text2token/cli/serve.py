@@ -25,7 +25,7 @@ def serve(
         list[str] | None, typer.Option(help="Another name that clients may call the model by. Repeatable.")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any limit of docs/serve.md, such as seconds=30. Repeatable.")
+        list[str] | None, typer.Option("--set", help="Any limit of docs/settings.md, such as seconds=30. Repeatable.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:

@@ -41,7 +41,7 @@ Model = TypeVar("Model")
 
 
 class Pace:
-    """How fast work goes now: a run that goes on finds much done at once, which says nothing about what is left."""
+    """How fast work goes now: a resumed run finds much done at once, which says nothing about what is left."""
 
     def __init__(self, now: float) -> None:
         self._marks = deque([(now, 0)])
@@ -158,7 +158,7 @@ def _logged_progress(description: str, total: int | None, unit: str) -> Iterator
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
-    """Print the before/after table and the key tokens to stdout."""
+    """Print the before/after table and the decoded tokens to stdout."""
     console = _Console()
     table = Table(title=TASK.format(evaluation.trained.queries))
     table.add_column("")
@@ -173,7 +173,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
         figures = (scores.mrr_at_10, scores.ndcg_at_10, scores.recall_at_10)
         table.add_row(name, *(f"{figure:.1f}" for figure in figures), style=style)
     console.print(table)
-    tokens = Table(title="Key tokens of held-out texts", show_lines=True)
+    tokens = Table(title="Decoded tokens: the words that embeddings of held-out texts say", show_lines=True)
     for name in ("text", "untrained", "trained"):
         tokens.add_column(name, ratio=2 if name == "text" else 1)
     for text, before, after in zip(
@@ -184,7 +184,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
 
 
 def show_reports(reports: "Sequence[ModelReport]") -> None:
-    """Print scores on labelled tasks, and those on one's own text, to stdout."""
+    """Print scores on labelled tasks and on held-out documents to stdout."""
     console = _Console()
     labelled = [(report.model, report.labelled) for report in reports if report.labelled]
     for some in _side_by_side(labelled, console.width):
@@ -214,7 +214,7 @@ def show_reports(reports: "Sequence[ModelReport]") -> None:
         console.print(table)
     shapes = [(report.model, report.geometry) for report in reports if report.geometry]
     if shapes:
-        table = _named_rows("How their vectors lie", ("alignment", "uniformity", "anisotropy"))
+        table = _named_rows("Geometry of the embeddings, at unit length", ("alignment", "uniformity", "anisotropy"))
         for name, shape in shapes:
             table.add_row(_short(name), *(f"{figure:.2f}" for figure in astuple(shape)))
         console.print(table)
@@ -295,7 +295,7 @@ def show_pair(a: str, b: str, pairs: Sequence[tuple[str, Contributions]]) -> Non
         console.print(table)
     explanation = (
         "A word's share is what both texts have along its reading direction, less what the mean of the corpus (common) and "
-        "the words before it account for. The shares add up to the texts' likeness within these directions, exactly; the "
+        "the words before it account for. The shares add up to the texts' similarity within these directions, exactly; the "
         "rest is of no word."
     )
     console.print(explanation, style="dim")
@@ -303,7 +303,7 @@ def show_pair(a: str, b: str, pairs: Sequence[tuple[str, Contributions]]) -> Non
 
 def show_alignment(rows: Sequence[tuple[str, Alignment]]) -> None:
     """Print how well the embeddings of held-out texts say the words of the texts, a row for each model, to stdout."""
-    table = Table(title=f"Words of {rows[0][1].texts} held-out texts, as their embeddings say them (percent)")
+    table = Table(title=f"Decoded tokens of {rows[0][1].texts} held-out texts beside the words in them (percent)")
     for name in ("", "Hit@1", "Hit@5", "Hit@10", "of the first 10 in the text", "LAR", "GAR"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     for name, found in rows:

@@ -17,7 +17,7 @@ from text2token.errors import CorpusError
 
 DEPTH = 10
 BOOTSTRAP_DRAWS = 1000
-TASK = "Find a document's other half, among {:,} held-out documents (percent)"  # a title's half is the body
+TASK = "Retrieval among {:,} held-out documents: the query is a title or first half, the rest is to be found (percent)"
 TFIDF_SAMPLE = 20_000  # passages of a corpus that TF-IDF learns its frequencies from
 
 

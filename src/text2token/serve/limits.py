@@ -13,28 +13,36 @@ from text2token.settings import checked
 class Limits:
     """Sizes of requests, of batches, of the queue before them.
 
-    What cannot be stopped once it has begun is bounded before: the texts of a request, their characters, the values to
-    filter by, the hits and the words.
-
-    A batch is what the model embeds at once, from as many requests as there are: it goes when it is full, or when its first
-    text has waited `batch_wait` seconds. `batch_tokens` is one pass of the model, by default what suits this machine.
-    `queue_texts` may wait in all, and `requests` be at work, more are turned away: the first is for slow models, the second
-    for fast ones, where the requests themselves are the work. A request has `seconds` for everything, its headers too.
+    What cannot be stopped once it has begun is bounded before: texts, characters, values to filter by, hits and words. A
+    batch is embedded at once, from as many requests as there are: when it is full, or its first text has waited.
     """
 
     body_bytes: PositiveInt = 4 << 20
+    """Bytes of a request."""
     texts: PositiveInt = 1024
+    """Texts of a request."""
     characters: PositiveInt = 100_000
+    """Characters of a text."""
     filters: PositiveInt = 100
+    """Values of a search's filters, of all fields together."""
     hits: PositiveInt = 100
+    """The largest `k` of a search."""
     words: PositiveInt = 64
+    """The largest `k` of the lens."""
     seconds: PositiveFloat = 60.0
+    """For a request, from its first byte; a connection that sends no whole headers is closed after it."""
     batch_texts: PositiveInt = 64
+    """Texts of a batch."""
     batch_tokens: PositiveInt = field(default_factory=tokens_per_pass)
+    """Tokens of a batch; by default what this machine embeds in one pass, which a GPU does with many more."""
     batch_wait: NonNegativeFloat = 0.003
+    """Seconds that an idle server waits for a batch to grow."""
     queue_texts: PositiveInt = 2048
+    """Texts that may wait to be embedded; more are turned away, as is what would wait longer than `seconds`."""
     requests: PositiveInt = 128
+    """Requests at work; more are turned away."""
     connections: PositiveInt = 1024
+    """Open connections, idle ones too."""
 
     def __post_init__(self) -> None:
         if self.queue_texts < self.texts:
