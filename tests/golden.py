@@ -25,7 +25,7 @@ from conftest import TEXTS, save_backbone, trained_byte_level
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from text2token import BackboneSettings, Recipe, read_documents, read_recipe, run
+from text2token import BackboneSettings, Recipe, read_recipe, train
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RECIPES = ("default", "paper")
@@ -67,7 +67,7 @@ def make(name: str, folder: Path) -> None:
     recipe = Recipe(BackboneSettings("backbone")) if name == "default" else read_recipe(name)
     recipe = replace(recipe, sources=("docs.txt",)).with_settings(["backbone.name=backbone", *SMALL, *SETTINGS[name]])
     with working_in(folder):
-        run(recipe, read_documents(recipe.sources), Path("model.run"), Path("model"))
+        train(recipe, output=Path("model"))
 
 
 def targets_of(folder: Path) -> dict[str, list[dict[int, float]]]:

@@ -17,7 +17,8 @@ from text2token.model.head import load_head
 from text2token.progress import Silent
 from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
 from text2token.tokens.words import WordSplitter
-from text2token.train.run import DIARY, run
+from text2token.training.folder import DIARY
+from text2token.training.run import train
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def recipe(tiny: BackboneSettings, text_file: Path) -> Recipe:
 
 
 def run_here(recipe: Recipe, folder: Path, **options: Any) -> list[dict[str, Any]]:
-    run(recipe, read_documents(recipe.sources), folder / "run", folder / "model", **options)
+    train(recipe, read_documents(recipe.sources), run_folder=folder / "run", output=folder / "model", **options)
     return read_diary(folder / "run" / "stages" / "stage1" / DIARY)
 
 
@@ -82,7 +83,7 @@ def test_an_interrupted_run_ends_with_the_same_diary(recipe: Recipe, tmp_path: P
     whole = run_here(recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run_here(recipe, tmp_path / "broken", reporter=Interrupting())
-    assert run_here(recipe, tmp_path / "broken", resume=True) == whole
+    assert run_here(recipe, tmp_path / "broken") == whole
 
 
 def test_a_look_says_what_the_embeddings_say(tiny: BackboneSettings) -> None:

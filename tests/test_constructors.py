@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +19,8 @@ from scipy.sparse import csr_array
 
 from text2token.engine import Engine
 from text2token.errors import UsageError
-from text2token.model.backbone import load_embedder, tokenizer_of
+from text2token.model.backbone import tokenizer_of
+from text2token.model.bundle import load_backbone
 from text2token.progress import Progress
 from text2token.recipe import (
     BackboneSettings,
@@ -32,27 +32,21 @@ from text2token.recipe import (
 )
 from text2token.targets import constructors, data_driven
 from text2token.targets import corpus_derived as corpus_derived_room
-from text2token.targets.base import HERE, Materials, Passages
+from text2token.targets.base import HERE, Passages
 from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.targets.corpus_derived import CorpusDerivedTargets
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.model_derived import ModelDerivedTargets
 from text2token.targets.sparse import distributions, interpolated, largest, record_batch
 from text2token.targets.store import SCHEMA, open_targets
-from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary
+from text2token.tokens.vocabulary import NOT_A_TARGET
 
 PROMPTS = ('"{text}" means "', "{text} In one word: ")
 
 
-def materials(backbone: BackboneSettings, **settings: Any) -> Materials:
-    embedder = load_embedder(backbone)
-    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
-    return Materials(backbone, embedder, vocabulary, TargetSettings(**settings))
-
-
 def model_derived(backbone: BackboneSettings, **settings: Any) -> ModelDerivedTargets:
-    given = materials(backbone, model_derived=ModelDerivedSettings(**{"prompts": PROMPTS, "top_k": 5, **settings}))
-    constructor = make_constructor("model_derived", given)
+    own = ModelDerivedSettings(**{"prompts": PROMPTS, "top_k": 5, **settings})
+    constructor = make_constructor("model_derived", load_backbone(backbone), TargetSettings(model_derived=own))
     assert isinstance(constructor, ModelDerivedTargets)
     return constructor
 
@@ -140,9 +134,9 @@ def test_a_share_of_the_target_can_be_data_driven(tiny: BackboneSettings) -> Non
 
 
 def test_asking_the_model_leaves_the_embedder_as_it_was(tiny: BackboneSettings) -> None:
-    given = materials(tiny)
+    given = load_backbone(tiny)
     before = tokenizer_of(given.embedder)("a girl")["input_ids"]
-    list(make_constructor("model_derived", given).fit(TEXTS).transform(TEXTS))
+    list(make_constructor("model_derived", given, TargetSettings()).fit(TEXTS).transform(TEXTS))
     assert tokenizer_of(given.embedder)("a girl")["input_ids"] == before
 
 
@@ -152,7 +146,8 @@ def corpus(documents: list[list[str]]) -> Dataset:
 
 
 def corpus_derived(backbone: BackboneSettings, **settings: Any) -> CorpusDerivedTargets:
-    constructor = make_constructor("corpus_derived", materials(backbone, corpus_derived=CorpusDerivedSettings(**settings)))
+    own = TargetSettings(corpus_derived=CorpusDerivedSettings(**settings))
+    constructor = make_constructor("corpus_derived", load_backbone(backbone), own)
     assert isinstance(constructor, CorpusDerivedTargets)
     return constructor
 
@@ -204,7 +199,7 @@ def test_every_settings_of_a_constructor_has_its_module(tiny: BackboneSettings) 
     names = get_args(ConstructorName)
     assert len(names) == len(dataclasses.fields(TargetSettings)) > 3
     for name in names:
-        assert make_constructor(name, materials(tiny)).name == name
+        assert make_constructor(name, load_backbone(tiny), TargetSettings()).name == name
 
 
 class LettersAlone:
@@ -233,10 +228,10 @@ def test_candidates_that_are_remembered_give_the_files_that_a_second_reading_giv
     tiny: BackboneSettings, tmp_path: Path, small_parts: Callable[[int], None]
 ) -> None:
     small_parts(3)
-    given = materials(tiny)
-    constructor = make_constructor("data_driven", given)
-    for name, one in (("letters", LettersAlone(data_driven.build(given))), ("data_driven", constructor)):
-        write_constructed(one, corpus([TEXTS]), given.vocabulary, tmp_path / name, "tiny")
+    given, own = load_backbone(tiny), TargetSettings()
+    constructor = make_constructor("data_driven", given, own)
+    for name, one in (("letters", LettersAlone(data_driven.build(given, own))), ("data_driven", constructor)):
+        write_constructed(one, corpus([TEXTS]), given, tmp_path / name)
     shards = sorted(path.name for path in (tmp_path / "letters").glob("*.parquet"))
     assert len(shards) == 4
     for shard in shards:
@@ -249,12 +244,10 @@ def test_every_constructor_writes_distributions_that_open(
 ) -> None:
     small_parts(4)
     # at the usual tau of 1e-5 a ratio target multiplies the rounding by which batch mates move a vector
-    given = materials(tiny, likelihood_ratio=LikelihoodRatioSettings(tau=0.1))
+    given, own = load_backbone(tiny), TargetSettings(likelihood_ratio=LikelihoodRatioSettings(tau=0.1))
     passages = corpus([TEXTS[:4], TEXTS[4:7], TEXTS[7:]])
     reported: list[int] = []
-    card = write_constructed(
-        make_constructor(name, given), passages, given.vocabulary, tmp_path / name, "tiny", reported.append
-    )
+    card = write_constructed(make_constructor(name, given, own), passages, given, tmp_path / name, progress=reported.append)
     assert (card.constructor, card.texts, card.dropped) == (name, len(TEXTS), 0)
     rows = open_targets(tmp_path / name, given.vocabulary, cache=tmp_path / "cache")
     assert rows["text"][:] == TEXTS
@@ -262,7 +255,7 @@ def test_every_constructor_writes_distributions_that_open(
         assert len(set(ids)) == len(ids)
         assert min(weights) > 0
         assert sum(weights) == pytest.approx(1, abs=1e-5)
-    fitted = make_constructor(name, given).fit(passages)
+    fitted = make_constructor(name, given, own).fit(passages)
     every = as_dicts(fitted.transform(passages))
     written = [dict(zip(row["token_ids"], row["weights"], strict=True)) for row in rows]
     assert written == [pytest.approx(target, abs=1e-6) for target in every]
@@ -275,12 +268,12 @@ def test_a_killed_construction_goes_on_after_its_last_part(
     tiny: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constructors, "EXPENSIVE_TEXTS_PER_PART", 3)
-    given, passages = materials(tiny), corpus([TEXTS])
+    given, passages = load_backbone(tiny), corpus([TEXTS])
 
     def write(folder: str, **changes: Any) -> list[int]:
         done: list[int] = []
-        asked = replace(given, settings=TargetSettings(model_derived=ModelDerivedSettings(alpha=changes.get("alpha", 0.7))))
-        constructor = make_constructor("model_derived", asked)
+        own = TargetSettings(model_derived=ModelDerivedSettings(alpha=changes.get("alpha", 0.7)))
+        constructor = make_constructor("model_derived", given, own)
 
         def rows(texts: Sequence[str], of: Any = constructor.rows) -> csr_array:  # type: ignore[attr-defined]
             done.append(len(texts))
@@ -290,7 +283,7 @@ def test_a_killed_construction_goes_on_after_its_last_part(
 
         constructor.rows = rows  # type: ignore[attr-defined]
         told: list[int] = []
-        write_constructed(constructor, passages, given.vocabulary, tmp_path / folder, "tiny", told.append)
+        write_constructed(constructor, passages, given, tmp_path / folder, progress=told.append)
         assert sum(told) == len(passages)
         return done
 

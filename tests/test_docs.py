@@ -17,7 +17,7 @@ from conftest import PATIENCE, BackboneMaker
 from reference import FOLDER, names_page, settings_page
 from sentence_transformers import SentenceTransformer
 
-from text2token import BackboneSettings, Document, Recipe, read_documents, run
+from text2token import BackboneSettings, Document, Recipe, read_documents, train
 from text2token.cli.main import app
 
 LOADING = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
@@ -117,7 +117,12 @@ def workplace(make_backbone: BackboneMaker, text_file: Path, monkeypatch: pytest
     backbone = BackboneSettings(str(make_backbone("llama_tied")), dtype="float32", max_length=64)
     # whole texts: an index is made in bfloat16, and what a net of random weights learns of halves moves too much in it
     recipe = Recipe(backbone).with_settings(["stage1.max_tokens=2000", "looks=0", "corpus.halves_from=0"])
-    run(recipe, read_documents([str(folder / "docs.jsonl")]), folder / "my-embedder.run", folder / "my-embedder")
+    train(
+        recipe,
+        read_documents([str(folder / "docs.jsonl")]),
+        run_folder=folder / "my-embedder.run",
+        output=folder / "my-embedder",
+    )
     monkeypatch.chdir(folder)
     return folder
 

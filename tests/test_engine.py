@@ -16,13 +16,12 @@ from text2token.corpus.documents import Document
 from text2token.engine import Engine, LocalEngine, check_written, open_engine
 from text2token.errors import CorpusError, EngineUnavailable, UsageError
 from text2token.export.vectors import embed_corpus, read_card
-from text2token.model.backbone import load_embedder, tokenizer_of
+from text2token.model.backbone import load_embedder
+from text2token.model.bundle import load_backbone
 from text2token.model.encoder import open_encoder
 from text2token.recipe import BackboneSettings, ConstructorName, Recipe, TargetSettings
-from text2token.targets.base import Materials
 from text2token.targets.constructors import make_constructor, write_constructed
-from text2token.tokens.vocabulary import TargetVocabulary
-from text2token.train.run import build_targets
+from text2token.training.run import build_targets
 
 CORPUS = [f"{text} Number {number}." for number in range(4) for text in TEXTS]
 
@@ -57,14 +56,12 @@ def test_targets_made_on_two_workers_are_the_same_files(
     name: ConstructorName,
 ) -> None:
     small_parts(9)
-    embedder = load_embedder(tiny)
-    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
-    given = Materials(tiny, embedder, vocabulary, TargetSettings())
+    given = load_backbone(tiny)
     heard: dict[str, int] = {}
     for where, engine in (("here", LocalEngine()), ("ray", ray_engine)):
         done: list[int] = []
-        constructor = make_constructor(name, given)
-        write_constructed(constructor, passages, vocabulary, tmp_path / where, "tiny", done.append, engine=engine)
+        constructor = make_constructor(name, given, TargetSettings())
+        write_constructed(constructor, passages, given, tmp_path / where, progress=done.append, engine=engine)
         heard[where] = sum(done)
     assert len(list((tmp_path / "ray").glob("targets-*.parquet"))) == 5
     assert files(tmp_path / "ray") == files(tmp_path / "here")
@@ -84,7 +81,7 @@ def test_vectors_made_on_two_workers_are_the_same_files(
     assert len(expected) == 1 + 6
     assert files(tmp_path / "ray") == expected
     (tmp_path / "ray" / "vectors-00003.parquet").unlink()
-    embed_corpus(encoder, documents, tmp_path / "ray", rows_per_shard=7, engine=ray_engine, resume=True)
+    embed_corpus(encoder, documents, tmp_path / "ray", rows_per_shard=7, engine=ray_engine)
     assert files(tmp_path / "ray") == expected
 
 
@@ -105,7 +102,7 @@ def test_workers_that_stand_in_another_folder_write_where_they_are_told(
     assert len(list((tmp_path / "vectors").glob("vectors-*.parquet"))) == 6
     small_parts(9)
     recipe = Recipe(tiny).with_settings(["stage1.targets=data_driven"])
-    targets = build_targets(recipe, documents, Path("targets"), engine=ray_engine)
+    targets = build_targets(recipe, documents, output=Path("targets"), engine=ray_engine)
     assert len(targets.shards) > 1
     assert all((tmp_path / "targets" / shard.file).exists() for shard in targets.shards)
 
@@ -131,10 +128,10 @@ def test_what_workers_wrote_on_a_disk_of_their_own_is_missed(tiny: BackboneSetti
     with pytest.raises(EngineUnavailable, match=r"vectors-00000.parquet: is not here, .* a disk that they share"):
         embed_corpus(encoder, documents, out, rows_per_shard=7, engine=Elsewhere(tmp_path))
     assert read_card(out).rows == 0  # nobody takes it for finished
-    assert embed_corpus(encoder, documents, out, rows_per_shard=7, resume=True).rows == len(CORPUS)
+    assert embed_corpus(encoder, documents, out, rows_per_shard=7).rows == len(CORPUS)
     recipe = Recipe(tiny).with_settings(["stage1.targets=model_derived"])
     with pytest.raises(EngineUnavailable, match="is not here"):
-        build_targets(recipe, documents, tmp_path / "targets", engine=Elsewhere(tmp_path))
+        build_targets(recipe, documents, output=tmp_path / "targets", engine=Elsewhere(tmp_path))
     assert not (tmp_path / "targets").exists()
     pq.write_table(pa.table({"a": [1]}), tmp_path / "short.parquet")
     with pytest.raises(EngineUnavailable, match=r"has 1 rows here, though a worker wrote it with 2"):

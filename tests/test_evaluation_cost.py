@@ -16,7 +16,7 @@ from text2token.errors import UsageError
 from text2token.evaluation.comparison import FEWEST_DOCUMENTS, EvaluationTexts, affordable
 from text2token.model.backbone import load_embedder, token_lengths, tokenizer_of
 from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
-from text2token.train.run import TRAINING_COST
+from text2token.training.run import TRAINING_COST
 
 PAIRS = st.lists(st.integers(2, 500), min_size=1, max_size=300).map(np.array)
 
@@ -69,7 +69,7 @@ def test_a_run_evaluates_for_a_share_of_its_training_unless_asked_for_all(long: 
     assert f"Evaluation: on {usual} of the 90 held-out documents" in "\n".join(told.begun)
     told = Told()
     whole = long.with_settings(["evaluation_share=none"])
-    result = run_here(whole, tmp_path / "usual", resume=True, reporter=told)
+    result = run_here(whole, tmp_path / "usual", reporter=told)
     assert result["evaluation"]["trained"]["queries"] == 90
     assert not any("Evaluation: on" in message for message in told.begun)
     assert "Training" not in told.begun  # the embedder does not depend on what is asked about it

@@ -18,7 +18,7 @@ from text2token.corpus.readers import read_documents
 from text2token.evaluation.held_out import FILE, held_out_of, unseen_corpus, write_held_out
 from text2token.progress import Progress
 from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
-from text2token.train.run import run
+from text2token.training.run import train
 
 DOCUMENTS = [
     Document(
@@ -100,7 +100,7 @@ def test_what_is_not_known_is_told_in_a_line(tmp_path: Path) -> None:
 def test_a_model_brings_its_digests_along_and_no_text(tiny: BackboneSettings, text_file: Path, tmp_path: Path) -> None:
     settings = ["stage1.targets=data_driven", "stage1.tokens_per_batch=512", "lora.rank=4", "corpus.seed=3"]
     recipe = Recipe(tiny, sources=(str(text_file),), corpus=CorpusSettings(held_out=10)).with_settings(settings)
-    run(recipe, read_documents(recipe.sources), tmp_path / "model.run", tmp_path / "model")
+    train(recipe, read_documents(recipe.sources), run_folder=tmp_path / "model.run", output=tmp_path / "model")
     content = json.loads((tmp_path / "model" / FILE).read_text(encoding="utf-8"))
     assert (content["seed"], content["held_out"], len(content["pairs"])) == (3, 10, 10)
     assert all(len(digest) == 16 for digest in content["pairs"])

@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2token.errors import UsageError
-from text2token.model.backbone import load_embedder, tokenizer_of
+from text2token.model.bundle import load_backbone
 from text2token.recipe import BackboneSettings, LikelihoodRatioSettings, TargetSettings
-from text2token.targets.base import Materials
 from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.targets.likelihood_ratio import (
     EFFECTIVE_TOKENS,
@@ -31,16 +30,13 @@ from text2token.targets.likelihood_ratio import (
     tau_for,
 )
 from text2token.targets.store import SCHEMA, read_card
-from text2token.tokens.vocabulary import TargetVocabulary
 
 PROMPT = 'This sentence : "{text}" means in one word:"'
 
 
 def constructor(backbone: BackboneSettings, **settings: Any) -> LikelihoodRatioTargets:
-    embedder = load_embedder(backbone)
-    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
     settings_ = TargetSettings(likelihood_ratio=LikelihoodRatioSettings(**settings))
-    made = make_constructor("likelihood_ratio", Materials(backbone, embedder, vocabulary, settings_))
+    made = make_constructor("likelihood_ratio", load_backbone(backbone), settings_)
     assert isinstance(made, LikelihoodRatioTargets)
     return made
 
@@ -137,7 +133,7 @@ def test_what_misses_the_whole_by_a_billionth_is_told_apart() -> None:
 
 def test_tau_can_follow_the_model_and_the_card_says_what_was_found(tiny: BackboneSettings, tmp_path: Path) -> None:
     made = constructor(tiny, tau="auto")
-    write_constructed(made, TEXTS_AS_ROWS, made.vocabulary, tmp_path / "targets", "tiny")
+    write_constructed(made, TEXTS_AS_ROWS, load_backbone(tiny), tmp_path / "targets")
     card = read_card(tmp_path / "targets")
     assert card.settings["tau"] == made.tau_ > 0
     assert card.settings["tau_follows_the_model"]
@@ -153,13 +149,13 @@ def test_tau_can_follow_the_model_and_the_card_says_what_was_found(tiny: Backbon
 
 def test_targets_that_were_cut_off_are_counted(tiny: BackboneSettings, tmp_path: Path) -> None:
     made = constructor(tiny, tau=1e3)
-    write_constructed(made, TEXTS_AS_ROWS, made.vocabulary, tmp_path / "wide", "tiny")
+    write_constructed(made, TEXTS_AS_ROWS, load_backbone(tiny), tmp_path / "wide")
     sizes = read_card(tmp_path / "wide").sizes
     assert sizes is not None
     assert (sizes.most, sizes.with_most, sizes.single) == (MOST_TOKENS, len(TEXTS), 0)
     assert sizes.half_of_mass == (128, 128, 128)
     sharp = constructor(tiny, tau=1e-12)
-    write_constructed(sharp, TEXTS_AS_ROWS, sharp.vocabulary, tmp_path / "sharp", "tiny")
+    write_constructed(sharp, TEXTS_AS_ROWS, load_backbone(tiny), tmp_path / "sharp")
     sizes = read_card(tmp_path / "sharp").sizes
     assert sizes is not None
     assert (sizes.single, sizes.most, sizes.with_most, sizes.tokens) == (len(TEXTS), 1, len(TEXTS), (1, 1, 1))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from text2token.errors import TrainingDiverged
 from text2token.model.head import LanguageModelHead
-from text2token.train.objective import CONTRAST_TEMPERATURE, TokenTargetLoss, in_batch_info_nce, sparse_kl
+from text2token.training.objective import CONTRAST_TEMPERATURE, TokenTargetLoss, in_batch_info_nce, sparse_kl
 
 
 def random_targets(seed: int, rows: int, vocabulary: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

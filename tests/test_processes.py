@@ -16,8 +16,8 @@ from sentence_transformers import SentenceTransformer
 
 from text2token.errors import UsageError
 from text2token.recipe import StageSettings
-from text2token.train.processes import together
-from text2token.train.schedule import plan
+from text2token.training.processes import together
+from text2token.training.schedule import plan
 
 # "--multi_gpu" is accelerate's word for several processes on a machine; with "--cpu" it starts only one without MPI
 LAUNCHERS = {

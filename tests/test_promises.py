@@ -32,9 +32,7 @@ TINY = ["backbone.dtype=float32", "backbone.max_length=64", *FAST]
 
 
 def train(recipe: Recipe, documents: Sequence[Document] | None, output: Path, **options: Any) -> Any:
-    given = read_documents(recipe.sources) if documents is None else documents
-    folder = output.with_name(output.name + ".run")
-    return text2token.run(recipe, given, folder, output, **{"resume": not options.get("overwrite"), **options})
+    return text2token.train(recipe, documents, output=output, **options)
 
 
 def evaluate(models: list[str], documents: Sequence[Document]) -> Any:

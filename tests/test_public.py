@@ -20,7 +20,7 @@ PUBLIC = [
     "ModelError",
     "OutputError",
     "Recipe",
-    "RunResult",
+    "Result",
     "TargetMismatch",
     "Text2TokenError",
     "TokenReader",
@@ -37,7 +37,7 @@ PUBLIC = [
     "open_reader",
     "read_documents",
     "read_recipe",
-    "run",
+    "train",
 ]
 
 

@@ -9,7 +9,7 @@ from conftest import BackboneMaker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from text2token import BackboneSettings, Recipe, read_documents, run
+from text2token import BackboneSettings, Recipe, read_documents, train
 from text2token.corpus.published import (
     published_model,
     published_settings,
@@ -80,7 +80,7 @@ def test_neither_model_nor_run_nor_report_hold_what_lets_in(
         sources=(source,),
         corpus=CorpusSettings(held_out=10),
     ).with_settings(["stage1.targets=data_driven", "stage1.max_tokens=600", "lora.rank=4", "reading.format=txt"])
-    run(recipe, read_documents(source, format="txt"), tmp_path / "run", tmp_path / "model")
+    train(recipe, read_documents(source, format="txt"), run_folder=tmp_path / "run", output=tmp_path / "model")
     write_report(tmp_path / "run", tmp_path / "page.html", map_texts=0)
     published = [*(tmp_path / "model").rglob("*"), tmp_path / "page.html"]
     for path in (path for path in published if path.is_file()):

@@ -20,17 +20,17 @@ from text2token.corpus.docstrings import standard_library_documents
 from text2token.export.folder import export_embedder
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, resolve_backbone, tokenizer_of
+from text2token.model.bundle import Backbone
 from text2token.model.head import load_head
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, LoraSettings, Postprocessing, StageSettings, TargetSettings
-from text2token.targets.base import Materials
 from text2token.targets.constructors import make_constructor
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary
 from text2token.tokens.words import Words
-from text2token.train.objective import TokenTargetLoss
-from text2token.train.schedule import plan
-from text2token.train.stage import text_lengths, train_stage
+from text2token.training.objective import TokenTargetLoss
+from text2token.training.schedule import plan
+from text2token.training.stage import text_lengths, train_stage
 
 pytestmark = pytest.mark.slow
 
@@ -140,8 +140,8 @@ def test_quickstart_leaves_what_it_promises_and_is_honest(real_backbone: str, tm
 def test_the_model_derives_words_beyond_the_text(settings: BackboneSettings) -> None:
     embedder = load_embedder(settings)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder))
-
-    constructor = make_constructor("model_derived", Materials(settings, embedder, vocabulary, TargetSettings())).fit(TEXTS)
+    asked = TargetSettings()
+    constructor = make_constructor("model_derived", Backbone(settings, embedder, vocabulary), asked).fit(TEXTS)
     texts = ["A girl is styling her hair.", "Stop the timer if it hasn't finished yet."]
     said = [
         {vocabulary.words[token] for token in target["token_ids"]}

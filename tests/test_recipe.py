@@ -39,9 +39,10 @@ from text2token.settings import from_toml
 from text2token.targets.likelihood_ratio import LikelihoodRatioTargets
 from text2token.targets.store import read_card
 from text2token.tokens.vocabulary import TargetVocabulary
-from text2token.train.checkpoints import load_trainable
-from text2token.train.run import build_targets, made_from, run
-from text2token.train.stage import train_stage
+from text2token.training.checkpoints import load_trainable
+from text2token.training.folder import made_from
+from text2token.training.run import build_targets, train
+from text2token.training.stage import train_stage
 
 
 @pytest.fixture
@@ -58,8 +59,7 @@ def recipe(tiny: BackboneSettings, text_file: Path) -> Recipe:
 
 
 def run_here(recipe: Recipe, folder: Path, **options: Any) -> dict[str, Any]:
-    documents = read_documents(recipe.sources)
-    return asdict(run(recipe, documents, folder / "run", folder / "model", **options))
+    return asdict(train(recipe, output=folder / "model", run_folder=folder / "run", **options))
 
 
 def test_a_run_leaves_model_targets_settings_and_results(recipe: Recipe, tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_a_run_resumed_after_each_step_gives_the_same_model(recipe: Recipe, tmp_
     run_here(recipe, tmp_path / "whole")
     for after in (1, 2, 3, 3, 3, 4, 3):  # at each step in turn; what is done is no sign of life again
         with pytest.raises(KeyboardInterrupt):
-            run_here(recipe, tmp_path / "parts", resume=True, reporter=Interrupting(after))
+            run_here(recipe, tmp_path / "parts", reporter=Interrupting(after))
     assert not (tmp_path / "parts" / "model").exists()
-    run_here(recipe, tmp_path / "parts", resume=True)
+    run_here(recipe, tmp_path / "parts")
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
@@ -132,10 +132,10 @@ def test_no_text_is_embedded_again_that_was_before_an_interruption(recipe: Recip
     with pytest.raises(KeyboardInterrupt):
         run_here(recipe, tmp_path, reporter=Listening("Embedding, trained"))
     resumed = Listening()
-    run_here(recipe, tmp_path, resume=True, reporter=resumed)
+    run_here(recipe, tmp_path, reporter=resumed)
     assert resumed.begun == ["Embedding, trained"]
     other_map = Listening()
-    run_here(recipe.with_settings(["postprocessing=centred"]), tmp_path, resume=True, reporter=other_map)
+    run_here(recipe.with_settings(["postprocessing=centred"]), tmp_path, reporter=other_map)
     assert other_map.begun == []  # learnt from the same vectors
     for changed, again in {
         "stage1.learning_rate=0.001": {"Embedding, trained"},
@@ -145,19 +145,20 @@ def test_no_text_is_embedded_again_that_was_before_an_interruption(recipe: Recip
     }.items():
         once_more = Listening()
         recipe = recipe.with_settings([changed])
-        run_here(recipe, tmp_path, resume=True, reporter=once_more)
+        run_here(recipe, tmp_path, reporter=once_more)
         assert {task for task in once_more.begun if task.startswith("Embedding")} == again, changed
     path = tmp_path / "run" / "embedded" / "untrained.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     (tmp_path / "run" / "results.json").unlink()
     damaged = Listening()
-    run_here(recipe, tmp_path, resume=True, reporter=damaged)
+    run_here(recipe, tmp_path, reporter=damaged)
     assert damaged.begun == ["Embedding, untrained"]
 
 
 def test_an_earlier_run_is_kept_unless_told_otherwise(recipe: Recipe, tmp_path: Path) -> None:
     run_here(recipe, tmp_path)
-    with pytest.raises(OutputError, match="model: exists"):
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="model: exists"):  # a model that no run here has made
         run_here(recipe, tmp_path)
     run_here(recipe.with_settings(["seed=1"]), tmp_path, overwrite=True)
     assert "seed = 1" in (tmp_path / "run" / "recipe.toml").read_text(encoding="utf-8")
@@ -182,7 +183,7 @@ TWO_STAGES = ["stage2.targets=model_derived", "stage2.tokens_per_batch=512", "st
 def test_a_second_stage_goes_on_from_the_first(recipe: Recipe, tmp_path: Path) -> None:
     one = run_here(recipe, tmp_path)
     before = weights(tmp_path)
-    two = run_here(recipe.with_settings(TWO_STAGES), tmp_path, resume=True)
+    two = run_here(recipe.with_settings(TWO_STAGES), tmp_path)
     assert (list(two["stages"]), list(two["targets"])) == (["stage1", "stage2"], ["stage1", "stage2"])
     assert [card["constructor"] for card in two["targets"].values()] == ["data_driven", "model_derived"]
     assert two["stages"]["stage1"] == one["stages"]["stage1"]  # taken from the run folder, times and all
@@ -197,7 +198,7 @@ def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, tex
     done = json.loads((tmp_path / "run" / "steps.json").read_text(encoding="utf-8"))
 
     def changed_by(recipe: Recipe) -> set[str]:
-        run_here(recipe, tmp_path, resume=True)
+        run_here(recipe, tmp_path)
         now = json.loads((tmp_path / "run" / "steps.json").read_text(encoding="utf-8"))
         changed = {step for step, made_from in now.items() if done.get(step) != made_from}
         done.update(now)
@@ -205,10 +206,12 @@ def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, tex
 
     assert changed_by(recipe) == set()
     other = tmp_path / "other"
-    run(recipe, read_documents(recipe.sources), tmp_path / "run", other, resume=True)  # into another folder: exported again
+    train(
+        recipe, read_documents(recipe.sources), run_folder=tmp_path / "run", output=other
+    )  # into another folder: exported again
     assert (other / "model.safetensors").exists()
-    last = run_here(recipe, tmp_path, resume=True)
-    assert run_here(recipe, tmp_path, resume=True, reporter=Interrupting(2)) == last  # one note and nothing else
+    last = run_here(recipe, tmp_path)
+    assert run_here(recipe, tmp_path, reporter=Interrupting(2)) == last  # one note and nothing else
     assert {**last, "seconds": {}} == {**first, "seconds": {}}
     assert changed_by(recipe.with_settings(["postprocessing=centred"])) == {"result"}
     assert changed_by(recipe.with_settings(["stage2.learning_rate=0.001"])) == {"stage2", "result"}
@@ -240,7 +243,7 @@ def test_the_second_stage_asks_the_model_that_the_first_one_made(recipe: Recipe,
     ]
 
     def prior(settings: Sequence[str]) -> str:
-        run_here(recipe.with_settings(settings), tmp_path, resume=True)
+        run_here(recipe.with_settings(settings), tmp_path)
         return str(read_card(tmp_path / "run" / "targets" / "stage2").settings["prior"])
 
     embedder = load_embedder(recipe.backbone)
@@ -272,12 +275,12 @@ def test_targets_half_made_of_another_first_stage_are_not_taken(recipe: Recipe, 
             "text2token.targets.store.atomic_folder", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
         )  # all parts are there, and no card yet
         with pytest.raises(KeyboardInterrupt):
-            run_here(changed.with_settings(["targets.likelihood_ratio.tau=1.0"]), tmp_path, resume=True)
+            run_here(changed.with_settings(["targets.likelihood_ratio.tau=1.0"]), tmp_path)
         patch.undo()
         patch.setattr("text2token.targets.constructors.EXPENSIVE_TEXTS_PER_PART", 16)
         assert list((tmp_path / "run" / "targets").glob("stage2.unfinished/*.parquet"))
         run_here(recipe.with_settings(["targets.likelihood_ratio.tau=1.0"]), tmp_path / "fresh")
-        run_here(recipe.with_settings(["targets.likelihood_ratio.tau=1.0"]), tmp_path, resume=True)
+        run_here(recipe.with_settings(["targets.likelihood_ratio.tau=1.0"]), tmp_path)
     found, expected = (read_card(folder / "run" / "targets" / "stage2") for folder in (tmp_path, tmp_path / "fresh"))
     assert found == expected != whole
 
@@ -382,7 +385,7 @@ def test_all_weights_train_when_the_rank_is_zero(recipe: Recipe, tmp_path: Path)
 
 
 def test_targets_alone(recipe: Recipe, tmp_path: Path) -> None:
-    card = build_targets(recipe, read_documents(recipe.sources), tmp_path / "targets")
+    card = build_targets(recipe, output=tmp_path / "targets")
     assert card.settings["fitted_on"] == card.texts == 240  # 120 texts of one sentence, in halves
 
 
@@ -469,7 +472,7 @@ def test_how_text_is_read_belongs_to_the_run(tiny: BackboneSettings, recipe: Rec
     for name, begins in (("one", "A girl"), ("two", "Close the socket")):
         changed = replace(recipe, sources=(str(path),), reading=ReadingSettings(text_field=name))
         documents = read_documents(changed.sources, text_field=name)
-        run(changed, documents, tmp_path / "run", tmp_path / "model", resume=True)
+        train(changed, documents, run_folder=tmp_path / "run", output=tmp_path / "model")
         texts = list(Corpus.open(tmp_path / "run" / "corpus").passages["text"])
         assert all(text.startswith(begins) for text in texts)
     assert (
@@ -484,7 +487,7 @@ def test_a_resumed_run_replaces_no_folder_that_is_no_model(recipe: Recipe, tmp_p
     other.mkdir()
     (other / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(OutputError, match="exists and is not empty"):
-        run(recipe, read_documents(recipe.sources), tmp_path / "run", other, resume=True)
+        train(recipe, read_documents(recipe.sources), run_folder=tmp_path / "run", output=other)
     assert (other / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
@@ -495,7 +498,7 @@ def test_what_was_deleted_from_an_unfinished_run_is_made_again(recipe: Recipe, t
     (tmp_path / "run" / "results.json").unlink()
     path = tmp_path / "run" / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    again = run_here(recipe, tmp_path, resume=True)
+    again = run_here(recipe, tmp_path)
     assert path.exists()
     assert again["evaluation"]["trained"] == result["evaluation"]["trained"]
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
@@ -517,13 +520,13 @@ def test_texts_that_are_trained_on_know_their_own_document(
         seen.append(rows)
         return train_stage(embedder, loss, rows, *others, **options)
 
-    monkeypatch.setattr("text2token.train.run.train_stage", watched)
+    monkeypatch.setattr("text2token.training.stages.train_stage", watched)
     lines = text_file.read_text(encoding="utf-8").splitlines()[:12]
     documents = [Document(body=f"{first} {second}", place="") for first in lines for second in lines if first != second]
     settings = ["stage1.targets=corpus_derived", "stage1.max_tokens=400"]
     settings += ["corpus.passage_characters=60", "corpus.held_out=0"]
     short = replace(recipe.with_settings(settings), sources=())
-    run(short, documents, tmp_path / "run", tmp_path / "model")
+    train(short, documents, run_folder=tmp_path / "run", output=tmp_path / "model")
     passages = Corpus.open(tmp_path / "run" / "corpus").passages
     assert len(set(passages["text"])) < len(passages)
     asked = load_file(tmp_path / "run" / "targets" / "stage1.safetensors")["rows"].numpy()
@@ -540,9 +543,9 @@ def test_documents_of_one_sentence_have_a_neighbour_unless_they_are_not_to_be_ha
     passages = {}
     for length in ("0", "60"):
         short = replace(recipe, sources=()).with_settings([*settings, f"corpus.halves_from={length}"])
-        run(short, documents, tmp_path / length / "run", tmp_path / length / "model")
+        train(short, documents, run_folder=tmp_path / length / "run", output=tmp_path / length / "model")
         passages[length] = list(Corpus.open(tmp_path / length / "run" / "corpus").passages["document"])
-        card = build_targets(short, documents, tmp_path / length / "targets")
+        card = build_targets(short, documents, output=tmp_path / length / "targets")
         assert card.texts == len(passages[length])
     assert passages["0"] == [0, 1, 2, 3, 4, 5]
     assert passages["60"] == [number for number in range(6) for _ in range(2)]
@@ -569,7 +572,7 @@ def test_documents_given_from_memory_are_compared(recipe: Recipe, tmp_path: Path
 
     def again(documents: list[Document]) -> list[str]:
         told = Telling()
-        run(given, iter(documents), tmp_path / "run", tmp_path / "model", resume=True, reporter=told)
+        train(given, iter(documents), run_folder=tmp_path / "run", output=tmp_path / "model", reporter=told)
         return told.notes
 
     again(documents)

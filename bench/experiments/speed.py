@@ -40,18 +40,19 @@ from text2token.model.backbone import (
     tokenizer_of,
     transformer_of,
 )
+from text2token.model.bundle import Backbone
 from text2token.model.encoder import open_encoder
 from text2token.model.head import load_head
 from text2token.model.whitening import fit_postprocessing
 from text2token.recipe import BackboneSettings, LoraSettings, StageSettings, TargetSettings, read_recipe
-from text2token.targets.base import TEXTS_PER_PART, Materials, bounds
+from text2token.targets.base import TEXTS_PER_PART, bounds
 from text2token.targets.constructors import make_constructor
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.tokens.vocabulary import TargetVocabulary, tokenise
-from text2token.train.collate import TargetCollator, pass_cost
-from text2token.train.objective import TokenTargetLoss
-from text2token.train.schedule import Schedule, plan
-from text2token.train.stage import text_lengths, train_stage
+from text2token.training.collate import TargetCollator, pass_cost
+from text2token.training.objective import TokenTargetLoss
+from text2token.training.schedule import Schedule, plan
+from text2token.training.stage import text_lengths, train_stage
 
 TOKENS_PER_BATCH = 1024
 TRAINING_TOKENS = 6_000
@@ -124,9 +125,8 @@ def model_derived_targets() -> list[Line]:
     tokenizer, backbone = tokenizer_of(embedder), transformer_of(embedder).model
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer)
     texts = [text[:220] for text in documents()][::20]
-    constructor = make_constructor("model_derived", Materials(SETTINGS, embedder, vocabulary, TargetSettings())).fit(
-        texts[:50]
-    )
+    asked = Backbone(SETTINGS, embedder, vocabulary)
+    constructor = make_constructor("model_derived", asked, TargetSettings()).fit(texts[:50])
     ids = tokenise(tokenizer, texts, prompt=True)
     lengths = np.minimum([len(tokens) for tokens in ids], SETTINGS.max_length)
     batches = [

@@ -29,12 +29,13 @@ from text2token.evaluation.label_free import dense_scores
 from text2token.evaluation.labelled import score_suite
 from text2token.evaluation.suite import read_suite, sample_suite
 from text2token.model.backbone import load_embedder, tokenizer_of
+from text2token.model.bundle import Backbone
 from text2token.model.encoder import TextEncoder, encoder_of
 from text2token.model.head import load_head, word_table
 from text2token.model.whitening import fit_postprocessing, sample_texts
 from text2token.progress import Progress
 from text2token.recipe import BackboneSettings, ConstructorName, Postprocessing, Recipe
-from text2token.targets.base import Constructor, Materials
+from text2token.targets.base import Constructor
 from text2token.targets.constructors import make_constructor
 from text2token.tokens.vocabulary import TargetVocabulary
 
@@ -79,13 +80,13 @@ def main() -> None:
     head = load_head(embedder, recipe.backbone.name)
     vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
     vectors = word_table(head, vocabulary, torch.ones(vocabulary.size))
-    materials = Materials(recipe.backbone, embedder, vocabulary, recipe.targets, head)
+    backbone = Backbone(recipe.backbone, embedder, vocabulary)
     with tempfile.TemporaryDirectory() as cache, temporary_corpus(read_documents([chosen.corpus])) as corpus:
         queries, passages = list(corpus.held_out["query"]), list(corpus.held_out["passage"])
         sample = sample_texts(corpus.passages, seed=0)
         encoders: list[tuple[TextEncoder, Postprocessing]] = [(encoder_of(embedder, "untrained backbone"), "centred")]
         for kind in get_args(ConstructorName):
-            constructor = make_constructor(kind, materials)
+            constructor = make_constructor(kind, backbone, recipe.targets)
             constructor.fit(corpus.passages)
             words = words_encoder(constructor, vocabulary.size)
             encoders += [(words, "none"), (vectors_encoder(words, vectors), "centred")]

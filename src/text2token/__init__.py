@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from text2token.model.whitening import fit_postprocessing
     from text2token.recipe import BackboneSettings, Recipe, read_recipe
     from text2token.search.index import Index, fill_index
-    from text2token.train.run import RunResult, build_targets, run
+    from text2token.training.run import Result, build_targets, train
 
 _HOMES = {
     "BackboneSettings": "recipe",
@@ -39,7 +39,7 @@ _HOMES = {
     "ModelError": "errors",
     "OutputError": "errors",
     "Recipe": "recipe",
-    "RunResult": "train.run",
+    "Result": "training.run",
     "TargetMismatch": "errors",
     "Text2TokenError": "errors",
     "TokenReader": "lens.reader",
@@ -47,7 +47,7 @@ _HOMES = {
     "UsageError": "errors",
     "Yardsticks": "evaluation.models",
     "build_static": "export.static",
-    "build_targets": "train.run",
+    "build_targets": "training.run",
     "evaluate_models": "evaluation.models",
     "fill_index": "search.index",
     "fit_postprocessing": "model.whitening",
@@ -56,7 +56,7 @@ _HOMES = {
     "open_reader": "lens.reader",
     "read_documents": "corpus.readers",
     "read_recipe": "recipe",
-    "run": "train.run",
+    "train": "training.run",
 }
 
 _EXTRAS = {"evaluation.models": "evaluate", "search.index": "search"}  # homes that stand on the packages of an extra
@@ -70,7 +70,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "Recipe",
-    "RunResult",
+    "Result",
     "TargetMismatch",
     "Text2TokenError",
     "TokenReader",
@@ -87,7 +87,7 @@ __all__ = [
     "open_reader",
     "read_documents",
     "read_recipe",
-    "run",
+    "train",
 ]
 
 

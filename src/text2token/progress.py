@@ -30,6 +30,9 @@ class Silent:
         yield lambda done: None
 
 
+SILENT: Reporter = Silent()
+
+
 class Phases:
     """Counts the seconds of the phases of a run, one after the other; `seconds` has them by name."""
 

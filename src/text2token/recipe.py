@@ -8,7 +8,7 @@ import dataclasses
 import importlib.resources
 import tomllib
 from collections.abc import Iterable
-from dataclasses import field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -236,6 +236,23 @@ class StageSettings:
     """Mean embedding subtracted before the head: that of the untrained backbone, or none."""
     steps_per_checkpoint: PositiveInt = 50
     """Optimiser steps between two checkpoints."""
+
+    @property
+    def schedule(self) -> "ScheduleSettings":
+        """The settings that decide which texts the stage sees."""
+        return ScheduleSettings(**{entry.name: getattr(self, entry.name) for entry in fields(ScheduleSettings)})
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """What of a stage's settings decides which texts it sees: `plan` is given these and no others."""
+
+    max_tokens: int | None
+    epochs: int
+    tokens_per_batch: int
+    texts_per_batch: int | None
+    accumulate: int
+    contrast: float
 
 
 @checked

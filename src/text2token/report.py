@@ -25,7 +25,7 @@ from text2token.model.encoder import open_encoder
 from text2token.model.whitening import sample_texts
 from text2token.page import FONT_SIZE, INK, PAGE, RULE, drawing, filled, svg
 from text2token.progress import Reporter, Silent
-from text2token.train.run import DIARY, RunFolder
+from text2token.training.folder import DIARY, RunFolder
 
 MAP_TEXTS = 500
 BEGINNING = '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta name="generator" content="text2token report">'

@@ -9,7 +9,8 @@ that is added later then counts without anybody's thinking of it.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,12 +45,12 @@ class Steps:
         """Say whether `step` was made from the same and is there still; `last` is the file that is written last."""
         return self._made().get(step) == made_from and last.exists()
 
-    def once(self, step: str, made_from: str, last: Path, make: Callable[[], object]) -> None:
-        """Call `make`, which writes what belongs to `step`, unless it was made from the same and is there still."""
-        if not self.is_made(step, made_from, last):
-            self.forget(step)  # from now on its files are no longer those of the old digest
-            make()
-            self._write({**self._made(), step: made_from})
+    @contextmanager
+    def making(self, step: str, made_from: str) -> Iterator[None]:
+        """Note that `step` is made from this when the block succeeds; until then it counts as not made."""
+        self.forget(step)
+        yield
+        self._write({**self._made(), step: made_from})
 
     def forget(self, *steps: str) -> None:
         """Let `steps` count as not made; all of them where none is named."""

@@ -33,14 +33,17 @@ from text2token.model.backbone import tokenizer_of, transformer_of
 # Peers that are trained differ in their objective alone: adapters, schedule by tokens, optimiser and trainer are the same.
 from text2token.model.adapters import add_lora, merge_lora
 from text2token.model.head import LanguageModelHead, load_head
-from text2token.train.schedule import plan
-from text2token.train.stage import StageResult, text_lengths, train_stage
+from text2token.training.schedule import plan
+from text2token.training.stage import StageResult, text_lengths, train_stage
 
 # The control shuffles targets between their making and the training, and ablations share trained stages.
 from text2token.model.head import centre_for_head
+from text2token.model.bundle import load_backbone
+from text2token.shards import sha256_of
+from text2token.steps import write_card
 from text2token.targets.store import CARD, read_card
-from text2token.tokens.vocabulary import TargetVocabulary
-from text2token.train.run import WEIGHTS, RunFolder, Stages, made_from
+from text2token.training.folder import WEIGHTS, Run, RunFolder, made_from
+from text2token.training.stages import RESULT, Training
 
 # The leaderboard looks as the report does.
 from text2token.page import QUIET, RULE, drawing, filled, svg

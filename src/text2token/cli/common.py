@@ -15,8 +15,7 @@ from text2token.errors import UsageError, printable
 from text2token.recipe import Format, OnError, ReadingSettings
 
 if TYPE_CHECKING:
-    from text2token.corpus.documents import Document
-    from text2token.corpus.readers import BrokenLines
+    from text2token.corpus.readers import BrokenLines, Documents
     from text2token.engine import Engine
     from text2token.progress import Reporter
 
@@ -45,9 +44,7 @@ def reading_of(text_field: str | None, format: Format | None, on_error: OnError 
     return ReadingSettings(text_field, format or usual.format, on_error or usual.on_error)
 
 
-def to_read(
-    sources: Sequence[str], reading: ReadingSettings, *, counting: bool = False
-) -> "tuple[BrokenLines, Iterator[Document]]":
+def to_read(sources: Sequence[str], reading: ReadingSettings, *, counting: bool = False) -> "tuple[BrokenLines, Documents]":
     """Return what counts broken lines, and the documents of `sources`; `CorpusError` where a source is not there.
 
     What is taken for granted is told, unless they are read for `counting` alone.

@@ -43,13 +43,13 @@ def targets(
     """Build token targets only, to look at them: Parquet shards and a card."""
     reporter = reporter_for(quiet)
     from text2token.export.folder import check_output
-    from text2token.train.run import build_targets
+    from text2token.training.run import build_targets
 
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources)).with_settings(set_ or [])
     check_output(output, overwrite, recipe.backbone.name)
     broken, documents = to_read(recipe.sources, reading_of(text_field, format, on_error))
     with workers_of(engine, ray_address) as workers:
-        card = build_targets(recipe, documents, output, broken, reporter, workers)
+        card = build_targets(recipe, documents, output=output, reporter=reporter, engine=workers)
     warn(broken)
     if json_:
         show_json(asdict(card))

@@ -89,21 +89,19 @@ def train(
     broken, documents = to_read(settings.sources, settings.reading)
     folder = run_folder or output.with_name(output.name + ".run")
     reporter = reporter_for(quiet)
-    from text2token.train.run import run
-    from text2token.train.speed import in_its_minutes
+    from text2token.training.run import train as train_by
+    from text2token.training.speed import in_its_minutes
 
     if settings.minutes and LENGTH not in {assignment.partition("=")[0].strip() for assignment in assignments}:
         _, some = to_read(settings.sources, settings.reading, counting=True)
         settings = in_its_minutes(settings, folder, some, reporter, anew=overwrite)
     with workers_of(engine, ray_address) as workers:
-        result = run(
+        result = train_by(
             settings,
             documents,
-            folder,
-            output,
-            resume=not overwrite,
+            output=output,
+            run_folder=folder,
             overwrite=overwrite,
-            broken=broken,
             reporter=reporter,
             engine=workers,
         )

@@ -26,6 +26,11 @@ class BrokenLines:
     tell: Callable[[str], None] | None = None
     said: set[str] = field(default_factory=set, repr=False)  # what the notes say, places apart
 
+    def begin(self) -> None:
+        """Count anew: what is read is read once more. What was told is not told again."""
+        self.count, self.incomplete = 0, False
+        self.first.clear()
+
     def report(self, place: str, problem: str, *, rest_unknown: bool = False) -> None:
         """Raise `CorpusError` or count the problem, by `on_error`; `rest_unknown` where more than this line may be lost."""
         message = f"{place}: {problem}"

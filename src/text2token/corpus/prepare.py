@@ -27,7 +27,7 @@ from datasets import Dataset
 
 from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import normalise
-from text2token.corpus.readers import BrokenLines
+from text2token.corpus.readers import BrokenLines, Documents
 from text2token.errors import CorpusError
 from text2token.files import atomic_folder, real
 from text2token.recipe import CorpusSettings
@@ -110,6 +110,8 @@ def prepare_corpus(
     summary = CorpusSummary()
     with atomic_folder(folder) as unfinished:
         unique = _write_unique(documents, unfinished / "documents.arrow", summary)
+        if broken is None and isinstance(documents, Documents):
+            broken = documents.broken
         summary.broken = broken.count if broken else 0
         if not summary.documents:
             raise CorpusError(

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit
@@ -33,7 +34,8 @@ from text2token.corpus.streams import (
 )
 from text2token.corpus.tables import read_dataset_folder, read_parquet, read_table
 from text2token.errors import CorpusError, reason
-from text2token.recipe import Format
+from text2token.progress import Reporter
+from text2token.recipe import Format, ReadingSettings
 from text2token.settings import one_or_more
 
 FORMATS: dict[str, Format] = {
@@ -57,8 +59,10 @@ def read_documents(
     text_field: str | None = None,
     format: Format = "auto",
     broken: BrokenLines | None = None,
-) -> Iterator[Document]:
-    """Yield every document of `sources`, or of a single source, in the order given (globs: alphabetical).
+) -> "Documents":
+    """Return every document of `sources`, or of a single source, in the order given (globs: alphabetical).
+
+    They are read while one goes through them, and once more each time.
 
     A source is a file path, a glob, a URL of either (`s3://…`, `https://…`), a folder saved by `datasets`, `"-"` for
     standard input, or `"python:stdlib"` for the docstrings of the running Python. `text_field` names the JSON key or
@@ -66,18 +70,39 @@ def read_documents(
     key or column `title` beside it is the document's title. What was taken for granted is told as `broken.notes`. Raises
     `CorpusError` for what cannot be opened at all, whatever `broken` says.
     """
-    broken, seen = broken or BrokenLines(), set[str]()
-    for source in expand_sources(sources):
-        same = source if is_remote(source) else os.path.realpath(source)
-        if same in seen:
-            broken.note(source, "is named twice; its texts count as duplicates the second time")
-        seen.add(same)
-        empty = True
-        for document in _read_source(source, format, text_field, broken):
-            empty = False
-            yield document
-        if empty:
-            broken.note(source, "holds no document")
+    named = tuple(os.fspath(source) for source in one_or_more(sources))
+    return Documents(named, text_field, format, broken or BrokenLines())
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What `read_documents` returns. `broken` counts what had to be left out, as far as it has been read."""
+
+    sources: tuple[str, ...]
+    text_field: str | None
+    format: Format
+    broken: BrokenLines
+
+    def __iter__(self) -> Iterator[Document]:
+        self.broken.begin()
+        seen = set[str]()
+        for source in expand_sources(self.sources):
+            same = source if is_remote(source) else os.path.realpath(source)
+            if same in seen:
+                self.broken.note(source, "is named twice; its texts count as duplicates the second time")
+            seen.add(same)
+            empty = True
+            for document in _read_source(source, self.format, self.text_field, self.broken):
+                empty = False
+                yield document
+            if empty:
+                self.broken.note(source, "holds no document")
+
+
+def documents_of(sources: Sequence[str], reading: ReadingSettings, reporter: Reporter) -> Documents:
+    """Return the documents of a recipe, whose reader tells `reporter` what it takes for granted."""
+    broken = BrokenLines(reading.on_error, tell=reporter.note)
+    return read_documents(sources, text_field=reading.text_field, format=reading.format, broken=broken)
 
 
 def _read_source(source: str, format: Format, text_field: str | None, broken: BrokenLines) -> Iterator[Document]:

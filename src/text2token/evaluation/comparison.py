@@ -15,17 +15,18 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from text2token.evaluation.history import DOCUMENTS
+from text2token.evaluation.history import DOCUMENTS, Watch
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.files import atomic_file
 from text2token.model.backbone import embed, embed_at_two_depths, token_lengths, tokenizer_of, without_last_layers
+from text2token.model.bundle import Backbone
 from text2token.model.encoder import model_fingerprint
-from text2token.model.head import CENTRE_TEXTS, LanguageModelHead
+from text2token.model.head import CENTRE_TEXTS
 from text2token.model.whitening import ENOUGH_TEXTS, Whitening, fit_postprocessing, sample_texts
-from text2token.progress import Reporter
+from text2token.progress import SILENT, Reporter
 from text2token.recipe import Postprocessing
 from text2token.steps import digest
-from text2token.tokens.words import KeyToken, WordSplitter
+from text2token.tokens.words import KeyToken
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
 FEWEST_DOCUMENTS = 20  # held-out ones that are asked for whatever it costs: fewer say nothing
@@ -81,7 +82,14 @@ class EvaluationTexts:
         """Draw the sample from the texts of `passages` and take all of `held_out`."""
         return cls(sample_texts(passages, seed), list(held_out["query"]), list(held_out["passage"]), DOCUMENTS)
 
-    def costing(self, tokens: float, tokenizer: PreTrainedTokenizerBase, looks: int) -> "EvaluationTexts":
+    def watch(self, backbone: Backbone, looks: int) -> Watch | None:
+        """Return what is looked at so often while `backbone` is trained."""
+        asked = self.queries[: self.watched], self.passages[: self.watched]
+        return Watch.over(*asked, backbone.head, backbone.splitter, looks)
+
+    def costing(
+        self, tokens: float, tokenizer: PreTrainedTokenizerBase, looks: int, reporter: Reporter = SILENT
+    ) -> "EvaluationTexts":
         """Return these texts with only so many of the held-out that all evaluation together embeds at most `tokens`.
 
         The first few are kept in any case (`FEWEST_DOCUMENTS`). Of the sample only what is embedded for the untrained map
@@ -92,6 +100,11 @@ class EvaluationTexts:
             for texts in (self.queries, self.passages, self.sample[CENTRE_TEXTS:ENOUGH_TEXTS])
         )
         asked, watched = affordable(queries + passages, tokens - float(sample.sum()), looks)
+        if asked < len(self.queries):
+            reporter.note(
+                f"Evaluation: on {asked} of the {len(self.queries)} held-out documents, within the share of the training's "
+                "cost that it may have; on all: --set evaluation_share=none"
+            )
         return replace(self, queries=self.queries[:asked], passages=self.passages[:asked], watched=watched)
 
     def embedded(
@@ -99,22 +112,22 @@ class EvaluationTexts:
         embedder: SentenceTransformer,
         postprocessing: Postprocessing,
         cut_layers: int,
-        description: str,
         reporter: Reporter,
-        file: Path | None = None,
-        *,
-        finished: bool = True,
+        file: Path,
     ) -> Embedded:
         """Embed all texts without the last `cut_layers` layers, with the embedder as it is now, and learn its map.
 
-        Only that of a `finished` embedder is learnt from the whole sample, from which more is learnt than the map. What was
-        embedded is kept in `file` and taken from there as long as embedder and texts are the same.
+        The file is called untrained or trained. Only the map of a trained embedder is learnt from the whole sample, from
+        which more is learnt than the map. What was embedded is kept in `file` and reused as long as embedder and texts are
+        the same.
         """
-        sample = self.sample if finished else self.sample[:ENOUGH_TEXTS]
+        sample = self.sample[:ENOUGH_TEXTS] if file.stem == "untrained" else self.sample
         centre, shown = min(CENTRE_TEXTS, len(sample)), min(SHOWN_TEXTS, len(self.passages))
 
         def embed_all() -> dict[str, Tensor]:
-            with reporter.progress(description, len(sample) + len(self.queries) + len(self.passages), "texts") as progress:
+            with reporter.progress(
+                f"Embedding, {file.stem}", len(sample) + len(self.queries) + len(self.passages), "texts"
+            ) as progress:
                 head_sample, begun = embed_at_two_depths(embedder, sample[:centre], cut_layers, progress)
                 said, first = embed_at_two_depths(embedder, self.passages[:shown], cut_layers, progress)
                 with without_last_layers(embedder, cut_layers):
@@ -130,7 +143,7 @@ class EvaluationTexts:
         own.no_padding()  # as it is before its first use, of which it keeps a trace
         own.no_truncation()
         made_from = model_fingerprint(embedder), cut_layers, sample, self.queries, self.passages
-        vectors = kept_in(file, *made_from, make=embed_all) if file else embed_all()
+        vectors = kept_in(file, *made_from, make=embed_all)
         return Embedded(whitening=fit_postprocessing(vectors["sample"], postprocessing), **vectors)
 
 
@@ -169,8 +182,7 @@ def compare(
     passages: Dataset,
     untrained: Embedded,
     trained: Embedded,
-    head: LanguageModelHead,
-    splitter: WordSplitter,
+    backbone: Backbone,
 ) -> Evaluation | None:
     """Return the scores before and after, beside TF-IDF fitted on `passages`; None when no document is held out."""
     if not texts.queries:
@@ -180,7 +192,7 @@ def compare(
         return dense_scores(embedded.whitening(embedded.queries), embedded.whitening(embedded.passages))
 
     def says(embedded: Embedded) -> list[Sequence[KeyToken]]:
-        return splitter.words.key_tokens(head(embedded.shown - embedded.head_centre))
+        return backbone.splitter.words.key_tokens(backbone.head(embedded.shown - embedded.head_centre))
 
     fitted_on = passages.select(range(min(len(passages), TFIDF_SAMPLE)))
     return Evaluation(

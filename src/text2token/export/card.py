@@ -70,7 +70,7 @@ strongest are kept.
 
 
 def model_card(recipe: str, result: dict[str, Any]) -> str:
-    """Return the card as Markdown with the hub's metadata block; `recipe` is TOML, `result` a `RunResult` as dict."""
+    """Return the card as Markdown with the hub's metadata block; `recipe` is TOML, `result` a `Result` as dict."""
     kept = ("constructor", "settings", "texts", "dropped", "sizes", "vocabulary_fingerprint")
     cards = [published_settings({key: card[key] for key in kept}) for card in result["targets"].values()]
     targets = json.dumps(cards, indent=2)

@@ -19,9 +19,11 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from text2token.corpus.published import published_model
 from text2token.errors import CorpusError
 from text2token.lens.reader import ReaderCard, TokenReader
 from text2token.model.backbone import NO_LIMIT
+from text2token.model.bundle import Backbone
 from text2token.model.head import LanguageModelHead
 from text2token.recipe import VocabularySettings
 from text2token.tokens.vocabulary import NOT_A_TARGET, tokenizer_fingerprint
@@ -86,6 +88,29 @@ def learn_from_head(
     mean, to_state = _regressed(embeddings, states.double().numpy())
     card = ReaderCard("head", source, len(embeddings), max_tokens, vocabulary, tokenizer_fingerprint(tokenizer))
     return TokenReader(card, words.lexicon, head_directions(head, words) @ to_state, mean, probe.float(), tokenizer)
+
+
+def learn_from_both(
+    backbone: Backbone, texts: Sequence[str], embeddings: Tensor, probe: Tensor, states: Tensor, source: str
+) -> TokenReader:
+    """Return the reader of an embedder made of `backbone`, by the words of `texts` and by what its head says of them.
+
+    `embeddings`, shape (texts, dimension), are the embedder's, `probe` is what it gives for `PROBE`; `states`, the head's
+    inputs, are those of the first texts. `source` is where the texts are from. Raises `CorpusError` when there are too few.
+    """
+    tokenizer, rules = backbone.tokenizer, backbone.vocabulary.settings
+    words = learn_from_words(texts, embeddings, probe, tokenizer, vocabulary=rules, max_tokens=backbone.room, source=source)
+    by_head = learn_from_head(
+        states,
+        embeddings[: len(states)],
+        probe,
+        backbone.head,
+        tokenizer,
+        vocabulary=rules,
+        max_tokens=backbone.room,
+        source=published_model(backbone.settings.name),
+    )
+    return joined(words, by_head, embeddings)
 
 
 def joined(words: TokenReader, head: TokenReader, embeddings: Tensor) -> TokenReader:

@@ -1,8 +1,6 @@
-"""What a target constructor is, what it is built from, and how it reads passages."""
+"""What a target constructor is, and how it reads passages."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
@@ -10,13 +8,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 
 from text2token.engine import Engine, LocalEngine
-from text2token.model.head import LanguageModelHead, load_head
 from text2token.progress import Progress
-from text2token.recipe import BackboneSettings, TargetSettings
-from text2token.tokens.vocabulary import TargetVocabulary
 
 HERE = LocalEngine()
 TEXTS_PER_PART = 25_000  # of a constructor that is not expensive: 2 to 4 MB of targets, seconds of work
@@ -46,25 +40,6 @@ class Constructor(Protocol):
         """Return all that decides a target, settings and what was learnt: for the card, and parts of a killed work are
         taken up again only by an equal one.
         """
-
-
-@dataclass(frozen=True)
-class Materials:
-    """What constructors are made from: the backbone, its embedder as the stage finds it (left as it is), rules and settings.
-
-    `loaded_head` is the backbone's head where it is at hand: one that is not tied is read from the model's files.
-    """
-
-    backbone: BackboneSettings
-    embedder: SentenceTransformer
-    vocabulary: TargetVocabulary
-    settings: TargetSettings
-    loaded_head: LanguageModelHead | None = None
-
-    @cached_property
-    def head(self) -> LanguageModelHead:
-        """The backbone's head, loaded once for all."""
-        return self.loaded_head or load_head(self.embedder, self.backbone.name)
 
 
 def parts_of(passages: Passages, size: int) -> Iterator[Passages]:

@@ -13,32 +13,32 @@ from numpy.typing import NDArray
 from text2token.corpus.published import published_model
 from text2token.engine import Engine
 from text2token.files import real, scratch_folder
+from text2token.model.bundle import Backbone
 from text2token.progress import Progress
-from text2token.recipe import ConstructorName
+from text2token.recipe import ConstructorName, TargetSettings
 from text2token.shards import write_shards
 from text2token.steps import digest
-from text2token.targets.base import HERE, TEXTS_PER_PART, Constructor, Materials, bounds, text_batches
+from text2token.targets.base import HERE, TEXTS_PER_PART, Constructor, bounds, text_batches
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.store import SCHEMA, SHARDS, TargetCard, write_targets
-from text2token.tokens.vocabulary import TargetVocabulary
 
 EXPENSIVE_TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run loses at most
 
 
-def make_constructor(name: ConstructorName, materials: Materials) -> Constructor:
-    """Return the constructor of the module of that name."""
-    constructor: Constructor = importlib.import_module(f"text2token.targets.{name}").build(materials)
+def make_constructor(name: ConstructorName, backbone: Backbone, settings: TargetSettings) -> Constructor:
+    """Return the constructor of the module of that name, which leaves the backbone as it is."""
+    constructor: Constructor = importlib.import_module(f"text2token.targets.{name}").build(backbone, settings)
     return constructor
 
 
 def write_constructed(
     constructor: Constructor,
     passages: Dataset,
-    vocabulary: TargetVocabulary,
+    backbone: Backbone,
     folder: Path,
-    tokenizer: str,
-    progress: Progress | None = None,
+    *,
     rows: NDArray[np.int64] | None = None,
+    progress: Progress | None = None,
     engine: Engine = HERE,
 ) -> TargetCard:
     """Fit `constructor` on `passages`, write their targets, or those of `rows`, to `folder` and return the card.
@@ -53,7 +53,8 @@ def write_constructed(
             constructor.remember, rows = scratch, None
         constructor.fit(passages, engine)
         read = passages if rows is None else passages.select(rows)
-        card = TargetCard.of(constructor.name, constructor.describe(), published_model(tokenizer), vocabulary, len(read))
+        tokenizer = published_model(backbone.settings.name)
+        card = TargetCard.of(constructor.name, constructor.describe(), tokenizer, backbone.vocabulary, len(read))
         parts = bounds(len(read), size)
         table_of = partial(_transformed, constructor, passages, rows)
 

@@ -22,11 +22,12 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from text2token.engine import Engine
+from text2token.model.bundle import Backbone
 from text2token.model.head import LanguageModelHead, word_table
 from text2token.model.whitening import fit_postprocessing
 from text2token.progress import Progress
-from text2token.recipe import CorpusDerivedSettings, Postprocessing
-from text2token.targets.base import HERE, Materials, Passages, as_dataset, evenly, text_batches
+from text2token.recipe import CorpusDerivedSettings, Postprocessing, TargetSettings
+from text2token.targets.base import HERE, Passages, as_dataset, evenly, text_batches
 from text2token.targets.data_driven import TEXTS_PER_BATCH, DataDrivenTargets
 from text2token.targets.data_driven import build as build_data_driven
 from text2token.targets.sparse import distributions, interpolated, largest, record_batch
@@ -139,6 +140,6 @@ def _next_passages(passages: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int
     return np.where(is_next, rows + 1, np.where(is_before, rows - 1, ALONE))
 
 
-def build(materials: Materials) -> CorpusDerivedTargets:
+def build(backbone: Backbone, settings: TargetSettings) -> CorpusDerivedTargets:
     """Return the constructor of the tokens of passages nearby."""
-    return CorpusDerivedTargets(build_data_driven(materials), materials.head, materials.settings.corpus_derived)
+    return CorpusDerivedTargets(build_data_driven(backbone, settings), backbone.head, settings.corpus_derived)

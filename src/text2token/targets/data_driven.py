@@ -28,10 +28,10 @@ from transformers import PreTrainedTokenizerBase
 from text2token.engine import Engine
 from text2token.errors import UsageError
 from text2token.files import atomic_file
-from text2token.model.backbone import room_for_text, tokenizer_of
+from text2token.model.bundle import Backbone
 from text2token.progress import Progress
-from text2token.recipe import DataDrivenSettings
-from text2token.targets.base import HERE, TEXTS_PER_PART, Materials, Passages, chosen, parts_of, text_batches
+from text2token.recipe import DataDrivenSettings, TargetSettings
+from text2token.targets.base import HERE, TEXTS_PER_PART, Passages, chosen, parts_of, text_batches
 from text2token.targets.sparse import distributions, largest, record_batch
 from text2token.tokens.vocabulary import (
     NOT_A_TARGET,
@@ -235,8 +235,6 @@ def _writing(path: Path | None) -> Iterator[Callable[[Sequence[str], _Candidates
         yield write
 
 
-def build(materials: Materials) -> DataDrivenTargets:
+def build(backbone: Backbone, settings: TargetSettings) -> DataDrivenTargets:
     """Return the constructor of the text's own meaningful tokens."""
-    tokenizer = tokenizer_of(materials.embedder)
-    room = room_for_text(tokenizer)
-    return DataDrivenTargets(tokenizer, materials.vocabulary, materials.settings.data_driven, max_tokens=room)
+    return DataDrivenTargets(backbone.tokenizer, backbone.vocabulary, settings.data_driven, max_tokens=backbone.room)

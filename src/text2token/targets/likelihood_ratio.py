@@ -33,10 +33,11 @@ from torch import Tensor
 from text2token.engine import Engine
 from text2token.errors import UsageError
 from text2token.model.backbone import embed
+from text2token.model.bundle import Backbone
 from text2token.model.head import LanguageModelHead
 from text2token.progress import Progress
-from text2token.recipe import LikelihoodRatioSettings
-from text2token.targets.base import HERE, Materials, Passages, as_dataset, chosen, evenly, text_batches
+from text2token.recipe import LikelihoodRatioSettings, TargetSettings
+from text2token.targets.base import HERE, Passages, as_dataset, chosen, evenly, text_batches
 from text2token.targets.sparse import record_batch
 from text2token.tokens.vocabulary import TargetVocabulary
 
@@ -165,7 +166,6 @@ def tau_for(misses: Float[Tensor, "texts vocabulary"], tokens: float) -> float:
     return float(f"{np.exp(high):.2e}")
 
 
-def build(materials: Materials) -> LikelihoodRatioTargets:
+def build(backbone: Backbone, settings: TargetSettings) -> LikelihoodRatioTargets:
     """Return the constructor of what the embedder, as the stage finds it, says of a text far more than of others."""
-    settings = materials.settings.likelihood_ratio
-    return LikelihoodRatioTargets(materials.embedder, materials.head, materials.vocabulary, settings)
+    return LikelihoodRatioTargets(backbone.embedder, backbone.head, backbone.vocabulary, settings.likelihood_ratio)

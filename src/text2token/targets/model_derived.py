@@ -27,10 +27,11 @@ from torch import Tensor
 from text2token.engine import Engine
 from text2token.errors import UsageError
 from text2token.model.backbone import behind, embed, load_embedder, room_for_text, tokenizer_of
+from text2token.model.bundle import Backbone
 from text2token.model.head import LanguageModelHead
 from text2token.progress import Progress
-from text2token.recipe import PREVIOUS, ModelDerivedSettings
-from text2token.targets.base import HERE, Materials, Passages, as_dataset, chosen, evenly, text_batches
+from text2token.recipe import PREVIOUS, ModelDerivedSettings, TargetSettings
+from text2token.targets.base import HERE, Passages, as_dataset, chosen, evenly, text_batches
 from text2token.targets.data_driven import DataDrivenTargets
 from text2token.targets.data_driven import build as build_data_driven
 from text2token.targets.sparse import interpolated, record_batch
@@ -128,15 +129,15 @@ class ModelDerivedTargets:
                 yield torch.stack([self.words.log_probabilities(self.head(part).cpu()) for part in rows]).mean(0)
 
 
-def build(materials: Materials) -> ModelDerivedTargets:
+def build(backbone: Backbone, settings: TargetSettings) -> ModelDerivedTargets:
     """Return the constructor of what the backbone says, untrained or as the stage before made it.
 
     Another copy of the weights is loaded only where the embedder cannot be asked itself.
     """
-    settings, teacher = materials.settings.model_derived, materials.embedder
-    as_asked = replace(materials.backbone, pooling="last", attention="causal", layers=None)
-    if settings.teacher == PREVIOUS:
-        settings = replace(settings, prompts=())
-    elif as_asked != materials.backbone:
+    own, teacher = settings.model_derived, backbone.embedder
+    as_asked = replace(backbone.settings, pooling="last", attention="causal", layers=None)
+    if own.teacher == PREVIOUS:
+        own = replace(own, prompts=())
+    elif as_asked != backbone.settings:
         teacher = load_embedder(as_asked)
-    return ModelDerivedTargets(teacher, materials.head, materials.vocabulary, settings, build_data_driven(materials))
+    return ModelDerivedTargets(teacher, backbone.head, backbone.vocabulary, own, build_data_driven(backbone, settings))

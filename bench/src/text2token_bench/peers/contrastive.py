@@ -84,7 +84,7 @@ def train_contrastive(
         tokens_per_batch=settings.tokens_per_batch,
     )
     lengths = text_lengths(embedder, pairs, "anchor") + text_lengths(embedder, pairs, "positive")
-    schedule = plan(lengths, stage, workshop.seed, by_length=False)
+    schedule = plan(lengths, stage.schedule, workshop.seed, by_length=False)
     with workshop.reporter.progress("Training", schedule.tokens_to_see, "tokens") as progress:
         result = train_stage(
             embedder,

@@ -98,7 +98,7 @@ def train_mntp(workshop: Workshop, settings: Llm2VecSettings, embedder: Sentence
         tokens_per_batch=1024,
     )
     texts = workshop.passages.select_columns(["text"])
-    schedule = plan(text_lengths(embedder, texts), stage, workshop.seed)
+    schedule = plan(text_lengths(embedder, texts), stage.schedule, workshop.seed)
     with workshop.reporter.progress("Training, MNTP", schedule.tokens_to_see, "tokens") as progress:
         result = train_stage(
             embedder,

@@ -1,9 +1,7 @@
 """Our own method, under the same rules as its peers, and its control with shuffled targets."""
 
-import hashlib
-import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,21 +9,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from text2token import Recipe, load_embedder
+from text2token import Recipe
 from text2token_bench.inside import (
     CARD,
+    RESULT,
     WEIGHTS,
+    Run,
     RunFolder,
-    Stages,
-    TargetVocabulary,
-    atomic_file,
+    Training,
     atomic_folder,
     centre_for_head,
     cut_last_layers,
-    load_head,
+    load_backbone,
     made_from,
     read_card,
-    tokenizer_of,
+    sha256_of,
+    write_card,
 )
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop, finished
 from text2token_bench.rows import Family
@@ -48,30 +47,28 @@ def build(workshop: Workshop, settings: Settings, name: str, kept: Path | None =
     chosen |= {f"{stage}.epochs": 1000 for stage in lengths} | {f"{stage}.tokens_per_batch": 512 for stage in lengths}
     chosen |= {key: value for key, value in settings.items() if key not in (STAGE2_SHARE, STAGE2_BESIDE, SHUFFLED)}
     recipe = Recipe(workshop.backbone, seed=workshop.seed).with_settings(f"{key}={value}" for key, value in chosen.items())
-    embedder = load_embedder(recipe.backbone)
-    head = load_head(embedder, recipe.backbone.name)
-    vocabulary = TargetVocabulary.from_tokenizer(tokenizer_of(embedder), recipe.vocabulary)
-    work, steps = RunFolder(workshop.folder / "run"), made_from(recipe, None)
-    centre = centre_for_head(embedder, workshop.sample())
-    stages = Stages(recipe, embedder, head, vocabulary, workshop.passages, centre, work, steps)
+    backbone, steps = load_backbone(recipe.backbone, recipe.vocabulary), made_from(recipe, None)
+    run = Run(RunFolder(workshop.folder / "run"), steps, reporter=workshop.reporter)
+    centre = centre_for_head(backbone.embedder, workshop.sample())
+    training = Training(run, backbone, workshop.passages, recipe.targets, recipe.lora, recipe.seed, centre)
     if kept:
         for stage in recipe.named_stages:
             if (kept / steps[stage]).exists():
-                shutil.copytree(kept / steps[stage], work.stages / stage)
-                work.finished(stage, steps[stage])
+                with run.making(stage):
+                    shutil.copytree(kept / steps[stage], run.folder.stages / stage)
     if settings.get(SHUFFLED):
-        for stage in recipe.named_stages:
-            stages.write_targets(stage, workshop.reporter)
-            shuffle_targets(work.targets / stage, workshop.seed)
-    _, results = stages.train(workshop.reporter)
+        for stage, chosen_for in recipe.named_stages.items():
+            training.write_targets(stage, chosen_for)
+            shuffle_targets(run.folder.targets / stage, workshop.seed)
+    _, results = training.stages(recipe.named_stages, recipe.taught)
     if kept:
         for stage in recipe.named_stages:
             if not (kept / steps[stage]).exists():
                 with atomic_folder(kept / steps[stage]) as folder:
-                    for file in (WEIGHTS, "result.json"):
-                        shutil.copy(work.stages / stage / file, folder / file)
-    cut_last_layers(embedder, recipe.cut_layers)
-    return finished(workshop, embedder, name, sum(result.tokens for result in results.values()))
+                    for file in (WEIGHTS, RESULT):
+                        shutil.copy(run.folder.stages / stage / file, folder / file)
+    cut_last_layers(backbone.embedder, recipe.cut_layers)
+    return finished(workshop, backbone.embedder, name, sum(result.tokens for result in results.values()))
 
 
 def shuffle_targets(folder: Path, seed: int) -> None:
@@ -83,11 +80,9 @@ def shuffle_targets(folder: Path, seed: int) -> None:
     shards, start = [], 0
     for shard in card.shards:
         pq.write_table(shuffled.slice(start, shard.rows), folder / shard.file)
-        with (folder / shard.file).open("rb") as file:
-            shards.append(replace(shard, sha256=hashlib.file_digest(file, "sha256").hexdigest()))
+        shards.append(replace(shard, sha256=sha256_of(folder / shard.file)))
         start += shard.rows
-    with atomic_file(folder / CARD) as path:
-        path.write_text(json.dumps(asdict(replace(card, shards=shards)), indent=2), encoding="utf-8")
+    write_card(replace(card, shards=shards), folder / CARD)
 
 
 def variant(name: str, *candidates: Settings, family: Family = "text2token", kept: Path | None = None) -> Peer:

@@ -25,10 +25,10 @@ from text2token.files import writing
 from text2token.model.backbone import token_lengths, tokenizer_of
 from text2token.progress import Progress
 from text2token.recipe import StageSettings
-from text2token.train.checkpoints import forget_old_checkpoints, last_checkpoint, load_trainable, trainable_weights
-from text2token.train.collate import TargetCollator, pass_cost
-from text2token.train.processes import together
-from text2token.train.schedule import Schedule
+from text2token.training.checkpoints import forget_old_checkpoints, last_checkpoint, load_trainable, trainable_weights
+from text2token.training.collate import TargetCollator, pass_cost
+from text2token.training.processes import together
+from text2token.training.schedule import Schedule
 
 TRAINABLE_WEIGHTS = "trainable.safetensors"
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from text2token.errors import UsageError
 from text2token.model.backbone import batches_of
-from text2token.recipe import StageSettings
+from text2token.recipe import ScheduleSettings
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Schedule:
 
 def plan(
     lengths: NDArray[np.int64],
-    settings: StageSettings,
+    settings: ScheduleSettings,
     seed: int,
     *,
     documents: NDArray[np.int64] | None = None,

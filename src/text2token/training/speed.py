@@ -25,12 +25,14 @@ from text2token.model.head import CENTRE_TEXTS, load_head
 from text2token.model.whitening import SAMPLE_SIZE
 from text2token.progress import Reporter
 from text2token.recipe import Recipe, read_recipe
+from text2token.steps import Steps
 from text2token.tokens.vocabulary import tokenise
-from text2token.train.objective import TokenTargetLoss
-from text2token.train.processes import together
-from text2token.train.run import TRAINING_COST, RunFolder
-from text2token.train.schedule import plan
-from text2token.train.stage import train_stage
+from text2token.training.folder import RunFolder
+from text2token.training.objective import TokenTargetLoss
+from text2token.training.processes import together
+from text2token.training.run import TRAINING_COST
+from text2token.training.schedule import plan
+from text2token.training.stage import train_stage
 
 OTHER_SECONDS = 60.0  # of a run: loading, reading, targets, export, and measuring itself
 SHARE_OF_EVALUATION = 0.2  # of the time that is left for both, where training could use all of it
@@ -98,7 +100,7 @@ def measured(recipe: Recipe, documents: Iterable[Document]) -> Machine:
             embedder,
             loss,
             rows,
-            plan(lengths[: len(texts)], stage, recipe.seed),
+            plan(lengths[: len(texts)], stage.schedule, recipe.seed),
             stage,
             Path(folder),
             progress=lambda tokens: steps.append((time.perf_counter(), tokens)),
@@ -152,7 +154,7 @@ def in_its_minutes(
     if together().count > 1:
         raise UsageError("minutes: of several processes none can measure what they do together; give --max-tokens")
     run = RunFolder(folder)
-    check_begun(folder, run.record.name)  # before the machine is measured
+    check_begun(folder, Steps.RECORD)  # before the machine is measured
     if run.recipe.exists() and not anew:
         earlier = read_recipe(str(run.recipe))
         stage = replace(recipe.stages[0], max_tokens=earlier.stages[0].max_tokens)
