@@ -71,11 +71,14 @@ class Launcher:
 def _prepare() -> None:
     """Import what the commands need, and make pieces of work so small that a small corpus has many."""
     from text2token.cli import show  # noqa: F401
-    from text2token.export import vectors
-    from text2token.search import index, sparse  # noqa: F401
+    from text2token.export import (
+        sparse,  # noqa: F401
+        vectors,
+    )
+    from text2token.search import fill, index  # noqa: F401
     from text2token.targets import constructors, data_driven
 
-    index.BATCH = 16
+    fill.BATCH = 16
     constructors.EXPENSIVE_TEXTS_PER_PART = 16
     constructors.TEXTS_PER_PART = data_driven.TEXTS_PER_PART = 40
     assert vectors.embed_corpus.__kwdefaults__
