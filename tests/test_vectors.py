@@ -69,27 +69,25 @@ def test_a_stopped_run_goes_on_to_the_same_files(tmp_path: Path, stop: int) -> N
     with pytest.raises(KeyboardInterrupt):
         embed_corpus(encoder(Lengths(stop)), documents(), tmp_path / "parts", rows_per_shard=8)
     counting = Lengths()
-    embed_corpus(encoder(counting), documents(), tmp_path / "parts", rows_per_shard=8, resume=True)
+    embed_corpus(encoder(counting), documents(), tmp_path / "parts", rows_per_shard=8)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     assert counting.seen <= 1 + 20 - (stop - 1) // 8 * 8  # finished shards are not embedded again
 
 
 def test_vectors_of_another_model_are_never_mixed_in(tmp_path: Path) -> None:
     embed_corpus(encoder(), documents(), tmp_path / "out")
-    with pytest.raises(OutputError, match="exists and is not empty"):
-        embed_corpus(encoder(), documents(), tmp_path / "out")
     with pytest.raises(OutputError, match="vectors of another model"):
-        embed_corpus(encoder(Other(), fingerprint="b"), documents(), tmp_path / "out", resume=True)
+        embed_corpus(encoder(Other(), fingerprint="b"), documents(), tmp_path / "out")
     (tmp_path / "out" / "card.json").write_text("{", encoding="utf-8")
     with pytest.raises(OutputError, match="holds no vectors that can be read"):
-        embed_corpus(encoder(), documents(), tmp_path / "out", resume=True)
+        embed_corpus(encoder(), documents(), tmp_path / "out")
 
 
 def test_vectors_under_another_releases_fingerprint_are_gone_on_with(tmp_path: Path) -> None:
     embed_corpus(encoder(), documents(), tmp_path / "whole", rows_per_shard=8)
     with pytest.raises(KeyboardInterrupt):
         embed_corpus(encoder(Lengths(fail_after=12), fingerprint="b"), documents(), tmp_path / "out", rows_per_shard=8)
-    embed_corpus(encoder(), documents(), tmp_path / "out", rows_per_shard=8, resume=True)
+    embed_corpus(encoder(), documents(), tmp_path / "out", rows_per_shard=8)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
@@ -113,10 +111,10 @@ def test_vectors_of_a_corpus_that_has_changed_are_never_mixed(tmp_path: Path) ->
         embed_corpus(encoder(Lengths(fail_after=3)), lines("abcde"), tmp_path / "out", rows_per_shard=2)
     for changed in ("zabcd", "abXde"[:1]):
         with pytest.raises(OutputError, match="holds vectors of other texts: the input has changed since"):
-            embed_corpus(encoder(), lines(changed), tmp_path / "out", rows_per_shard=2, resume=True)
+            embed_corpus(encoder(), lines(changed), tmp_path / "out", rows_per_shard=2)
     embed_corpus(encoder(), lines("abcde"), tmp_path / "whole", rows_per_shard=2)
     with pytest.raises(OutputError, match="holds vectors of other texts"):
-        embed_corpus(encoder(), lines("ab"), tmp_path / "whole", rows_per_shard=2, resume=True)
+        embed_corpus(encoder(), lines("ab"), tmp_path / "whole", rows_per_shard=2)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -125,8 +123,8 @@ def test_a_damaged_shard_is_told_and_made_again_once_it_is_deleted(tmp_path: Pat
     whole, shard = files(tmp_path / "v"), tmp_path / "v" / f"vectors-0000{number}.parquet"
     for damaged in (b"", whole[shard.name][:-100], whole[shard.name][:100] + b"x" * 300 + whole[shard.name][-8:]):
         shard.write_bytes(damaged)
-        with pytest.raises(OutputError, match=rf"{shard.name}: cannot be read \(.*\)\. Delete it and go on with --resume"):
-            embed_corpus(encoder(), documents(), tmp_path / "v", rows_per_shard=10, resume=True)
+        with pytest.raises(OutputError, match=rf"{shard.name}: cannot be read \(.*\)\. Delete it; the same command"):
+            embed_corpus(encoder(), documents(), tmp_path / "v", rows_per_shard=10)
     shard.unlink()
-    embed_corpus(encoder(), documents(), tmp_path / "v", rows_per_shard=10, resume=True)
+    embed_corpus(encoder(), documents(), tmp_path / "v", rows_per_shard=10)
     assert files(tmp_path / "v") == whole

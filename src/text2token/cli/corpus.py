@@ -115,7 +115,7 @@ def embed(
     encoder = open_encoder(model, dtype)
     with alone_in(output, record=CARD), workers_of(engine, ray_address) as workers:
         card = embed_corpus(
-            encoder, documents, output, sources=tuple(sources), resume=True, total=total, reporter=reporter, engine=workers
+            encoder, documents, output, sources=tuple(sources), total=total, reporter=reporter, engine=workers
         )
     warn(broken)
     if json_:

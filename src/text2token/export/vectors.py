@@ -56,7 +56,6 @@ def embed_corpus(
     folder: Path,
     *,
     sources: tuple[str, ...] = (),
-    resume: bool = False,
     total: int | None = None,
     rows_per_shard: int = ROWS_PER_SHARD,
     reporter: Reporter | None = None,
@@ -64,8 +63,8 @@ def embed_corpus(
 ) -> VectorCard:
     """Write the vector of each document's text to `folder`, in their order, and return the card.
 
-    Empty texts are left out. With `resume`, finished shards stay, if their texts are the same still; the result is the
-    same as without the interruption. `total`, where known, is the number of texts, for the time left. `engine`, where
+    Empty texts are left out. Finished shards are reused, if their texts are the same still; the result is the same as
+    without the interruption. `total`, where known, is the number of texts, for the time left. `engine`, where
     set, makes the shards. Raises `OutputError` when the folder holds other vectors or those of other texts, `CorpusError`
     when there is no text.
     """
@@ -79,7 +78,7 @@ def embed_corpus(
     dimension = encoder([first.text], role="document").shape[1]
     read = tuple(map(published_source, sources))
     card = VectorCard(published_model(encoder.name), encoder.fingerprint, dimension, read, rows_per_shard)
-    _check(folder, card, encoder, resume)
+    _check(folder, card, encoder)
     write_card(card, folder / CARD)
     engine = engine or LocalEngine()
     shards = _shards(itertools.chain([first], texts), rows_per_shard)
@@ -115,11 +114,9 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         raise OutputError(f"{path}: cannot be read ({reason(error)}). Delete it; the same command makes it anew") from error
 
 
-def _check(folder: Path, card: VectorCard, encoder: TextEncoder, resume: bool) -> None:
+def _check(folder: Path, card: VectorCard, encoder: TextEncoder) -> None:
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
-    if not resume:
-        raise OutputError(f"{folder}: exists and is not empty. Resume it, or choose another --output")
     found = read_card(folder)
     # the texts themselves are compared with those of each shard
     same = replace(found, rows=0, model=card.model, sources=card.sources, fingerprint=card.fingerprint) == card

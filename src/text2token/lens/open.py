@@ -199,7 +199,7 @@ def _learn(
 def _vectors(encoder: TextEncoder, texts: Sequence[str], folder: Path, reporter: Reporter) -> Tensor:
     documents = (Document(title="", body=text, place="") for text in texts)
     alike = replace(encoder, embed_as={})  # a reader is asked about texts that play no role in a search
-    embed_corpus(alike, documents, folder, resume=True, total=len(texts), rows_per_shard=TEXTS_PER_SHARD, reporter=reporter)
+    embed_corpus(alike, documents, folder, total=len(texts), rows_per_shard=TEXTS_PER_SHARD, reporter=reporter)
     columns = [batch["vector"].flatten().to_numpy() for batch in read_vectors(folder)]
     return torch.cat([torch.from_numpy(column.copy()) for column in columns]).reshape(len(texts), -1)
 
