@@ -49,11 +49,11 @@ figure.suptitle("What embeddings say: untrained, trained")
 figure.savefig(FOLDER / "words.png")
 
 # %% Along the way: do words and geometry improve together? (The paper's claim; its figure, on a run of your own.)
-lines = [json.loads(line) for line in (FOLDER / "run" / "stages" / "stage1" / "diary.jsonl").read_text().splitlines()]
-looks = [line for line in lines if "mrr_at_10" in line]
+lines = [json.loads(line) for line in (FOLDER / "run" / "stages" / "stage1" / "history.jsonl").read_text().splitlines()]
+evaluations = [line for line in lines if "mrr_at_10" in line]
 figure, panel = plt.subplots(layout="constrained")
 for key, label in (("hit_at_1", "first word is in the text"), ("mrr_at_10", "MRR@10")):
-    panel.plot([look["step"] for look in looks], [look[key] for look in looks], marker="o", label=label)
+    panel.plot([scores["step"] for scores in evaluations], [scores[key] for scores in evaluations], marker="o", label=label)
 panel.set(xlabel="optimiser step", ylabel="percent of held-out documents")
 panel.legend()
 figure.savefig(FOLDER / "course.png")

@@ -30,7 +30,7 @@ from text2token import BackboneSettings, Recipe, read_recipe, train
 GOLDEN = Path(__file__).with_name("golden.json")
 RECIPES = ("default", "paper")
 SHOWN_TARGETS = 3
-SMALL = ["backbone.dtype=float32", "backbone.max_length=64", "corpus.held_out=10", "looks=2"]
+SMALL = ["backbone.dtype=float32", "backbone.max_length=64", "corpus.held_out=10", "evaluation_steps=2"]
 SETTINGS = {
     "default": ["stage1.tokens_per_batch=256"],
     "paper": [

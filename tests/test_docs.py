@@ -116,7 +116,7 @@ def workplace(make_backbone: BackboneMaker, text_file: Path, monkeypatch: pytest
     (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     backbone = BackboneSettings(str(make_backbone("llama_tied")), dtype="float32", max_length=64)
     # whole texts: an index is made in bfloat16, and what a net of random weights learns of halves moves too much in it
-    recipe = Recipe(backbone).with_settings(["stage1.max_tokens=2000", "looks=0", "corpus.halves_from=0"])
+    recipe = Recipe(backbone).with_settings(["stage1.max_tokens=2000", "evaluation_steps=0", "corpus.halves_from=0"])
     train(
         recipe,
         read_documents([str(folder / "docs.jsonl")]),

@@ -21,29 +21,29 @@ from text2token.training.run import TRAINING_COST
 PAIRS = st.lists(st.integers(2, 500), min_size=1, max_size=300).map(np.array)
 
 
-def cost(pairs: np.ndarray, asked: int, watched: int, looks: int) -> int:
-    """Return the tokens that are embedded: before and after, and at each look."""
-    return int(2 * pairs[:asked].sum() + (looks + 1) * pairs[:watched].sum() * bool(looks))
+def cost(pairs: np.ndarray, asked: int, step_documents: int, steps: int) -> int:
+    """Return the tokens that are embedded: before and after, and at each evaluation step."""
+    return int(2 * pairs[:asked].sum() + (steps + 1) * pairs[:step_documents].sum() * bool(steps))
 
 
 @given(PAIRS, st.floats(-1000, 300_000), st.integers(0, 9))
 def test_what_is_evaluated_stays_within_its_tokens_but_for_the_fewest_documents(
-    pairs: np.ndarray, tokens: float, looks: int
+    pairs: np.ndarray, tokens: float, steps: int
 ) -> None:
-    asked, watched = affordable(pairs, tokens, looks)
+    asked, step_documents = affordable(pairs, tokens, steps)
     least = min(FEWEST_DOCUMENTS, len(pairs))
     assert least <= asked <= len(pairs)
-    assert watched <= asked
-    assert cost(pairs, asked, watched, looks) <= max(tokens, cost(pairs, least, least, looks))
+    assert step_documents <= asked
+    assert cost(pairs, asked, step_documents, steps) <= max(tokens, cost(pairs, least, least, steps))
     if asked < len(pairs):  # and nothing that could be had is left
-        assert cost(pairs, asked + 1, watched, looks) > tokens
+        assert cost(pairs, asked + 1, step_documents, steps) > tokens
 
 
 @given(PAIRS, st.floats(0, 300_000), st.floats(0, 300_000), st.integers(0, 9))
-def test_more_tokens_never_evaluate_less(pairs: np.ndarray, one: float, other: float, looks: int) -> None:
-    fewer, more = (affordable(pairs, tokens, looks) for tokens in sorted((one, other)))
+def test_more_tokens_never_evaluate_less(pairs: np.ndarray, one: float, other: float, steps: int) -> None:
+    fewer, more = (affordable(pairs, tokens, steps) for tokens in sorted((one, other)))
     assert fewer[1] <= more[1]
-    if not looks:
+    if not steps:
         assert fewer[0] <= more[0]
 
 
@@ -83,10 +83,10 @@ def test_tokens_are_counted_not_guessed(long: Recipe, make_backbone: BackboneMak
     sizes = []
     for share in (0.1, 0.9, 1.0, 100.0):
         tokens = share * TRAINING_COST * 6000
-        some = texts.costing(tokens, tokenizer, looks=2)
+        some = texts.costing(tokens, tokenizer, steps=2)
         pairs = token_lengths(tokenizer, [some.queries]) + token_lengths(tokenizer, [some.passages])
         if len(some.queries) > FEWEST_DOCUMENTS:
-            assert cost(pairs, len(pairs), some.watched, 2) <= tokens
+            assert cost(pairs, len(pairs), some.step_documents, 2) <= tokens
         assert some.queries == texts.queries[: len(some.queries)]  # a larger share asks for the same ones, and more
         sizes.append(len(some.queries))
     assert sizes == sorted(sizes)

@@ -89,7 +89,7 @@ def test_what_is_not_known_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "damaged" / FILE).write_text("{", encoding="utf-8")
     for name in ("unknown", "damaged"):
         places, (line,) = asking([known, str(tmp_path / name)])
-        assert line.startswith(f"Nothing says what {tmp_path / name} was trained on")
+        assert line.startswith(f"It is not known what {tmp_path / name} was trained on")
         assert places == asking([known])[0]
     for model in (foreign, everything):
         places, (line,) = asking([model])

@@ -219,7 +219,7 @@ def complete(folder: Path) -> int:
     """Open every file under a final name to its end and return how many there were.
 
     The exception is a checkpoint, which belongs to the trainer: it counts from when its trainer_state.json can be read. A
-    diary grows line by line, so its last line may be torn. The engine's files under shard/ are opened by who goes on.
+    history grows line by line, so its last line may be torn. The engine's files under shard/ are opened by who goes on.
     """
     opened = 0
     for path in sorted(folder.rglob("*")):

@@ -294,7 +294,7 @@ def test_targets_half_made_of_another_first_stage_are_not_taken(recipe: Recipe, 
 def test_the_authors_recipes_run_on_small_models_of_their_families(
     name: str, family: str, reading: list[str], make_backbone: BackboneMaker, text_file: Path, tmp_path: Path
 ) -> None:
-    small = ["backbone.dtype=float32", "backbone.max_length=64", "corpus.held_out=10", "looks=1"]
+    small = ["backbone.dtype=float32", "backbone.max_length=64", "corpus.held_out=10", "evaluation_steps=1"]
     lengths = ["stage1.max_tokens=2000", "stage2.max_tokens=300", "targets.likelihood_ratio.prior_texts=20"]
     recipe = replace(read_recipe(name), sources=(str(text_file),))
     recipe = recipe.with_settings([f"backbone.name={make_backbone(family)}", *small, *lengths, *reading])

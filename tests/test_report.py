@@ -12,7 +12,7 @@ from text2token.corpus.readers import read_documents
 from text2token.errors import OutputError
 from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
 from text2token.report import Line, chart, read_run, write_report
-from text2token.training.folder import DIARY
+from text2token.training.folder import HISTORY
 from text2token.training.run import train
 
 HOSTILE = "<script>girl</script> & $hair$"
@@ -56,12 +56,12 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(finished: Path, tmp_path: Path
     going = tmp_path / "going.run"
     (going / "stages" / "stage1").mkdir(parents=True)
     (going / "recipe.toml").write_text((finished / "recipe.toml").read_text(encoding="utf-8"), encoding="utf-8")
-    diary = (finished / "stages" / "stage1" / DIARY).read_text(encoding="utf-8")
-    (going / "stages" / "stage1" / DIARY).write_text(diary[:-9], encoding="utf-8")  # torn by a kill
+    history = (finished / "stages" / "stage1" / HISTORY).read_text(encoding="utf-8")
+    (going / "stages" / "stage1" / HISTORY).write_text(history[:-9], encoding="utf-8")  # torn by a kill
     page = write_report(going).read_text(encoding="utf-8")
     assert "not finished" in page
     assert page.count("<svg") == 3
-    assert len(read_run(going).diaries["stage1"]) == len(diary.splitlines()) - 1
+    assert len(read_run(going).histories["stage1"]) == len(history.splitlines()) - 1
 
 
 def test_a_model_that_has_moved_costs_only_the_map(finished: Path, tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_every_checkpoint_falls_on_a_logged_loss(steps: int, steps_per_checkpoin
 
 def test_an_earlier_run_is_not_overwritten(tiny: BackboneSettings, tmp_path: Path) -> None:
     train(tiny, tmp_path)
-    with pytest.raises(OutputError, match="Go on with --resume"):
+    with pytest.raises(OutputError, match="resume=True"):
         train(tiny, tmp_path)
 
 

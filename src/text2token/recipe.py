@@ -126,7 +126,7 @@ class LikelihoodRatioSettings:
     """Targets from a model, as in the paper: tokens far more likely for this text than for texts in general."""
 
     teacher: Literal["previous", "untrained"] = "previous"
-    """Whom to ask: the model that the stage before made, or the untrained backbone."""
+    """The model that names them: what the stage before made, or the untrained backbone."""
     tau: PositiveFloat | Literal["auto"] = 1e-5
     """One divided by the likelihood ratio from which on a token is in the target; `auto`: some ten tokens in the median."""
     floor: PositiveFloat = 1e-8
@@ -140,7 +140,7 @@ class ModelDerivedSettings:
     """Targets from a model: the words whose log probabilities rise most above their mean over the corpus."""
 
     prompts: Annotated[tuple[Prompt, ...], ONE_OR_MORE] = (DEFAULT_PROMPT,)
-    """The untrained backbone is asked at its last token behind each of them; the answers are averaged."""
+    """Prompts of the untrained backbone, read at the last token; the logits are averaged."""
     alpha: NonNegativeFloat = 0.7
     """Share of the prior that is subtracted from the logits."""
     top_k: PositiveInt = 32
@@ -152,7 +152,7 @@ class ModelDerivedSettings:
     prior_texts: PositiveInt = 1000
     """Texts from which the prior is learnt."""
     teacher: Literal["previous", "untrained"] = "untrained"
-    """Whom to ask: the untrained backbone, or the model that the stage before made."""
+    """The model that names them: the untrained backbone, or what the stage before made."""
 
     def __post_init__(self) -> None:
         if not self.prompts and self.teacher == UNTRAINED:
@@ -268,14 +268,14 @@ class Recipe:
     targets: TargetSettings = field(default_factory=TargetSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     stages: tuple[StageSettings, ...] = (StageSettings(),)
-    """Stages follow each other, each with an adapter of its own on what those before made; `[[stages]]` in TOML, and
+    """Stages follow each other, each with a new adapter on what those before made; `[[stages]]` in TOML, and
     `stage1.key`, `stage2.key` in `--set`, where `stage2=none` leaves one out."""
     cut_layers: NonNegativeInt = 1
     """Last layers that are trained with and left out of the embedder."""
     postprocessing: Postprocessing = "whitened"
     """What is done to the embeddings, learnt on the corpus and written into the model."""
-    looks: NonNegativeInt = 4
-    """How often in a stage some held-out documents are evaluated, for the report."""
+    evaluation_steps: NonNegativeInt = 4
+    """Evaluation steps in a stage, evenly spaced: some held-out documents are scored for the report."""
     evaluation_share: NonNegativeFloat | None = 0.1
     """Bounds the cost of the evaluation as a share of the training's (none: all held-out documents)."""
     minutes: PositiveFloat | None = None
@@ -300,7 +300,7 @@ class Recipe:
 
     @property
     def taught(self) -> list[str]:
-        """The names of the stages whose targets are asked of the model that the stage before made."""
+        """The names of the stages whose teacher is the model that the stage before made."""
         later = list(self.named_stages.items())[1:]
         return [name for name, stage in later if getattr(getattr(self.targets, stage.targets), "teacher", None) == PREVIOUS]
 

@@ -1,4 +1,4 @@
-"""One page about one run: what came out, how it changed along the way, what it says, where the texts lie, what it cost."""
+"""One page about one run: its scores and history, decoded tokens of some texts, a map of the corpus, and what it cost."""
 
 import json
 import tomllib
@@ -18,14 +18,14 @@ from torch import Tensor
 from text2token.corpus.prepare import Corpus
 from text2token.corpus.published import published_recipe
 from text2token.errors import CorpusError, OutputError, Text2TokenError, reason
-from text2token.evaluation.history import read_diary
+from text2token.evaluation.history import read_history
 from text2token.files import atomic_file, check_file
 from text2token.lens.reader import open_reader
 from text2token.model.encoder import open_encoder
 from text2token.model.whitening import sample_texts
 from text2token.page import FONT_SIZE, INK, PAGE, RULE, drawing, filled, svg
 from text2token.progress import Reporter, Silent
-from text2token.training.folder import DIARY, RunFolder
+from text2token.training.folder import EARLIER_HISTORY, HISTORY, RunFolder
 
 MAP_TEXTS = 500
 BEGINNING = '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta name="generator" content="text2token report">'
@@ -49,7 +49,7 @@ class RunReport:
     recipe: str
     settings: dict[str, Any]
     results: dict[str, Any] | None
-    diaries: dict[str, list[dict[str, Any]]]
+    histories: dict[str, list[dict[str, Any]]]
 
 
 def write_report(
@@ -64,12 +64,12 @@ def write_report(
     report = read_run(run)
     output = output or run / "report.html"
     check_file(output, BEGINNING)
-    figures = {"loss": loss_chart(report), **dict(zip(("words", "shape"), along_charts(report), strict=True))}
+    figures = {"loss": loss_chart(report), **dict(zip(("words", "shape"), history_charts(report), strict=True))}
     map_, words = None, list[tuple[str, int]]()
     if map_texts and report.results:
         try:
             map_, words = corpus_map(run, Path(report.results["model"]), map_texts, reporter)
-        except Text2TokenError as error:  # the model has moved: the page is worth having without its map
+        except Text2TokenError as error:  # the model has moved: the page is useful without its map
             reporter.note(f"Without a map: {error}")
     content = {"report": asdict(report), "figures": {**figures, "map": map_}, "words": words}
     page = filled("text2token", "report.html.jinja", **content).lstrip()
@@ -79,7 +79,7 @@ def write_report(
 
 
 def read_run(run: Path) -> RunReport:
-    """Read what a run folder says of itself; of an unfinished run that is less. `OutputError` where there is no run."""
+    """Read a run folder; an unfinished run has no results yet. `OutputError` where there is no run."""
     work = RunFolder(run)
     try:
         recipe = work.recipe.read_text(encoding="utf-8")
@@ -90,37 +90,37 @@ def read_run(run: Path) -> RunReport:
         raise OutputError(
             f"{run}: is not the folder of a run ({reason(error)}). It stands beside the model, as MODEL.run"
         ) from error
-    diaries = {path.parent.name: read_diary(path) for path in sorted(work.stages.glob(f"*/{DIARY}"))}
+    paths = [path for name in (EARLIER_HISTORY, HISTORY) for path in work.stages.glob(f"*/{name}")]
+    histories = {path.parent.name: read_history(path) for path in sorted(paths)}
     name = Path(results["model"]).name if results else run.name.removesuffix(".run")
-    return RunReport(name, recipe, settings, results, {name: lines for name, lines in diaries.items() if lines})
+    return RunReport(name, recipe, settings, results, {name: lines for name, lines in histories.items() if lines})
 
 
 def loss_chart(report: RunReport) -> Markup | None:
     """Return the training loss over steps, a line for each stage."""
     lines = [
-        Line(stage, [(line["step"], line["loss"]) for line in diary if "loss" in line])
-        for stage, diary in report.diaries.items()
+        Line(stage, [(line["step"], line["loss"]) for line in history if "loss" in line])
+        for stage, history in report.histories.items()
     ]
     return chart(lines, "optimiser step", "loss, nats")
 
 
-def along_charts(report: RunReport) -> tuple[Markup | None, Markup | None]:
-    """Return the paper's figure: what embeddings say and how well they compare; and how evenly they lie."""
-    if not report.diaries:
+def history_charts(report: RunReport) -> tuple[Markup | None, Markup | None]:
+    """Return two charts over the steps: the paper's figure (decoded tokens and MRR@10), and the embeddings' geometry."""
+    if not report.histories:
         return None, None
-    moments, offset = [], 0
-    for diary in report.diaries.values():
-        looks = [line for line in diary if "mrr_at_10" in line]
-        moments += [{**line, "step": line["step"] + offset} for line in looks]
-        offset += max((line["step"] for line in diary), default=0)
+    evaluations, offset = [], 0
+    for history in report.histories.values():
+        evaluations += [{**line, "step": line["step"] + offset} for line in history if "mrr_at_10" in line]
+        offset += max((line["step"] for line in history), default=0)
 
     def line(name: str, key: str) -> Line:
-        return Line(name, [(moment["step"], moment[key]) for moment in moments if moment.get(key) is not None])
+        return Line(name, [(scores["step"], scores[key]) for scores in evaluations if scores.get(key) is not None])
 
     words = [
-        line("words: the one said most is in the text", "hit_at_1"),
-        line("words: of the first ten, so many are in the text", "precision_at_10"),
-        line("words: of those of all texts, so many are said of their own (GAR)", "gar"),
+        line("decoded tokens: the first is in the text (Hit@1)", "hit_at_1"),
+        line("decoded tokens: share of the top 10 in the text", "precision_at_10"),
+        line("decoded tokens: global alignment rate (GAR)", "gar"),
         line("vectors: a document's parts find each other, MRR@10", "mrr_at_10"),
     ]
     shape = [
@@ -132,7 +132,7 @@ def along_charts(report: RunReport) -> tuple[Markup | None, Markup | None]:
 
 
 def corpus_map(run: Path, model: Path, count: int, reporter: Reporter) -> tuple[Markup, list[tuple[str, int]]]:
-    """Return a plane on which like passages lie close, coloured by what they say most, and those words with their counts."""
+    """Return a map where similar passages lie close, coloured by their top-1 decoded token, and those tokens with counts."""
     encoder = open_encoder(str(model), "auto")
     reader = open_reader(model)
     texts = sample_texts(Corpus.open(RunFolder(run).corpus).passages, seed=1, size=count)
@@ -140,9 +140,9 @@ def corpus_map(run: Path, model: Path, count: int, reporter: Reporter) -> tuple[
         vectors = encoder(texts, progress)
     if len(texts) < 10:
         raise CorpusError(f"{run}: {len(texts)} passages make no map")
-    said = [words[0].word if words else "" for words in reader.words(vectors, k=1)]
-    frequent = Counter(word for word in said if word).most_common(MAP_WORDS)
-    return _scatter(_plane(vectors), said, [word for word, _ in frequent]), frequent
+    top_words = [words[0].word if words else "" for words in reader.words(vectors, k=1)]
+    frequent = Counter(word for word in top_words if word).most_common(MAP_WORDS)
+    return _scatter(_plane(vectors), top_words, [word for word, _ in frequent]), frequent
 
 
 def chart(lines: Sequence[Line], x: str, y: str) -> Markup | None:
@@ -175,14 +175,14 @@ def _plane(vectors: Tensor) -> NDArray[np.float64]:
     return plane
 
 
-def _scatter(plane: NDArray[np.float64], said: Sequence[str], frequent: Sequence[str]) -> Markup:
+def _scatter(plane: NDArray[np.float64], top_words: Sequence[str], frequent: Sequence[str]) -> Markup:
     with drawing():
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.add_subplot()
-        others = [row for row, word in enumerate(said) if word not in frequent]
+        others = [row for row, word in enumerate(top_words) if word not in frequent]
         axes.scatter(plane[others, 0], plane[others, 1], s=16, color=RULE, edgecolors=PAGE, linewidths=0.5)
         for word, colour in zip(frequent, SERIES, strict=False):
-            rows = [row for row, own in enumerate(said) if own == word]
+            rows = [row for row, top in enumerate(top_words) if top == word]
             axes.scatter(plane[rows, 0], plane[rows, 1], s=30, color=colour, edgecolors=PAGE, linewidths=0.5)
             x, y = np.median(plane[rows], axis=0)
             axes.annotate(

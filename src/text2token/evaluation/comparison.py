@@ -1,4 +1,4 @@
-"""The same texts before and after training: scores, and what their embeddings say."""
+"""The same texts before and after training: scores, and the decoded tokens of their embeddings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from text2token.evaluation.history import DOCUMENTS, Watch
+from text2token.evaluation.history import DOCUMENTS, StepEvaluator
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.files import atomic_file
 from text2token.model.backbone import embed, embed_at_two_depths, token_lengths, tokenizer_of, without_last_layers
@@ -29,7 +29,7 @@ from text2token.steps import digest
 from text2token.tokens.words import KeyToken
 
 SHOWN_TEXTS = 3  # texts whose key tokens are shown before and after
-FEWEST_DOCUMENTS = 20  # held-out ones that are asked for whatever it costs: fewer say nothing
+FEWEST_DOCUMENTS = 20  # held-out ones that are evaluated whatever it costs: fewer mean nothing
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Pooled embeddings of the sample and the held-out texts, shape (texts, dimension), and the map that finishes them.
+    """Pooled embeddings of the sample and the held-out texts, shape (texts, dimension), and their post-processing.
 
-    What the head reads is apart, because it reads after the last layer: `head_sample`, the embeddings of the first
+    The head reads after the last layer: `head_sample`, the embeddings of the first
     `CENTRE_TEXTS` of the sample there, and `shown`, those of the first `SHOWN_TEXTS` passages.
     """
 
@@ -69,43 +69,45 @@ class Embedded:
 class EvaluationTexts:
     """The texts that are embedded before and after training: a random sample of the corpus, and the held-out.
 
-    `watched` of the held-out documents are also looked at while training goes on.
+    `step_documents` of the held-out documents are also scored at the evaluation steps.
     """
 
     sample: list[str]
     queries: list[str]
     passages: list[str]
-    watched: int
+    step_documents: int
 
     @classmethod
     def of(cls, passages: Dataset, held_out: Dataset, seed: int) -> "EvaluationTexts":
         """Draw the sample from the texts of `passages` and take all of `held_out`."""
         return cls(sample_texts(passages, seed), list(held_out["query"]), list(held_out["passage"]), DOCUMENTS)
 
-    def watch(self, backbone: Backbone, looks: int) -> Watch | None:
-        """Return what is looked at so often while `backbone` is trained."""
-        asked = self.queries[: self.watched], self.passages[: self.watched]
-        return Watch.over(*asked, backbone.head, backbone.splitter, looks)
+    def step_evaluator(self, backbone: Backbone, steps: int) -> StepEvaluator | None:
+        """Return what scores `backbone` at so many steps of its training."""
+        texts = self.queries[: self.step_documents], self.passages[: self.step_documents]
+        return StepEvaluator.of(*texts, backbone.head, backbone.splitter, steps)
 
     def costing(
-        self, tokens: float, tokenizer: PreTrainedTokenizerBase, looks: int, reporter: Reporter = SILENT
+        self, tokens: float, tokenizer: PreTrainedTokenizerBase, steps: int, reporter: Reporter = SILENT
     ) -> "EvaluationTexts":
         """Return these texts with only so many of the held-out that all evaluation together embeds at most `tokens`.
 
         The first few are kept in any case (`FEWEST_DOCUMENTS`). Of the sample only what is embedded for the untrained map
-        alone counts: the first of it give the head's centre too, and the finished embedder is made with all.
+        alone counts: the first of it give the head's centre too, and the trained map is learnt on all.
         """
         queries, passages, sample = (
             token_lengths(tokenizer, [texts])
             for texts in (self.queries, self.passages, self.sample[CENTRE_TEXTS:ENOUGH_TEXTS])
         )
-        asked, watched = affordable(queries + passages, tokens - float(sample.sum()), looks)
-        if asked < len(self.queries):
+        documents, step_documents = affordable(queries + passages, tokens - float(sample.sum()), steps)
+        if documents < len(self.queries):
             reporter.note(
-                f"Evaluation: on {asked} of the {len(self.queries)} held-out documents, within the share of the training's "
-                "cost that it may have; on all: --set evaluation_share=none"
+                f"Evaluation: on {documents} of the {len(self.queries)} held-out documents, within its share of the "
+                "training's cost; on all: --set evaluation_share=none"
             )
-        return replace(self, queries=self.queries[:asked], passages=self.passages[:asked], watched=watched)
+        return replace(
+            self, queries=self.queries[:documents], passages=self.passages[:documents], step_documents=step_documents
+        )
 
     def embedded(
         self,
@@ -139,27 +141,27 @@ class EvaluationTexts:
                         "passages": torch.cat([first, embed(embedder, self.passages[shown:], progress)]),
                     }
 
-        own = tokenizer_of(embedder).backend_tokenizer
-        own.no_padding()  # as it is before its first use, of which it keeps a trace
-        own.no_truncation()
+        backend = tokenizer_of(embedder).backend_tokenizer
+        backend.no_padding()  # its state before its first use
+        backend.no_truncation()
         made_from = model_fingerprint(embedder), cut_layers, sample, self.queries, self.passages
         vectors = kept_in(file, *made_from, make=embed_all)
         return Embedded(whitening=fit_postprocessing(vectors["sample"], postprocessing), **vectors)
 
 
-def affordable(pair_tokens: NDArray[np.int64], tokens: float, looks: int) -> tuple[int, int]:
-    """Return how many held-out documents may be asked for, and how many of them looked at, within `tokens` to embed.
+def affordable(pair_tokens: NDArray[np.int64], tokens: float, steps: int) -> tuple[int, int]:
+    """Return how many held-out documents to evaluate, and how many of them at evaluation steps, within `tokens` to embed.
 
     `pair_tokens`, shape (documents,), are those of query and passage together. Each document is embedded twice, before
-    training and after, and each that is looked at once more for the beginning and for each look; looks may take a third.
+    training and after; those of evaluation steps once more before the first and at each. These steps may take a third.
     """
     costs = np.cumsum(pair_tokens)
     least = min(FEWEST_DOCUMENTS, len(costs))
-    watched = 0
-    if looks:
-        watched = min(DOCUMENTS, max(least, int(np.searchsorted((looks + 1) * costs, tokens / 3, side="right"))))
-    spent = (looks + 1) * costs[watched - 1] if watched else 0
-    return max(least, watched, int(np.searchsorted(2 * costs, tokens - spent, side="right"))), watched
+    step_documents = 0
+    if steps:
+        step_documents = min(DOCUMENTS, max(least, int(np.searchsorted((steps + 1) * costs, tokens / 3, side="right"))))
+    spent = (steps + 1) * costs[step_documents - 1] if step_documents else 0
+    return max(least, step_documents, int(np.searchsorted(2 * costs, tokens - spent, side="right"))), step_documents
 
 
 def kept_in(file: Path, *made_from: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -191,7 +193,7 @@ def compare(
     def scores(embedded: Embedded) -> RetrievalScores:
         return dense_scores(embedded.whitening(embedded.queries), embedded.whitening(embedded.passages))
 
-    def says(embedded: Embedded) -> list[Sequence[KeyToken]]:
+    def key_tokens(embedded: Embedded) -> list[Sequence[KeyToken]]:
         return backbone.splitter.words.key_tokens(backbone.head(embedded.shown - embedded.head_centre))
 
     fitted_on = passages.select(range(min(len(passages), TFIDF_SAMPLE)))
@@ -200,6 +202,6 @@ def compare(
         trained=scores(trained),
         tfidf=tfidf_scores(texts.queries, texts.passages, list(fitted_on["text"])),
         texts=texts.passages[:SHOWN_TEXTS],
-        key_tokens_untrained=says(untrained),
-        key_tokens_trained=says(trained),
+        key_tokens_untrained=key_tokens(untrained),
+        key_tokens_trained=key_tokens(trained),
     )

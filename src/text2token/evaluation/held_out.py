@@ -2,8 +2,8 @@
 
     my-embedder/held_out.json   {"seed": 0, "held_out": 200, "pairs": ["9f86d081884c7d65", …]}
 
-A model that is asked about what it was trained on looks better than it is, and better than others beside it in the table. So
-only documents ask that no model in the table was trained on, as far as that is known; where it is not, that is said.
+Scores on documents that a model was trained on flatter it. So queries come only from documents that no model in the table
+was trained on, as far as that is known; where it is not, a note says so.
 """
 
 import json
@@ -67,12 +67,12 @@ def unseen_corpus(
     It has a folder in the user's cache directory, which is gone afterwards.
     """
     known = {name: held_out_of(name) for name in models}
-    told = [pairs for pairs in known.values() if pairs is not None]
-    among = frozenset.intersection(*told) if told else None
+    pairs_of_known = [pairs for pairs in known.values() if pairs is not None]
+    among = frozenset.intersection(*pairs_of_known) if pairs_of_known else None
     with temporary_corpus(documents, settings, broken, among=among) as corpus:
         if unknown := [name for name, pairs in known.items() if pairs is None]:
             reporter.note(
-                f"Nothing says what {', '.join(unknown)} was trained on: if it was this text, its scores are flattered."
+                f"It is not known what {', '.join(unknown)} was trained on: if it was this text, its scores are flattered."
             )
         if among is not None and not _digests(corpus.held_out) <= among:
             names = ", ".join(name for name in known if name not in unknown)

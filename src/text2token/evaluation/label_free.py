@@ -1,7 +1,7 @@
-"""Is the embedder better on my text? Measured without labels, on documents that training never saw.
+"""Is the embedder better in-domain? Measured without labels, on documents that training never saw.
 
-Each held-out document is a question about itself: its title (or first half) must find its own body (or second half)
-among those of all held-out documents. That measures one thing, matching parts of a document, and no more.
+The title (or first half) of each held-out document must find its body (or second half) among those of all.
+That measures matching parts of a document, and no more.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class RetrievalScores:
     """Means over the queries, in percent, of the measures at depth 10; each query has one right answer.
 
     `mrr_interval` is the 95 % interval of `mrr_at_10` by bootstrap over the queries: how far another draw of as many
-    documents from the same corpus might move it. It says nothing about other corpora or other questions.
+    documents from the same corpus might move it. It holds for this corpus and these questions alone.
     """
 
     mrr_at_10: float
@@ -38,10 +38,10 @@ class RetrievalScores:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How embeddings of unit length lie on the sphere (Wang & Isola 2020), without saying whether they are right.
+    """How embeddings of unit length lie on the sphere (Wang & Isola 2020), which is not whether they are right.
 
-    `alignment`: mean squared distance of a query to its own passage (0 … 4; less is closer). `uniformity`: log mean of
-    exp(-2 squared distance) over pairs of passages (0: all alike; less is more even). `anisotropy`: mean cosine of
+    `alignment`: mean squared distance of a query to its passage (0 … 4; less is closer). `uniformity`: log mean of
+    exp(-2 squared distance) over pairs of passages (0: all the same; less is more even). `anisotropy`: mean cosine of
     different passages (0: no common direction).
     """
 
@@ -51,17 +51,17 @@ class Geometry:
 
 
 def retrieval_scores(similarities: NDArray[np.floating]) -> RetrievalScores:
-    """Score a square matrix, shape (queries, passages), whose diagonal holds each query's own passage.
+    """Score a square matrix, shape (queries, passages), whose diagonal holds each query's positive.
 
     A passage as similar as the right one counts as ranked before it, so that a constant embedding scores no point; so does
     one whose similarity is no number, and a right one whose similarity is none is not found. Raises `CorpusError` where
-    nothing asks.
+    there is no query.
     """
     if not len(similarities):
-        raise CorpusError("no held-out document asks, so there is nothing to score")
-    own = np.diagonal(similarities)[:, None]
-    ranks = np.maximum(1, (~(similarities < own)).sum(axis=1))
-    found = (ranks <= DEPTH) & np.isfinite(own[:, 0])
+        raise CorpusError("no held-out document has a query, so there is nothing to score")
+    positive = np.diagonal(similarities)[:, None]
+    ranks = np.maximum(1, (~(similarities < positive)).sum(axis=1))
+    found = (ranks <= DEPTH) & np.isfinite(positive[:, 0])
     reciprocal = 100 * found / ranks
     draws = np.random.default_rng(0).integers(len(ranks), size=(BOOTSTRAP_DRAWS, len(ranks)))
     low, high = np.quantile(reciprocal[draws].mean(axis=1), [0.025, 0.975])
@@ -75,7 +75,7 @@ def retrieval_scores(similarities: NDArray[np.floating]) -> RetrievalScores:
 
 
 def dense_scores(queries: Tensor, passages: Tensor) -> RetrievalScores:
-    """Score embeddings of shape (documents, dimension), finished but for their length, by cosine."""
+    """Score embeddings of shape (documents, dimension), after post-processing, by cosine."""
     similarities = normalize(queries) @ normalize(passages).T
     return retrieval_scores(similarities.numpy())
 
@@ -86,7 +86,7 @@ def geometry(queries: Tensor, passages: Tensor) -> Geometry:
     Raises `CorpusError` for fewer than two documents, which have no distance.
     """
     if len(passages) < 2:
-        raise CorpusError(f"{len(passages)} held-out document; at least two are needed to say how embeddings lie")
+        raise CorpusError(f"{len(passages)} held-out document; the geometry of embeddings needs at least two")
     queries, passages = normalize(queries), normalize(passages)
     squared_distances = torch.pdist(passages).square()
     return Geometry(

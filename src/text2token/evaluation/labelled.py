@@ -1,8 +1,8 @@
-"""Scores with labels, by mteb: its task classes, evaluators and result files. Ours is only where the rows come from.
+"""Scores with labels, by mteb: its task classes, evaluators and result files. Only the rows are from elsewhere.
 
-Traps: mteb keeps results under a model's name and revision, and every local model has the same one unless told, so a
+mteb keeps results under a model's name and revision, and every local model has the same one by default, so a
 second model would silently get the first one's scores: the revision here is the encoder's fingerprint. Its clustering
-draws from a random state that goes on from model to model, so tasks are made anew for each.
+draws from a random state that runs on from model to model, so tasks are made anew for each.
 """
 
 import hashlib
@@ -61,12 +61,12 @@ class LabelledScores:
 
     @property
     def mean_task(self) -> float:
-        """Mean(Task): every task counts alike."""
+        """Mean(Task): every task has the same weight."""
         return float(np.mean([task.score for task in self.tasks]))
 
     @property
     def mean_task_type(self) -> float:
-        """Mean(TaskType): every type counts alike."""
+        """Mean(TaskType): every type has the same weight."""
         return float(np.mean(list(self.types.values())))
 
 
@@ -79,7 +79,7 @@ def score_suite(
     """Score `model` on the tasks of a suite.
 
     `model` is a `TextEncoder`, or a model of mteb's own that only searches and then is scored on retrieval alone.
-    Finished tasks are taken from `cache`, so an interrupted evaluation goes on where it was.
+    Finished tasks are taken from `cache`, so an interrupted evaluation resumes.
     """
     searches_only = not isinstance(model, TextEncoder)
     chosen = [task for task in tasks if not searches_only or task.type in ("retrieval", "reranking")]

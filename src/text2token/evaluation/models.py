@@ -1,4 +1,4 @@
-"""Score models on what there is: labelled tasks, mteb by name, the user's own text; and write the scores down."""
+"""Score models on labelled tasks, on mteb by name, and in-domain without labels; write the scores to a file."""
 
 import csv
 import io
@@ -41,9 +41,9 @@ BEGINNING = {".csv": ",".join(COLUMNS), ".json": '[\n  {\n    "model": '}  # of 
 
 @dataclass(frozen=True)
 class ModelReport:
-    """All scores of one model; what was not asked for is None. `model` is the name it was given by.
+    """All scores of one model; what was not scored is None. `model` is the name it was given by.
 
-    `prompts` is what it was given before texts of a role, where it has prompts of its own.
+    `prompts`: what it has before the texts of a role, where its folder names prompts.
     """
 
     model: str
@@ -78,7 +78,7 @@ def evaluate_models(
 ) -> list[ModelReport]:
     """Return a report per model and, with `documents`, one of TF-IDF beside them.
 
-    `documents` are prepared as for training. Of those that ask, none was in the training of a model, as far as it is known
+    `documents` are prepared as for training. None of the queries was in the training of a model, as far as that is known
     (`held_out`); what is not known is noted. Finished tasks of mteb are kept in `cache`.
     """
     reporter = reporter or Silent()
@@ -92,12 +92,12 @@ def evaluate_models(
             settings = CorpusSettings(held_out=yardsticks.held_out)
             corpus = stack.enter_context(unseen_corpus(documents, models, settings, broken, reporter=reporter))
             if len(corpus.held_out) < 2:
-                raise CorpusError("no two documents are long enough to be asked for by their title or first half")
+                raise CorpusError("no two documents are long enough for a query (title or first half) and the rest")
         for name in models:
             encoder = replace(open_encoder(name, yardsticks.dtype), memory=None)  # a benchmark's texts are millions
             labelled = _labelled(encoder, tasks, yardsticks.benchmark, cache, reporter)
-            own, shape = _label_free(encoder, corpus, reporter) if corpus else (None, None)
-            reports.append(ModelReport(name, labelled, own, shape, encoder.prompts))
+            in_domain, shape = _label_free(encoder, corpus, reporter) if corpus else (None, None)
+            reports.append(ModelReport(name, labelled, in_domain, shape, encoder.prompts))
         if corpus:
             fitted_on = list(corpus.passages[:TFIDF_SAMPLE]["text"])
             scores = tfidf_scores(list(corpus.held_out["query"]), list(corpus.held_out["passage"]), fitted_on)
@@ -116,8 +116,8 @@ def _labelled(
 def _label_free(encoder: TextEncoder, corpus: Corpus, reporter: Reporter) -> tuple[RetrievalScores, Geometry]:
     queries, passages = list(corpus.held_out["query"]), list(corpus.held_out["passage"])
     with reporter.progress(f"Embedding, {encoder.name}", len({*queries, *passages}), "texts") as progress:
-        asked, answers = encoder(queries, progress, "query"), encoder(passages, progress, "document")
-    return dense_scores(asked, answers), geometry(asked, answers)
+        of_queries, of_passages = encoder(queries, progress, "query"), encoder(passages, progress, "document")
+    return dense_scores(of_queries, of_passages), geometry(of_queries, of_passages)
 
 
 def reports_json(reports: Sequence[ModelReport]) -> str:
@@ -140,7 +140,7 @@ def reports_csv(reports: Sequence[ModelReport]) -> str:
         if report.label_free:
             for measure in ("mrr_at_10", "ndcg_at_10", "recall_at_10"):
                 score = round(getattr(report.label_free, measure), 4)
-                writer.writerow([model, "label_free", "own text", measure, score])
+                writer.writerow([model, "label_free", "in-domain", measure, score])
     return file.getvalue()
 
 

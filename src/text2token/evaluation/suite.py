@@ -38,7 +38,7 @@ RETRIEVAL_FILES = ("corpus.jsonl", "queries.jsonl", "qrels.tsv")
 
 # Tokens are estimated from characters, so that the sample is the same for every model.
 CHARACTERS_PER_TOKEN = 4
-TOKENS_AROUND_A_TEXT = 10  # a prompt's worth
+TOKENS_AROUND_A_TEXT = 10  # about as many as a prompt has
 LONGEST_TEXT = 1000  # characters that a model of 256 tokens reads of one text
 # Retrieval needs many documents to be hard, clustering and classification many texts for their classes, and a score of
 # summaries is a mean over few articles with many summaries each.
@@ -83,7 +83,7 @@ def read_suite(folder: Path) -> list[SuiteTask]:
 def sample_suite(tasks: Sequence[SuiteTask], tokens: int, seed: int = 0) -> list[SuiteTask]:
     """Return the tasks cut down to about `tokens` in all, seeded; small tasks stay whole and leave their share to others.
 
-    Types share by `SHARES`, tasks of a type alike. A retrieval sample keeps the right documents of its queries and
+    Types share by `SHARES`, tasks of a type in equal parts. A retrieval sample keeps the right documents of its queries and
     draws the others at random, so its figures are higher than those of the whole task: compare within a profile.
     """
     weight = {task.name: SHARES.get(task.type, 1) / sum(other.type == task.type for other in tasks) for task in tasks}
@@ -140,11 +140,11 @@ def _sample_retrieval(tables: dict[str, list[Row]], tokens: int, shuffled: Any) 
         spent += cost
     others = [row for row in shuffled(tables["corpus"]) if row["_id"] not in kept]
     chosen = {row["_id"] for row in [*kept.values(), *_first_up_to(others, tokens - spent)]}
-    asked = {row["_id"] for row in queries}
+    kept_queries = {row["_id"] for row in queries}
     return {
         "queries": queries,
         "corpus": [row for row in tables["corpus"] if row["_id"] in chosen],
-        "qrels": [row for row in tables["qrels"] if row["query-id"] in asked and row["corpus-id"] in chosen],
+        "qrels": [row for row in tables["qrels"] if row["query-id"] in kept_queries and row["corpus-id"] in chosen],
     }
 
 
@@ -226,8 +226,8 @@ def _read_retrieval(folder: Path) -> SuiteTask:
         except (ValueError, IndexError):
             raise CorpusError(f"{folder / 'qrels.tsv'}:{number}: expected query, document and whole number") from None
     known = {row["_id"] for row in tables["corpus"]}
-    asked = {row["query-id"] for row in judgements if row["score"] > 0 and row["corpus-id"] in known}
-    tables["queries"] = [row for row in tables["queries"] if row["_id"] in asked]
+    kept_queries = {row["query-id"] for row in judgements if row["score"] > 0 and row["corpus-id"] in known}
+    tables["queries"] = [row for row in tables["queries"] if row["_id"] in kept_queries]
     tables["qrels"] = judgements
     if not tables["queries"]:
         raise CorpusError(f"{folder}: no query of queries.jsonl has a right document in qrels.tsv and corpus.jsonl")

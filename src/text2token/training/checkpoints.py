@@ -25,7 +25,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def forget_old_checkpoints(folder: Path) -> None:
     """Delete all checkpoints but the two of the most steps.
 
-    The trainer's own way goes by the time of their files: where the clock is set back it deletes the newest (seen with
+    The trainer goes by the time of their files: where the clock is set back it deletes the newest (seen with
     transformers 5.24), and a killed run starts from long ago.
     """
     numbers = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))

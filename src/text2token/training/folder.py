@@ -1,7 +1,7 @@
-"""A run's folder: where its steps leave their files, what each was made from, and who has it for itself.
+"""A run's folder: where its steps leave their files, what each was made from, and the lock on it.
 
 Settings that a step depends on are digested as whole sections, so that no setting is forgotten; models by their files too
-(`model_state`), because other weights may come to stand under a name.
+(`model_state`), because other weights may come under the same name.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ from text2token.steps import Steps, digest
 from text2token.targets.base import HERE
 from text2token.training.processes import Processes, together
 
-DIARY = "diary.jsonl"
+HISTORY = "history.jsonl"
+EARLIER_HISTORY = "diary.jsonl"  # its name in runs of earlier versions
 WEIGHTS = "weights.safetensors"
 
 
@@ -55,7 +56,7 @@ class RunFolder:
         return self.targets / f"{stage}.safetensors"
 
     def check(self) -> None:
-        """Raise `OutputError` where one of the folders is not ours: only what was made here is ever replaced."""
+        """Raise `OutputError` where one of the folders was made by something else: such are never replaced."""
         for folder in (self.corpus, *self._after_the_corpus()):
             check_ours(folder)
 
@@ -105,7 +106,7 @@ def made_from(recipe: Recipe, corpus: Any, processes: int = 1) -> dict[str, str]
 
 @dataclass
 class Run:
-    """A run under way: its folder, which steps are finished there, who makes the parts of its work, and who hears of it."""
+    """A run under way: its folder, the finished steps there, and the engine, reporter and processes that it uses."""
 
     folder: RunFolder
     made_from: dict[str, str]
@@ -120,7 +121,7 @@ class Run:
         return Steps(self.folder.root)
 
     def is_made(self, step: str) -> bool:
-        """Say whether `step` was finished from the same settings, texts and models, and what it made is there still."""
+        """Return whether `step` was finished from the same settings, texts and models, and its files are still there."""
         return self.steps.is_made(step, self.made_from[step], self.folder.last_file(step))
 
     @contextmanager
@@ -135,9 +136,9 @@ class Run:
     def begin(
         self, recipe: Recipe, documents: Iterable[Document] | None, model: Path, overwrite: bool
     ) -> Iterable[Document]:
-        """Say what each step is made from, and check before the first minute of work that the results may be written.
+        """Note what each step is made from, and check before any work that the results may be written.
 
-        Returns the documents to read. Those of files are told by the files, those from memory by their texts.
+        Returns the documents to read. Files are identified by size and time, documents in memory by their texts.
         """
         if documents is None:
             documents = documents_of(recipe.sources, recipe.reading, self.reporter)
@@ -156,7 +157,7 @@ class Run:
         return documents
 
     def keep(self, recipe: Recipe) -> None:
-        """Write the recipe down, without what may not be told."""
+        """Write the recipe, without secrets."""
         if self.processes.first:
             claim(self.folder.embedded)
             kept = dataclasses.replace(recipe, sources=tuple(map(without_secrets, recipe.sources)))
@@ -170,7 +171,7 @@ class Run:
 
 @contextmanager
 def run_alone_in(folder: Path, model: Path, reporter: Reporter, engine: Engine) -> Iterator[Run]:
-    """Yield the run in `folder`, and be the only one there, and the only one that writes `model`, while the block runs."""
+    """Yield the run in `folder`; while the block runs no other process works there or writes `model`."""
     processes = together()
     with contextlib.ExitStack() as locks:
         if processes.first:

@@ -98,8 +98,7 @@ class TokenTargetLoss(nn.Module):
         if not torch.isfinite(divergences).all():
             rows = labels["rows"][~torch.isfinite(divergences)].tolist()
             raise TrainingDiverged(
-                f"the loss is not a number for rows {rows[:8]} of the targets. "
-                "Lower the learning rate, or look at these texts"
+                f"the loss is not a number for rows {rows[:8]} of the targets. Lower the learning rate, or check these texts"
             )
         if not self.contrast:
             return divergences.mean()

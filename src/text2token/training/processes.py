@@ -1,7 +1,7 @@
-"""Training in several processes, begun by torchrun or accelerate launch: what is to be done once, the first of them does.
+"""Training in several processes, begun by torchrun or accelerate launch: the first does what is to be done once.
 
-The others wait, and then find its files, as a resumed run would. They wait in a group of their own, over gloo: those of the
-training give up after minutes, because there silence means a dead process, and targets may take hours.
+The others wait, and then find its files, as a resumed run would. They wait in a second group, over gloo: that of
+the training gives up after minutes, because there silence means a dead process, and targets may take hours.
 """
 
 import datetime
@@ -46,7 +46,7 @@ class Processes:
             self._meet()
 
     def from_first(self, value: Value) -> Value:
-        """Return what the first process gave here; the others' own value does not count."""
+        """Return what the first process gave here; the value of the others does not count."""
         if self.count == 1:
             return value
         values = [value]
@@ -60,16 +60,14 @@ class Processes:
 
 @functools.cache
 def together() -> Processes:
-    """Join the processes that this one was begun with, on its own device, and return them; alone where there are none.
+    """Join the processes that this one was begun with, each on one device, and return them.
 
-    Raises `UsageError` where accelerate was told to cut the model's weights into shards: the first process, which alone
+    Raises `UsageError` where accelerate is set to shard the model's weights: the first process, which alone
     evaluates and exports, would have a part of them and wait for the rest for ever.
     """
     for name, words in SHARDED.items():
         if os.environ.get(name, "false") == "true":
-            raise UsageError(
-                f"{words} cuts the weights into shards, which a run needs whole: leave it out of accelerate's settings"
-            )
+            raise UsageError(f"{words} shards the weights, which a run needs whole: leave it out of accelerate's settings")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     state = PartialState(cpu=not torch.cuda.is_available())

@@ -3,10 +3,9 @@
     text → corpus → token targets → LoRA training with KL through the head, in one stage or several
          → the last layer left out → whitening → export, and beside it what reads its key tokens
 
-The paper's two stages are data-driven targets, then model-derived ones, asked of the model that the first stage made. By
-default there is one, on corpus-derived targets, which measured best. Every step leaves a file in the run's folder, and is
-reused as long as what it was made from has not changed: an interrupted run resumes, a changed setting costs only the steps
-after it.
+The paper's two stages are data-driven targets, then model-derived ones, whose teacher is the model of the first stage. By
+default there is one, on corpus-derived targets. Every step leaves a file in the run's folder, and is reused as long as what
+it was made from has not changed: an interrupted run resumes, a changed setting costs only the steps after it.
 """
 
 import dataclasses
@@ -105,15 +104,15 @@ def train(
             if recipe.evaluation_share is not None and texts.queries:
                 share, cost = recipe.evaluation_share, TRAINING_COST
                 tokens = share * cost * _tokens_to_train_on(recipe.stages, texts, corpus, backbone)
-                texts = texts.costing(tokens, backbone.tokenizer, recipe.looks, run.reporter)
-            watch = texts.watch(backbone, recipe.looks)
+                texts = texts.costing(tokens, backbone.tokenizer, recipe.evaluation_steps, run.reporter)
+            evaluator = texts.step_evaluator(backbone, recipe.evaluation_steps)
             embedded = partial(texts.embedded, backbone.embedder, recipe.postprocessing, recipe.cut_layers, run.reporter)
             untrained = embedded(run.folder.embedded / "untrained.safetensors") if run.processes.first else None
             run.phases.ended("embedding, untrained")
 
         centre = run.processes.from_first(untrained.head_centre if untrained else torch.empty(0))
         training = Training(run, backbone, corpus.passages, recipe.targets, recipe.lora, recipe.seed, centre)
-        targets, stages = training.stages(recipe.named_stages, recipe.taught, watch)
+        targets, stages = training.stages(recipe.named_stages, recipe.taught, evaluator)
 
         with run.first_alone():
             if untrained is None:
@@ -147,18 +146,18 @@ def _tokens_to_train_on(
 def _write_reader(
     backbone: Backbone, sample: Sequence[str], trained: Embedded, sources: Iterable[str], model: Path, reporter: Reporter
 ) -> None:
-    """Write beside the finished `model` what reads it, learnt on the sample; without one where the corpus is too small.
+    """Write the reader of the exported `model` beside it, learnt on the sample; without one where the corpus is too small.
 
     `backbone` ends where the model does. Its head reads after the last layer, where the first texts of the sample were
     embedded for its centre.
     """
 
-    def finished(embeddings: Tensor) -> Tensor:
+    def postprocessed(embeddings: Tensor) -> Tensor:
         return normalize(trained.whitening(embeddings))
 
-    probe, source = finished(embed(backbone.embedder, PROBE)), ", ".join(map(published_source, sources))
+    probe, source = postprocessed(embed(backbone.embedder, PROBE)), ", ".join(map(published_source, sources))
     try:
-        reader = learn_from_both(backbone, sample, finished(trained.sample), probe, trained.head_sample, source)
+        reader = learn_from_both(backbone, sample, postprocessed(trained.sample), probe, trained.head_sample, source)
     except CorpusError as error:
         reporter.note(f"Without key tokens: {error}.")
     else:

@@ -2,7 +2,7 @@
 
 Batches are fixed once and only their order is shuffled: the token loss compares no texts with each other, so who shares a
 batch does not matter, and equal lengths waste no padding. A contrastive term does compare: texts then meet at random,
-pairs together. Among negatives of their own length they learn less.
+pairs together. Among negatives of equal length they learn less.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Schedule:
 
     @property
     def batches_an_epoch(self) -> int:
-        """How many batches an epoch has: what does not go round all processes is left to another one."""
+        """How many batches an epoch has: a remainder smaller than the number of processes is left out."""
         return len(self.batches) // self.processes * self.processes
 
     def steps_in_order(self) -> Iterator[list[int]]:
@@ -73,11 +73,11 @@ def plan(
 ) -> Schedule:
     """Group rows of similar length into batches within `tokens_per_batch` (and `texts_per_batch`), and count the steps.
 
-    `lengths` has shape (rows,): tokens of each text as the model sees it. A row longer than the budget is a batch of
-    its own. No batch holds more padding than the differences of neighbouring lengths. Without `by_length` rows meet at
+    `lengths` has shape (rows,): tokens of each text as the model sees it. A row longer than the budget is alone in
+    a batch. No batch holds more padding than the differences of neighbouring lengths. Without `by_length` rows meet at
     random, for losses that compare the texts of a batch; padding then counts towards the bound. A contrastive term is
-    such a loss. `documents`, shape (rows,), says which document each row was cut from: for that term two successive rows
-    of one are a pair, which shares a batch. A step takes
+    such a loss. `documents`, shape (rows,), has the document that each row was cut from: for that term two successive
+    rows of one are a pair, which shares a batch. A step takes
     `accumulate` batches for each of `processes`, and `max_tokens` counts those of all. Raises `UsageError` where there are
     fewer batches than processes.
     """

@@ -1,7 +1,7 @@
 """How fast this machine trains and embeds, and how much of a recipe fits into so many minutes.
 
-Processors differ fivefold, above all by whether they multiply bfloat16. A few steps on the first texts say which one this
-is. What is chosen stands in the run's recipe from then on: a resumed run is not measured again.
+Processors differ fivefold, above all by whether they multiply bfloat16. A few steps on the first texts measure this one.
+The result is kept in the run's recipe: a resumed run is not measured again.
 """
 
 import tempfile
@@ -119,7 +119,7 @@ def fitted(recipe: Recipe, machine: Machine, seconds: float) -> Recipe:
     """
     (stage, *others), held_out = recipe.stages, recipe.corpus.held_out
     left = seconds - OTHER_SECONDS - (CENTRE_TEXTS + SAMPLE_SIZE) * machine.passage / machine.embedding
-    whole = machine.pair * (2 * held_out + (recipe.looks + 1) * min(held_out, DOCUMENTS)) / machine.embedding
+    whole = machine.pair * (2 * held_out + (recipe.evaluation_steps + 1) * min(held_out, DOCUMENTS)) / machine.embedding
     most = stage.max_tokens or np.inf
     evaluation = max(0.0, min(whole, max(SHARE_OF_EVALUATION * left, left - most / machine.training)))
     tokens = round(min(most, max(FEWEST_TOKENS, (left - evaluation) * machine.training)))
@@ -135,7 +135,7 @@ def fitted(recipe: Recipe, machine: Machine, seconds: float) -> Recipe:
 def minutes_of(recipe: Recipe, machine: Machine) -> float:
     """Return how many minutes a run takes on `machine`, with one stage that does not end before `max_tokens`."""
     tokens, held_out = recipe.stages[0].max_tokens or 0, recipe.corpus.held_out
-    evaluation = machine.pair * (2 * held_out + (recipe.looks + 1) * min(held_out, DOCUMENTS))
+    evaluation = machine.pair * (2 * held_out + (recipe.evaluation_steps + 1) * min(held_out, DOCUMENTS))
     if recipe.evaluation_share is not None:
         evaluation = min(evaluation, recipe.evaluation_share * TRAINING_COST * tokens)
     embedded = (CENTRE_TEXTS + SAMPLE_SIZE) * machine.passage + evaluation

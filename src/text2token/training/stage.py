@@ -85,15 +85,15 @@ def train_stage(
     """Train the weights of `embedder` that require gradients on `rows` by `schedule` (from `plan`), in place.
 
     `rows` are targets for `TokenTargetLoss`, unless another `collator` prepares them for another `loss`. `folder` takes
-    checkpoints and TensorBoard logs. With `resume`, training goes on from the last complete checkpoint there, to the
-    same weights as if it had never stopped; without, an old one is an `OutputError`. Several processes
+    checkpoints and TensorBoard logs. With `resume`, training resumes from the last complete checkpoint there, to the same
+    weights as if it had never stopped; without, an old one is an `OutputError`. Several processes
     (`processes.together`) share every step. `progress` is called with the number of tokens after every step; `callbacks`
     are the trainer's. Raises `TrainingDiverged` when the loss is not finite.
     """
     with together().first_alone():
         checkpoint = last_checkpoint(folder)
     if checkpoint and not resume:
-        raise OutputError(f"{folder}: holds checkpoints of an earlier run. Go on with --resume, or delete the folder")
+        raise OutputError(f"{folder}: holds checkpoints of an earlier run. Resume it (resume=True), or delete the folder")
     counter = _TokenCounter(schedule, progress)
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
@@ -116,7 +116,7 @@ def train_stage(
         **one_worker(),
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
-        dataloader_drop_last=together().count > 1,  # the schedule's doing; else the library would say so
+        dataloader_drop_last=together().count > 1,  # the schedule does so already; else the library would warn
     )
     on_one_device(arguments)
     trainer = StageTrainer(
@@ -156,8 +156,8 @@ def steps_per_log(steps: int, steps_per_checkpoint: int) -> int:
 class ScheduledBatches(DefaultBatchSampler):
     """Hands the trainer the schedule's batches, in a new order every epoch (`set_epoch` is the trainer's).
 
-    Of several processes each takes every so-manieth batch; that is accelerate's doing, which drops batches of another
-    size than `batch_size`, and none only where that is None.
+    accelerate shares the batches out among processes. It drops those of another size than `batch_size`, and none only where
+    that is None.
     """
 
     batch_size: int | None  # type: ignore[assignment]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from text2token.errors import OutputError
-from text2token.evaluation.history import Diary, Watch
+from text2token.evaluation.history import StepEvaluator, TrainingHistory
 from text2token.files import atomic_file, claim
 from text2token.model.adapters import add_lora
 from text2token.model.bundle import Backbone
@@ -20,7 +20,7 @@ from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.targets.store import TargetCard, documents_of, open_targets
 from text2token.targets.store import read_card as card_of_targets
 from text2token.training.checkpoints import load_trainable, trainable_weights
-from text2token.training.folder import DIARY, WEIGHTS, Run
+from text2token.training.folder import HISTORY, WEIGHTS, Run
 from text2token.training.objective import TokenTargetLoss
 from text2token.training.schedule import plan
 from text2token.training.stage import StageResult, text_lengths, train_stage
@@ -44,12 +44,11 @@ class Training:
     centre: Tensor
 
     def stages(
-        self, stages: dict[str, StageSettings], taught: list[str], watch: Watch | None = None
+        self, stages: dict[str, StageSettings], taught: list[str], evaluator: StepEvaluator | None = None
     ) -> tuple[dict[str, TargetCard], dict[str, StageResult]]:
-        """Train all `stages`; return their cards and results. Losses, and what `watch` sees, are in each one's diary.
+        """Train all `stages`; return their cards and results. Losses and the scores of `evaluator` are in their histories.
 
-        Targets that are not asked of what a stage before has made (`taught`) are made first: some are asked of the untrained
-        backbone.
+        Targets that need no stage before them (those not in `taught`) are made first: some need the untrained backbone.
         """
         cards: dict[str, TargetCard] = {}
         results: dict[str, StageResult] = {}
@@ -65,14 +64,14 @@ class Training:
                 self.run.phases.ended("targets")
             if self.lora.rank:
                 add_lora(self.backbone.embedder, self.lora, self.seed)
-            results[name] = self.fit(name, stage, watch, "Training" if len(stages) == 1 else f"Training, {name}")
+            results[name] = self.fit(name, stage, evaluator, "Training" if len(stages) == 1 else f"Training, {name}")
             self.run.phases.ended("training")
         return {name: cards[name] for name in stages}, results
 
     def write_targets(self, name: str, stage: StageSettings) -> TargetCard:
         """Write the targets of a stage, unless they are there, and return their card.
 
-        Where a target costs a forward pass, only passages that the stage will see are asked about.
+        Where a target costs a forward pass, only passages that the stage will see get one.
         """
         run, step = self.run, f"targets/{name}"
         folder, rows_of = run.folder.targets / name, run.folder.rows_of(name)
@@ -98,7 +97,7 @@ class Training:
         lengths, documents = text_lengths(self.backbone.embedder, self.passages), np.array(self.passages["document"])
         return plan(lengths, stage.schedule, self.seed, documents=documents, processes=self.run.processes.count).rows_to_see
 
-    def fit(self, name: str, stage: StageSettings, watch: Watch | None, title: str) -> StageResult:
+    def fit(self, name: str, stage: StageSettings, evaluator: StepEvaluator | None, title: str) -> StageResult:
         """Train one stage, or resume it at its last checkpoint, or reuse its weights where it is finished."""
         run, embedder, made = self.run, self.backbone.embedder, self.run.folder.stages / name
         if run.is_made(name):
@@ -126,7 +125,7 @@ class Training:
                 made / f"checkpoints-{run.made_from[name]}",  # those of other settings are no good here
                 resume=True,
                 progress=progress,
-                callbacks=[Diary(embedder, watch, made / DIARY)] if run.processes.first else [],
+                callbacks=[TrainingHistory(embedder, evaluator, made / HISTORY)] if run.processes.first else [],
             )
             if run.processes.first:
                 write_card(result, made / RESULT)
