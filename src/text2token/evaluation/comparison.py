@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from text2token.evaluation.change import Change, change_of
 from text2token.evaluation.history import DOCUMENTS, StepEvaluator
 from text2token.evaluation.label_free import TFIDF_SAMPLE, RetrievalScores, dense_scores, tfidf_scores
 from text2token.files import atomic_file
@@ -34,7 +35,7 @@ FEWEST_DOCUMENTS = 20  # held-out ones that are evaluated whatever it costs: few
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Label-free scores on held-out documents, and the key tokens of a few of their passages."""
+    """Label-free scores on held-out documents, the key tokens of a few of their passages, and what training changed."""
 
     untrained: RetrievalScores
     trained: RetrievalScores
@@ -42,6 +43,7 @@ class Evaluation:
     texts: list[str]
     key_tokens_untrained: list[Sequence[KeyToken]]
     key_tokens_trained: list[Sequence[KeyToken]]
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,12 @@ def compare(
     untrained: Embedded,
     trained: Embedded,
     backbone: Backbone,
+    centre: Tensor,
 ) -> Evaluation | None:
-    """Return the scores before and after, beside TF-IDF fitted on `passages`; None when no document is held out."""
+    """Return the scores before and after, beside TF-IDF fitted on `passages`; None when no document is held out.
+
+    `centre`, shape (dimension,), is what training subtracts from embeddings before the head.
+    """
     if not texts.queries:
         return None
 
@@ -204,4 +210,12 @@ def compare(
         texts=texts.passages[:SHOWN_TEXTS],
         key_tokens_untrained=key_tokens(untrained),
         key_tokens_trained=key_tokens(trained),
+        change=change_of(
+            untrained.head_sample,
+            trained.head_sample,
+            centre,
+            backbone.splitter.words_in(texts.sample[:CENTRE_TEXTS], backbone.room),
+            backbone.head,
+            backbone.splitter.words,
+        ),
     )

@@ -119,7 +119,8 @@ def train(
                 return _result_of(run)
             trained = embedded(run.folder.embedded / "trained.safetensors")
             run.phases.ended("embedding, trained")
-            evaluation = compare(texts, corpus.passages, untrained, trained, backbone)
+            centre = untrained.head_centre * (recipe.stages[-1].centre != "none")
+            evaluation = compare(texts, corpus.passages, untrained, trained, backbone, centre)
             result = Result(str(output), asdict(corpus.summary), targets, stages, evaluation)
             with run.making("result"):
                 cut_last_layers(backbone.embedder, recipe.cut_layers)
