@@ -16,7 +16,7 @@ from text2token.errors import UsageError
 from text2token.evaluation.comparison import FEWEST_DOCUMENTS, EvaluationTexts, affordable
 from text2token.model.backbone import load_embedder, token_lengths, tokenizer_of
 from text2token.recipe import BackboneSettings, CorpusSettings, Recipe
-from text2token.training.run import TRAINING_COST
+from text2token.training.schedule import TRAINING_COST
 
 PAIRS = st.lists(st.integers(2, 500), min_size=1, max_size=300).map(np.array)
 

@@ -226,6 +226,20 @@ def test_only_what_has_changed_is_done_again(recipe: Recipe, tmp_path: Path, tex
     assert changed_by(recipe) == set(done)
 
 
+def test_a_finished_embedder_of_other_text_is_replaced_only_when_told(recipe: Recipe, tmp_path: Path) -> None:
+    lines = [f"Boat {number} waits in the harbour for the pilot and the tide.\n" for number in range(40)]
+    (tmp_path / "other.txt").write_text("".join(lines), encoding="utf-8")
+    other = replace(recipe, sources=(str(tmp_path / "other.txt"),))
+    output = tmp_path / "model"
+    train(recipe, output=output)
+    weights = (output / "model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match=r"trained on .*docs.txt\. Choose another folder, or .* --overwrite"):
+        train(other, output=output)
+    assert (output / "model.safetensors").read_bytes() == weights
+    train(other, output=output, overwrite=True)
+    train(other, output=output)
+
+
 TAUGHT = ["stage2.targets=likelihood_ratio", "targets.likelihood_ratio.tau=auto", *TWO_STAGES[1:]]
 
 

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from test_evaluation_cost import Told
 from typer.testing import CliRunner
 
+from text2token import UsageError, train
 from text2token.cli.main import app
 from text2token.corpus.readers import read_documents
 from text2token.progress import Progress, Silent
 from text2token.recipe import BackboneSettings, Recipe, read_recipe
 from text2token.training import speed
+from text2token.training.folder import RunFolder
 from text2token.training.speed import FEWEST_TOKENS, Machine, fitted, in_its_minutes, measured, minutes_of
 
 QUICKSTART = read_recipe("quickstart")
@@ -126,6 +128,19 @@ def test_a_run_that_is_no_longer_there_is_measured(small: Recipe, tmp_path: Path
     monkeypatch.setattr(speed, "measured", lambda *_: Machine(110, 300, 38, 98))
     short = replace(small, minutes=10)
     for anew in (True, False):
-        assert in_its_minutes(short, tmp_path / "run", [], Silent(), anew=anew) == fitted(
-            short, Machine(110, 300, 38, 98), 600
-        )
+        folder = RunFolder(tmp_path / "run")
+        assert in_its_minutes(short, [], folder, Silent(), anew=anew) == fitted(short, Machine(110, 300, 38, 98), 600)
+
+
+def test_from_python_a_run_takes_its_minutes_too(small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "measured", lambda *_: Machine(10, 1e9, 38, 98))
+    told = Told()
+    recipe = replace(small, minutes=1, stages=(replace(small.stages[0], max_tokens=10**6),))
+    train(recipe, output=tmp_path / "model", reporter=told)
+    assert read_recipe(str(tmp_path / "model.run" / "recipe.toml")).stages[0].max_tokens == FEWEST_TOKENS
+    assert "10,000 tokens to train on" in "\n".join(told.begun)
+
+
+def test_standard_input_cannot_be_measured_and_trained_on(small: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="minutes: standard input cannot be read twice"):
+        train(replace(small, minutes=1, sources=("-",)), output=tmp_path / "model")

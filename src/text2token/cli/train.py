@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from text2token.evaluation.comparison import Evaluation
 
 LENGTH = "stage1.max_tokens"
+QUESTIONS: dict[tuple[str, ...], str] = {("python:stdlib",): "wait until a thread has finished"}
 
 
 def train(
@@ -81,6 +82,8 @@ def train(
         "seed": seed,
     }
     assignments = [*(f"{key}={value}" for key, value in given.items() if value is not None), *(set_ or [])]
+    if any(assignment.partition("=")[0].strip() == LENGTH for assignment in assignments):
+        assignments.append("minutes=none")
     settings = _recipe(recipe, backbone).with_settings(assignments)
     settings = replace(settings, sources=tuple(sources or settings.sources))
     if not settings.sources:
@@ -90,11 +93,7 @@ def train(
     folder = run_folder or output.with_name(output.name + ".run")
     reporter = reporter_for(quiet)
     from text2token.training.run import train as train_by
-    from text2token.training.speed import in_its_minutes
 
-    if settings.minutes and LENGTH not in {assignment.partition("=")[0].strip() for assignment in assignments}:
-        _, some = to_read(settings.sources, settings.reading, counting=True)
-        settings = in_its_minutes(settings, folder, some, reporter, anew=overwrite)
     with workers_of(engine, ray_address) as workers:
         result = train_by(
             settings,
@@ -117,7 +116,7 @@ def train(
             f"The embedder is in {output}, all else in {folder}. Use it:\n"
             f"  SentenceTransformer({str(output)!r}).encode(['a text'])\n"
             "Search with it; the first time it embeds every document:\n"
-            f"  {proposed('search', output, *settings.sources, 'wait until a thread has finished')}\n"
+            f"  {proposed('search', output, *settings.sources, QUESTIONS.get(settings.sources, 'your question'))}\n"
         )
 
 

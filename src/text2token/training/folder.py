@@ -18,11 +18,12 @@ from text2token.corpus.documents import Document
 from text2token.corpus.published import without_secrets
 from text2token.corpus.readers import Documents, documents_of, source_state
 from text2token.engine import Engine
+from text2token.errors import OutputError, UsageError
 from text2token.export.folder import check_output
 from text2token.files import alone_in, atomic_file, check_ours, claim, forget, is_ours
 from text2token.model.backbone import model_state
 from text2token.progress import SILENT, Phases, Reporter
-from text2token.recipe import Recipe
+from text2token.recipe import Recipe, read_recipe
 from text2token.steps import Steps, digest
 from text2token.targets.base import HERE
 from text2token.training.processes import Processes, together
@@ -133,28 +134,35 @@ class Run:
         with self.steps.making(step, self.made_from[step]):
             yield
 
-    def begin(
-        self, recipe: Recipe, documents: Iterable[Document] | None, model: Path, overwrite: bool
-    ) -> Iterable[Document]:
-        """Note what each step is made from, and check before any work that the results may be written.
+    def check(self, recipe: Recipe, model: Path, overwrite: bool) -> None:
+        """Raise `OutputError` before the first minute of work where the results may not be written."""
+        if not self.processes.first:
+            return
+        self.folder.check()
+        finished = self.steps.begun() and (model / "modules.json").exists()
+        check_output(model, overwrite or finished, recipe.backbone.name)
+        if overwrite:
+            self.steps.forget()
+        elif finished:
+            self._check_same_sources(recipe, model)
 
-        Returns the documents to read. Files are identified by size and time, documents in memory by their texts.
-        """
-        if documents is None:
-            documents = documents_of(recipe.sources, recipe.reading, self.reporter)
+    def begin(self, recipe: Recipe, documents: Documents | list[Document]) -> None:
+        """Note what each step is made from. Files are identified by size and time, documents in memory by their texts."""
         if isinstance(documents, Documents):
             texts: list[Any] = [source_state(documents.sources), documents.text_field, documents.format]
         else:
-            documents = list(documents)
             texts = [(document.title, document.body, document.place) for document in documents]
-        if self.processes.first:
-            self.folder.check()
-            finished = self.steps.begun() and (model / "modules.json").exists()
-            check_output(model, overwrite or finished, recipe.backbone.name)
-            if overwrite:
-                self.steps.forget()
         self.made_from = made_from(recipe, texts, self.processes.count)
-        return documents
+
+    def _check_same_sources(self, recipe: Recipe, model: Path) -> None:
+        """Raise `OutputError` where the finished model was trained on something else than is named now."""
+        try:
+            earlier = read_recipe(str(self.folder.recipe)).sources
+        except UsageError:  # of another version
+            return
+        if earlier != tuple(map(without_secrets, recipe.sources)):
+            named = ", ".join(earlier) or "documents from memory"
+            raise OutputError(f"{model}: was trained on {named}. Choose another folder, or replace it with --overwrite")
 
     def keep(self, recipe: Recipe) -> None:
         """Write the recipe, without secrets."""
@@ -167,6 +175,13 @@ class Run:
     def first_alone(self) -> AbstractContextManager[None]:
         """Let the first of the processes go through the block; then the others find its files."""
         return self.processes.first_alone()
+
+
+def texts_of(recipe: Recipe, documents: Iterable[Document] | None, reporter: Reporter) -> Documents | list[Document]:
+    """Return the documents to read, as often as they are wanted: those given, or what `recipe.sources` names."""
+    if documents is None:
+        return documents_of(recipe.sources, recipe.reading, reporter)
+    return documents if isinstance(documents, Documents) else list(documents)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, prepare_corpus
 from text2token.corpus.published import published_source
-from text2token.corpus.readers import STDIN, documents_of
+from text2token.corpus.readers import STDIN
 from text2token.engine import Engine
 from text2token.errors import CorpusError, OutputError
 from text2token.evaluation.comparison import Embedded, Evaluation, EvaluationTexts, compare
@@ -41,11 +41,11 @@ from text2token.steps import read_card, write_card
 from text2token.targets.base import HERE
 from text2token.targets.constructors import make_constructor, write_constructed
 from text2token.targets.store import TargetCard
-from text2token.training.folder import Run, run_alone_in
+from text2token.training.folder import Run, run_alone_in, texts_of
+from text2token.training.schedule import TRAINING_COST
+from text2token.training.speed import in_its_minutes
 from text2token.training.stage import StageResult
 from text2token.training.stages import Training
-
-TRAINING_COST = 3  # of a token, where embedding it is 1; in float32 on CPUs 2 to 3 was measured
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,16 @@ def train(
     What is read are `documents`, or what `recipe.sources` names. A run that is there is resumed, to the same result as
     without the interruption; steps whose settings, texts or models have changed are done again, and with `overwrite` all
     are. `engine` makes the targets. Of several processes (torchrun) the first does all but the training, which they
-    share. Raises a `Text2TokenError` for anything a user can mend.
+    share. With `recipe.minutes` this machine is measured first, and the run shortened to about that. Raises a
+    `Text2TokenError` for anything a user can mend.
     """
     output = Path(output)
     with run_alone_in(run_folder or output.with_name(f"{output.name}.run"), output, reporter, engine) as run:
+        documents = texts_of(recipe, documents, run.reporter)
         with run.first_alone():  # the others find in the folder what it has done
-            documents = run.begin(recipe, documents, output, overwrite)
+            run.check(recipe, output, overwrite)
+            recipe = in_its_minutes(recipe, documents, run.folder, run.reporter, anew=overwrite)
+            run.begin(recipe, documents)
             if run.is_made("result") and output.exists() and (finished := _result_of(run)).model == str(output):
                 unseen = " (standard input is not read again)" if STDIN in recipe.sources else ""
                 run.reporter.note(f"Nothing has changed since this run was finished{unseen}.")
@@ -182,7 +186,7 @@ def build_targets(
     constructor = make_constructor(recipe.stages[0].targets, backbone, recipe.targets)
     with alone_in(output, beside=True), scratch_folder(output) as scratch:
         settings = dataclasses.replace(recipe.corpus, held_out=0)
-        given = documents_of(recipe.sources, recipe.reading, reporter) if documents is None else documents
+        given = texts_of(recipe, documents, reporter)
         passages = prepare_corpus(given, scratch / "corpus", settings).passages
         with reporter.progress("Targets", len(passages), "texts") as progress:
             return write_constructed(constructor, passages, backbone, output, progress=progress, engine=engine)

@@ -16,6 +16,8 @@ from text2token.errors import UsageError
 from text2token.model.backbone import batches_of
 from text2token.recipe import ScheduleSettings
 
+TRAINING_COST = 3  # of a token, where embedding it is 1; in float32 on CPUs 2 to 3 was measured
+
 
 @dataclass(frozen=True)
 class Schedule:

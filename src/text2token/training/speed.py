@@ -16,22 +16,20 @@ from datasets import Dataset
 
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import temporary_corpus
+from text2token.corpus.readers import STDIN, Documents
 from text2token.errors import UsageError
 from text2token.evaluation.history import DOCUMENTS
-from text2token.files import check_begun
 from text2token.model.adapters import add_lora
 from text2token.model.backbone import embed, load_embedder, token_lengths, tokenizer_of
 from text2token.model.head import CENTRE_TEXTS, load_head
 from text2token.model.whitening import SAMPLE_SIZE
 from text2token.progress import Reporter
 from text2token.recipe import Recipe, read_recipe
-from text2token.steps import Steps
 from text2token.tokens.vocabulary import tokenise
 from text2token.training.folder import RunFolder
 from text2token.training.objective import TokenTargetLoss
 from text2token.training.processes import together
-from text2token.training.run import TRAINING_COST
-from text2token.training.schedule import plan
+from text2token.training.schedule import TRAINING_COST, plan
 from text2token.training.stage import train_stage
 
 OTHER_SECONDS = 60.0  # of a run: loading, reading, targets, export, and measuring itself
@@ -143,20 +141,21 @@ def minutes_of(recipe: Recipe, machine: Machine) -> float:
 
 
 def in_its_minutes(
-    recipe: Recipe, folder: Path, documents: Iterable[Document], reporter: Reporter, *, anew: bool = False
+    recipe: Recipe, documents: Iterable[Document], folder: RunFolder, reporter: Reporter, *, anew: bool = False
 ) -> Recipe:
     """Return `recipe` as long as it takes about its `minutes` here, or, unless `anew`, as the run in `folder` was made.
 
-    Raises `UsageError` where several processes train together: none can measure what they do, and `OutputError` where the
-    folder holds anything else than a run.
+    Without `minutes` it stays as it is. Raises `UsageError` where nothing can be measured: of several processes that train
+    together, or where the documents can be read but once.
     """
-    assert recipe.minutes
+    if recipe.minutes is None:
+        return recipe
     if together().count > 1:
         raise UsageError("minutes: of several processes none can measure what they do together; give --max-tokens")
-    run = RunFolder(folder)
-    check_begun(folder, Steps.RECORD)  # before the machine is measured
-    if run.recipe.exists() and not anew:
-        earlier = read_recipe(str(run.recipe))
+    if isinstance(documents, Documents) and STDIN in documents.sources:
+        raise UsageError("minutes: standard input cannot be read twice, to measure and to train; give --max-tokens")
+    if folder.recipe.exists() and not anew:
+        earlier = read_recipe(str(folder.recipe))
         stage = replace(recipe.stages[0], max_tokens=earlier.stages[0].max_tokens)
         return replace(recipe, stages=(stage, *recipe.stages[1:]), evaluation_share=earlier.evaluation_share)
     reporter.note("Measuring this machine …")
