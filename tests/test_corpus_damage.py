@@ -254,7 +254,7 @@ def test_any_json_becomes_a_corpus_or_a_corpus_error(
     broken = BrokenLines("skip")
     with contextlib.suppress(CorpusError):
         documents = read_documents([str(folder / "any.jsonl")], broken=broken)
-        prepare_corpus(documents, folder / "any.corpus", CorpusSettings(held_out=1), broken)
+        prepare_corpus(documents, folder / "any.corpus", CorpusSettings(held_out=1))
 
 
 def strings(*values: bytes) -> pa.Array:

@@ -196,7 +196,7 @@ def test_a_list_larger_than_memory_is_read_item_by_item(tmp_path: Path) -> None:
     stdin = sys.stdin
     try:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(Endless()), encoding="utf-8")
-        documents = read_documents("-")
+        documents = iter(read_documents("-"))
         assert next(documents).body == "first"
         assert all(next(documents).body == "one more" for _ in range(100_000))
     finally:
@@ -329,7 +329,7 @@ def test_the_same_note_of_many_files_is_told_once_and_at_once(tmp_path: Path) ->
     for number in range(5):
         (tmp_path / f"{number}.csv").write_text("Abstract\none\n", encoding="utf-8")
     told: list[str] = []
-    documents = read_documents(tmp_path / "*.csv", broken=BrokenLines(tell=told.append))
+    documents = iter(read_documents(tmp_path / "*.csv", broken=BrokenLines(tell=told.append)))
     assert next(documents).body == "one"
     assert len(told) == 1
     assert len(list(documents)) == 4

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from text2token.cli.main import app
 from text2token.cli.search import filters_of
 from text2token.corpus.documents import Document
-from text2token.corpus.readers import BrokenLines
+from text2token.corpus.readers import BrokenLines, Documents
 from text2token.errors import CorpusError, ModelError, OutputError, UsageError
 from text2token.export.static import build_static
 from text2token.progress import Reporter, Silent
@@ -296,18 +296,18 @@ def test_values_and_fields_of_any_length_and_with_any_sign_can_be_filtered_by(
 
 def test_prune_takes_nothing_for_gone_that_could_not_be_read(table: str, tmp_path: Path) -> None:
     fill_index(tmp_path / "index", table, named(*TEXTS[:5]))
-    broken = BrokenLines("skip")
 
-    def cut_short() -> Iterator[Document]:
-        yield from named(*TEXTS[:2], "A new one.")
-        broken.report("t:3", "the file is cut short")
+    class CutShort(Documents):
+        def __iter__(self) -> Iterator[Document]:
+            yield from named(*TEXTS[:2], "A new one.")
+            self.broken.report("t:3", "the file is cut short")
 
     with pytest.raises(
         CorpusError, match=r"nothing was pruned, because 1 broken lines.*6 documents \(1 added.*t:3: the file"
     ):
-        fill_index(tmp_path / "index", table, cut_short(), prune=True, broken=broken)
+        fill_index(tmp_path / "index", table, CutShort(("t",), None, "auto", BrokenLines("skip")), prune=True)
     assert read_card(tmp_path / "index").documents == 6
-    whole = fill_index(tmp_path / "index", table, named(*TEXTS[:2]), prune=True, broken=BrokenLines("skip"))
+    whole = fill_index(tmp_path / "index", table, named(*TEXTS[:2]), prune=True)
     assert (whole.removed, whole.total) == (4, 2)
 
 

@@ -76,9 +76,7 @@ def compare(
     reporter, reading = TerminalReporter(), comparison.reading
     broken = BrokenLines(reading.on_error, tell=reporter.note)
     documents = read_documents(comparison.sources, text_field=reading.text_field, format=reading.format, broken=broken)
-    board = compare_peers(
-        comparison, documents, output, chosen, seeds=seeds, overwrite=overwrite, broken=broken, reporter=reporter
-    )
+    board = compare_peers(comparison, documents, output, chosen, seeds=seeds, overwrite=overwrite, reporter=reporter)
     if broken.count:
         reporter.note(f"Left out {broken.count:,} broken lines, the first: {broken.first[0]}")
     show(board)

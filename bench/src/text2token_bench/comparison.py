@@ -36,7 +36,6 @@ from pydantic import PositiveInt
 from text2token import BackboneSettings, Document, OutputError, UsageError, fit_postprocessing
 from text2token_bench.inside import (
     ONE_OR_MORE,
-    BrokenLines,
     Corpus,
     CorpusSettings,
     Geometry,
@@ -183,7 +182,6 @@ def compare_peers(
     *,
     seeds: int = 3,
     overwrite: bool = False,
-    broken: BrokenLines | None = None,
     reporter: Reporter | None = None,
 ) -> Leaderboard:
     """Run `peers` in `folder`, or what of it is missing there, and return the leaderboard of all that the folder holds.
@@ -207,7 +205,7 @@ def compare_peers(
         else:
             for path in _run_files(folder):
                 path.unlink()
-            prepare_corpus(documents, folder / "corpus", comparison.corpus, broken)
+            prepare_corpus(documents, folder / "corpus", comparison.corpus)
             with atomic_file(record) as path:
                 path.write_text(described, encoding="utf-8")
     corpus = Corpus.open(folder / "corpus")

@@ -15,7 +15,7 @@ from text2token.errors import UsageError, printable
 from text2token.recipe import Format, OnError, ReadingSettings
 
 if TYPE_CHECKING:
-    from text2token.corpus.readers import BrokenLines, Documents
+    from text2token.corpus.readers import Documents
     from text2token.engine import Engine
     from text2token.progress import Reporter
 
@@ -44,8 +44,8 @@ def reading_of(text_field: str | None, format: Format | None, on_error: OnError 
     return ReadingSettings(text_field, format or usual.format, on_error or usual.on_error)
 
 
-def to_read(sources: Sequence[str], reading: ReadingSettings, *, counting: bool = False) -> "tuple[BrokenLines, Documents]":
-    """Return what counts broken lines, and the documents of `sources`; `CorpusError` where a source is not there.
+def to_read(sources: Sequence[str], reading: ReadingSettings, *, counting: bool = False) -> "Documents":
+    """Return the documents of `sources`; `CorpusError` where a source is not there.
 
     What is taken for granted is told, unless they are read for `counting` alone.
     """
@@ -53,7 +53,7 @@ def to_read(sources: Sequence[str], reading: ReadingSettings, *, counting: bool 
 
     broken = BrokenLines(reading.on_error, tell=None if counting else lambda note: print(note, file=sys.stderr))
     expand_sources(sources)  # a misspelt file is told at once, not after the model has loaded
-    return broken, read_documents(sources, text_field=reading.text_field, format=reading.format, broken=broken)
+    return read_documents(sources, text_field=reading.text_field, format=reading.format, broken=broken)
 
 
 def counted(sources: Sequence[str], reading: ReadingSettings, *, empty: bool) -> int | None:
@@ -63,7 +63,7 @@ def counted(sources: Sequence[str], reading: ReadingSettings, *, empty: bool) ->
     """
     if "-" in sources:
         return None
-    _, documents = to_read(sources, reading, counting=True)
+    documents = to_read(sources, reading, counting=True)
     return sum(empty or bool(document.text.strip()) for document in documents)
 
 
@@ -97,8 +97,8 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def warn(broken: "BrokenLines | None") -> None:
+def warn(documents: "Documents | None") -> None:
     """Say how many broken lines were left out."""
-    if broken and broken.count:
+    if documents and (broken := documents.broken).count:
         sys.stderr.write(f"Left out {broken.count:,} broken lines, the first of them:\n")
         sys.stderr.writelines(f"  {printable(message)}\n" for message in broken.first)

@@ -47,10 +47,10 @@ def targets(
 
     recipe = Recipe(BackboneSettings(backbone), sources=tuple(sources)).with_settings(set_ or [])
     check_output(output, overwrite, recipe.backbone.name)
-    broken, documents = to_read(recipe.sources, reading_of(text_field, format, on_error))
+    documents = to_read(recipe.sources, reading_of(text_field, format, on_error))
     with workers_of(engine, ray_address) as workers:
         card = build_targets(recipe, documents, output=output, reporter=reporter, engine=workers)
-    warn(broken)
+    warn(documents)
     if json_:
         show_json(asdict(card))
     elif not quiet:
@@ -74,17 +74,16 @@ def static(
     reporter = reporter_for(quiet)
     from text2token.export.static import build_static
 
-    broken, documents = to_read(sources, reading_of(text_field, format, on_error))
+    documents = to_read(sources, reading_of(text_field, format, on_error))
     build_static(
         BackboneSettings(backbone),
         documents,
         output,
         dimensions=dimensions,
         overwrite=overwrite,
-        broken=broken,
         reporter=reporter,
     )
-    warn(broken)
+    warn(documents)
     if not quiet:
         print(f"Embedder: {output}. Is it good enough? {proposed('evaluate', output, '--corpus', sources[0])}")
 
@@ -111,13 +110,13 @@ def embed(
 
     reading = reading_of(text_field, format, on_error)
     total = counted(sources, reading, empty=False)
-    broken, documents = to_read(sources, reading)
+    documents = to_read(sources, reading)
     encoder = open_encoder(model, dtype)
     with alone_in(output, record=CARD), workers_of(engine, ray_address) as workers:
         card = embed_corpus(
             encoder, documents, output, sources=tuple(sources), total=total, reporter=reporter, engine=workers
         )
-    warn(broken)
+    warn(documents)
     if json_:
         show_json(asdict(card))
     elif not quiet:

@@ -43,10 +43,10 @@ def evaluate(
         from text2token.evaluation.models import Yardsticks, check_reports, evaluate_models, reports_json, write_reports
     if output:
         check_reports(output)
-    broken, documents = to_read([corpus], reading_of(text_field, format, on_error)) if corpus else (None, None)
+    documents = to_read([corpus], reading_of(text_field, format, on_error)) if corpus else None
     yardsticks = Yardsticks(suite, quick, benchmark, held_out, dtype)
-    reports = evaluate_models(models, yardsticks, documents, cache=cache, broken=broken, reporter=reporter)
-    warn(broken)
+    reports = evaluate_models(models, yardsticks, documents, cache=cache, reporter=reporter)
+    warn(documents)
     if output:
         write_reports(reports, output)
     if json_:

@@ -76,7 +76,7 @@ def sparse(
     from text2token.corpus.prepare import Corpus, temporary_corpus
     from text2token.export.sparse import build_sparse
 
-    broken = None
+    documents = None
     with contextlib.ExitStack() as stack:
         if corpus is None:
             prepared = Path(model.rstrip("/") + ".run") / "corpus"
@@ -84,9 +84,9 @@ def sparse(
                 raise UsageError(f"{prepared}: is not there; say what to learn the words from: --corpus FILE")
             passages = Corpus.open(prepared).passages
         else:
-            broken, documents = to_read([corpus], reading_of(text_field, format, on_error))
-            passages = stack.enter_context(temporary_corpus(documents, CorpusSettings(held_out=0), broken)).passages
+            documents = to_read([corpus], reading_of(text_field, format, on_error))
+            passages = stack.enter_context(temporary_corpus(documents, CorpusSettings(held_out=0))).passages
         build_sparse(model, passages, output, active=active, overwrite=overwrite, reporter=reporter)
-    warn(broken)
+    warn(documents)
     if not quiet:
         print(f"Sparse encoder: {output}. Use it: SparseEncoder({str(output)!r})")

@@ -75,17 +75,17 @@ def read(
     """Show which words embeddings say, those in the text and those beyond it."""
     if not (texts or file or (head and corpus)):
         raise UsageError("nothing to read: give texts, - for standard input, or --file FILE")
-    reporter, reading, broken = reporter_for(quiet), reading_of(text_field, format, on_error), None
+    reporter, reading, documents = reporter_for(quiet), reading_of(text_field, format, on_error), None
     given = [text for text in texts or [] if text != "-"]
     if sources := [*(["-"] if "-" in (texts or []) else []), *([file] if file else [])]:
-        broken, documents = to_read(sources, reading)
+        documents = to_read(sources, reading)
         given += [document.text for document in documents if document.text.strip()]
     said = []
     with _reading(_names(model, compare), head, backbone, corpus, reading, reporter) as (models, _):
         for one in models if given else []:
             with reporter.progress("Embedding", len(given), "texts") as progress:
                 said.append(one.says(given, k, progress))
-    warn(broken)
+    warn(documents)
     if json_:
         show_json([_named(one) | {"texts": _texts(given, words)} for one, words in zip(models, said, strict=True)])
     elif said:
@@ -209,13 +209,13 @@ def _reading(
     from text2token.progress import Silent
 
     with contextlib.ExitStack() as stack:
-        broken, unseen = None, None
+        documents, unseen = None, None
         if corpus:
-            broken, documents = to_read([corpus], reading)
+            documents = to_read([corpus], reading)
             told = reporter if measure else Silent()
-            unseen = stack.enter_context(unseen_corpus(documents, names, broken=broken, reporter=told))
+            unseen = stack.enter_context(unseen_corpus(documents, names, reporter=told))
         yield [open_readable(name, HowToRead(head, backbone), unseen, reporter) for name in names], unseen
-        warn(broken)
+        warn(documents)
 
 
 def _names(model: str, compare: str | None) -> list[str]:

@@ -33,13 +33,11 @@ def index(
     reporter = reporter_for(quiet)
     reading = reading_of(text_field, format, on_error)
     total = counted(sources, reading, empty=True)
-    broken, documents = to_read(sources, reading)
+    documents = to_read(sources, reading)
     with needing("search"):
         from text2token.search.index import fill_index
-    filled = fill_index(
-        store, model, documents, language=language, prune=prune, broken=broken, total=total, reporter=reporter
-    )
-    warn(broken)
+    filled = fill_index(store, model, documents, language=language, prune=prune, total=total, reporter=reporter)
+    warn(documents)
     if json_:
         show_json(asdict(filled))
     elif not quiet:
@@ -67,7 +65,7 @@ def search(
 ) -> None:
     """Search an index (INDEX QUERY), or files without one (MODEL SOURCES QUERY); each hit says why it was found."""
     *sources, query = words
-    reporter, broken = reporter_for(quiet), None
+    reporter, documents = reporter_for(quiet), None
     with needing("search"):
         from text2token.search.index import Index
         from text2token.search.one_off import kept_index
@@ -78,10 +76,10 @@ def search(
         elif model or is_index(Path(place)):
             raise UsageError("after an index comes the query alone; put one of several words in quotation marks")
         else:
-            broken, documents = to_read(sources, reading_of(text_field, format, on_error))
+            documents = to_read(sources, reading_of(text_field, format, on_error))
             opened = stack.enter_context(kept_index(place, sources, list(documents), reporter))
         hits = opened.search(query, k, mode, filters_of(filter_ or [], opened.has_field))
-    warn(broken)
+    warn(documents)
     if json_:
         show_json([asdict(hit) for hit in hits])
     else:

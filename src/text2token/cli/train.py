@@ -89,7 +89,7 @@ def train(
     if not settings.sources:
         named = f"{recipe}: names no text" if recipe else "no text to train on"
         raise UsageError(f'{named}; give files, or sources = ["docs.jsonl"] in a recipe')
-    broken, documents = to_read(settings.sources, settings.reading)
+    documents = to_read(settings.sources, settings.reading)
     folder = run_folder or output.with_name(output.name + ".run")
     reporter = reporter_for(quiet)
     from text2token.training.run import train as train_by
@@ -106,7 +106,7 @@ def train(
         )
     if not is_first():
         return
-    warn(broken)
+    warn(documents)
     if json_:
         show_json(asdict(result))
     elif not quiet:

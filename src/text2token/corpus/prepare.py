@@ -27,7 +27,7 @@ from datasets import Dataset
 
 from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import normalise
-from text2token.corpus.readers import BrokenLines, Documents
+from text2token.corpus.readers import left_out
 from text2token.errors import CorpusError
 from text2token.files import atomic_folder, real
 from text2token.recipe import CorpusSettings
@@ -92,7 +92,6 @@ def prepare_corpus(
     documents: Iterable[Document],
     folder: Path,
     settings: CorpusSettings | None = None,
-    broken: BrokenLines | None = None,
     *,
     among: frozenset[str] | None = None,
 ) -> Corpus:
@@ -103,16 +102,13 @@ def prepare_corpus(
     be a single passage, of at least `halves_from` characters, becomes its two halves. Held-out
     documents are those with the smallest hash of seed and text, so the choice does not depend on the order, and fewer are
     always some of more; their titles and bodies occur nowhere else in the corpus. With `among`, digests of pairs
-    (`pair_digest`), they are chosen among those, if at least two are there. `broken` is what the reader of `documents`
-    counts in. Raises `CorpusError` when no text is left.
+    (`pair_digest`), they are chosen among those, if at least two are there. Raises `CorpusError` when no text is left.
     """
     settings = settings or CorpusSettings()
     summary = CorpusSummary()
     with atomic_folder(folder) as unfinished:
         unique = _write_unique(documents, unfinished / "documents.arrow", summary)
-        if broken is None and isinstance(documents, Documents):
-            broken = documents.broken
-        summary.broken = broken.count if broken else 0
+        summary.broken = left_out(documents).count
         if not summary.documents:
             raise CorpusError(
                 "no documents: the input holds no text"
@@ -154,7 +150,6 @@ def prepare_corpus(
 def temporary_corpus(
     documents: Iterable[Document],
     settings: CorpusSettings | None = None,
-    broken: BrokenLines | None = None,
     *,
     among: frozenset[str] | None = None,
 ) -> Iterator[Corpus]:
@@ -166,7 +161,7 @@ def temporary_corpus(
     """
     with TemporaryDirectory(prefix=PREFIX, dir=_roomy(), ignore_cleanup_errors=True) as folder:
         settings = replace(settings or CorpusSettings(), halves_from=0)
-        yield prepare_corpus(documents, Path(folder) / "corpus", settings, broken, among=among)
+        yield prepare_corpus(documents, Path(folder) / "corpus", settings, among=among)
 
 
 PREFIX = "corpus-"

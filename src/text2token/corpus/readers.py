@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -97,6 +97,11 @@ class Documents:
                 yield document
             if empty:
                 self.broken.note(source, "holds no document")
+
+
+def left_out(documents: Iterable[Document]) -> BrokenLines:
+    """Return what had to be left out of `documents`, as far as they have been read; nothing of those from memory."""
+    return documents.broken if isinstance(documents, Documents) else BrokenLines()
 
 
 def documents_of(sources: Sequence[str], reading: ReadingSettings, reporter: Reporter) -> Documents:

@@ -16,7 +16,6 @@ from transformers.utils.hub import cached_file
 
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus, pair_digest, temporary_corpus
-from text2token.corpus.readers import BrokenLines
 from text2token.files import atomic_file
 from text2token.model.backbone import PYPI, package_file
 from text2token.progress import Reporter
@@ -58,7 +57,6 @@ def unseen_corpus(
     documents: Iterable[Document],
     models: Sequence[str],
     settings: CorpusSettings | None = None,
-    broken: BrokenLines | None = None,
     *,
     reporter: Reporter,
 ) -> Iterator[Corpus]:
@@ -69,7 +67,7 @@ def unseen_corpus(
     known = {name: held_out_of(name) for name in models}
     pairs_of_known = [pairs for pairs in known.values() if pairs is not None]
     among = frozenset.intersection(*pairs_of_known) if pairs_of_known else None
-    with temporary_corpus(documents, settings, broken, among=among) as corpus:
+    with temporary_corpus(documents, settings, among=among) as corpus:
         if unknown := [name for name, pairs in known.items() if pairs is None]:
             reporter.note(
                 f"It is not known what {', '.join(unknown)} was trained on: if it was this text, its scores are flattered."

@@ -14,7 +14,6 @@ import platformdirs
 
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus
-from text2token.corpus.readers import BrokenLines
 from text2token.errors import CorpusError, UsageError
 from text2token.evaluation.held_out import unseen_corpus
 from text2token.evaluation.label_free import (
@@ -73,7 +72,6 @@ def evaluate_models(
     documents: Iterable[Document] | None = None,
     *,
     cache: Path | None = None,
-    broken: BrokenLines | None = None,
     reporter: Reporter | None = None,
 ) -> list[ModelReport]:
     """Return a report per model and, with `documents`, one of TF-IDF beside them.
@@ -90,7 +88,7 @@ def evaluate_models(
         corpus = None
         if documents is not None:
             settings = CorpusSettings(held_out=yardsticks.held_out)
-            corpus = stack.enter_context(unseen_corpus(documents, models, settings, broken, reporter=reporter))
+            corpus = stack.enter_context(unseen_corpus(documents, models, settings, reporter=reporter))
             if len(corpus.held_out) < 2:
                 raise CorpusError("no two documents are long enough for a query (title or first half) and the rest")
         for name in models:

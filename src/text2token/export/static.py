@@ -20,7 +20,6 @@ from torch.nn.functional import embedding_bag
 from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import read_first_word_as_any
 from text2token.corpus.prepare import temporary_corpus
-from text2token.corpus.readers import BrokenLines
 from text2token.errors import UsageError
 from text2token.export.card import static_card
 from text2token.export.folder import check_output, export_static
@@ -62,12 +61,11 @@ def build_static(
     *,
     dimensions: int | None = None,
     overwrite: bool = False,
-    broken: BrokenLines | None = None,
     reporter: Reporter | None = None,
 ) -> SentenceTransformer:
     """Make the static embedder of `documents`, write it to `folder` and return it; `OutputError` when that is taken."""
     check_output(folder, overwrite, backbone.name)
-    with temporary_corpus(documents, CorpusSettings(held_out=0), broken) as corpus:
+    with temporary_corpus(documents, CorpusSettings(held_out=0)) as corpus:
         (reporter or Silent()).note(f"Corpus: {corpus.summary.sentence()}.")
         model = static_embedder(backbone, corpus.passages, dimensions)
         export_static(model, folder, static_card(backbone.name, corpus.summary.documents), overwrite)

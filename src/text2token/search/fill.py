@@ -75,7 +75,7 @@ def fill(
     documents: Iterable[Document],
     *,
     prune: bool,
-    broken: BrokenLines | None,
+    broken: BrokenLines,
     total: int | None,
     reporter: Reporter,
 ) -> Filled:
@@ -120,14 +120,14 @@ def fill(
             progress(len(batch))
         if not seen:
             raise CorpusError("no documents: the input holds no text")
-        incomplete = prune and broken is not None and broken.count > 0
+        incomplete = prune and broken.count > 0
         if prune and not incomplete:
             counts["removed"] += store.remove(number for number in store.numbers() if number not in seen)
         reporter.note("Arranging the index …")
         store.arrange(changed=bool(counts["added"] or counts["updated"] or counts["removed"]))
         store.write_card(names if prune and not incomplete else names | set(store.card.fields))
     filled = Filled(**counts, total=store.card.documents)
-    if broken and incomplete:
+    if incomplete:
         raise CorpusError(
             f"{store.folder}: nothing was pruned, because {broken.count:,} broken lines were left out, and what stands "
             f"there may not be gone. All else is done: {filled.sentence()}. The first: {broken.first[0]}"

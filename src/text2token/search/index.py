@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from text2token.corpus.documents import Document
-from text2token.corpus.readers import BrokenLines
+from text2token.corpus.readers import BrokenLines, left_out
 from text2token.errors import OutputError
 from text2token.model.backbone import resolve_dtype
 from text2token.model.encoder import TextEncoder, open_encoder
@@ -162,27 +162,24 @@ class Index:
         documents: Iterable[Document],
         *,
         prune: bool = False,
-        broken: BrokenLines | None = None,
         total: int | None = None,
         reporter: Reporter | None = None,
     ) -> Filled:
         """Add the documents that are not there yet; with `prune`, remove those that are not among `documents`.
 
         Of documents with the same normalised text the first counts. One that is there, but with another place or other
-        fields, gets the new ones and is not embedded again. `broken` is what the reader of `documents` counts in: where it
-        left something out, what was not read is not taken for gone, and prune ends in a `CorpusError`, after all else is
-        done. `total`, where known, is the number of documents, for the time left.
+        fields, gets the new ones and is not embedded again. Where their reader left something out, what was not read is not
+        taken for gone, and prune ends in a `CorpusError`, after all else is done. `total`, where known, is the number of
+        documents, for the time left.
         """
-        return fill(
-            self.store,
-            self.words,
-            self.encoder,
-            documents,
-            prune=prune,
-            broken=broken,
-            total=total,
-            reporter=reporter or Silent(),
-        )
+        told = reporter or Silent()
+        return self._add(documents, left_out(documents), prune=prune, total=total, reporter=told)
+
+    def _add(
+        self, documents: Iterable[Document], broken: BrokenLines, *, prune: bool, total: int | None, reporter: Reporter
+    ) -> Filled:
+        store, words, encoder = self.store, self.words, self.encoder
+        return fill(store, words, encoder, documents, prune=prune, broken=broken, total=total, reporter=reporter)
 
     def search(
         self,
@@ -217,7 +214,6 @@ def fill_index(
     *,
     language: str = LANGUAGE,
     prune: bool = False,
-    broken: BrokenLines | None = None,
     total: int | None = None,
     reporter: Reporter | None = None,
 ) -> Filled:
@@ -226,9 +222,9 @@ def fill_index(
     `model` is an embedder's folder, hub id or `pypi:PACKAGE`; the rest is as in `Index.add`. Raises a `Text2TokenError` for
     anything a user can mend: no text, another model's index, another process at it.
     """
-    texts, documents = first_texts(documents)
+    texts, remaining = first_texts(documents)
     with Index.create(Path(folder), model, texts, language) as index:
-        return index.add(documents, prune=prune, broken=broken, total=total, reporter=reporter)
+        return index._add(remaining, left_out(documents), prune=prune, total=total, reporter=reporter or Silent())
 
 
 def usual_dtype() -> DType:
