@@ -36,7 +36,7 @@ def train(recipe: Recipe, documents: Sequence[Document] | None, output: Path, **
 
 
 def evaluate(models: list[str], documents: Sequence[Document]) -> Any:
-    return text2token.evaluate_models(models, text2token.Yardsticks(held_out=10), documents)
+    return text2token.evaluate(models, text2token.EvaluationSettings(held_out=10), documents)
 
 
 def fill(store: Path, model: Path, documents: Sequence[Document]) -> Any:

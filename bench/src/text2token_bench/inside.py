@@ -17,7 +17,7 @@ from text2token.files import atomic_file, atomic_folder, check_begun, check_ours
 from text2token.progress import Progress, Reporter, Silent
 
 # Every peer is scored by the product's own measures, in three post-processings of the same vectors, BM25 too;
-# `evaluate_models` embeds for each of them, and takes models by name only.
+# `evaluate` embeds for each of them, and takes models by name only.
 from text2token.evaluation.label_free import Geometry, RetrievalScores, dense_scores, geometry, retrieval_scores
 from text2token.evaluation.labelled import LabelledScores, TaskScore, score_suite
 from text2token.evaluation.models import spreadsheet_text

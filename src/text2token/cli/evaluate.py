@@ -40,12 +40,13 @@ def evaluate(
     if not (suite or benchmark or corpus):
         raise UsageError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
     with needing("evaluate"):
-        from text2token.evaluation.models import Yardsticks, check_reports, evaluate_models, reports_json, write_reports
+        from text2token.evaluation.models import EvaluationSettings, check_reports, reports_json, write_reports
+        from text2token.evaluation.models import evaluate as reports_on
     if output:
         check_reports(output)
     documents = to_read([corpus], reading_of(text_field, format, on_error)) if corpus else None
-    yardsticks = Yardsticks(suite, quick, benchmark, held_out, dtype)
-    reports = evaluate_models(models, yardsticks, documents, cache=cache, reporter=reporter)
+    settings = EvaluationSettings(suite, quick, benchmark, held_out, dtype)
+    reports = reports_on(models, settings, documents, cache=cache, reporter=reporter)
     warn(documents)
     if output:
         write_reports(reports, output)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from pydantic import NonNegativeInt
 
 from text2token.corpus.documents import Document
 from text2token.corpus.prepare import Corpus
@@ -53,22 +54,24 @@ class ModelReport:
 
 
 @checked
-class Yardsticks:
-    """What to score on: a `suite` folder (`quick`: a sample of it), a `benchmark` of mteb, `held_out` documents of a corpus.
-
-    `dtype` is what the transformers compute in.
-    """
+class EvaluationSettings:
+    """What to score on."""
 
     suite: Path | None = None
+    """A folder of labelled tasks."""
     quick: bool = False
+    """Score on a sample of them."""
     benchmark: str | None = None
-    held_out: int = 200
+    """A benchmark of mteb, by its name."""
+    held_out: NonNegativeInt = 200
+    """Documents of the corpus that become queries, where a corpus is given."""
     dtype: DType = "float32"
+    """What the transformers compute in."""
 
 
-def evaluate_models(
+def evaluate(
     models: Sequence[str],
-    yardsticks: Yardsticks,
+    settings: EvaluationSettings,
     documents: Iterable[Document] | None = None,
     *,
     cache: Path | None = None,
@@ -81,19 +84,19 @@ def evaluate_models(
     """
     reporter = reporter or Silent()
     cache = cache or platformdirs.user_cache_path("text2token") / "mteb"
-    tasks = read_suite(yardsticks.suite) if yardsticks.suite else []
-    tasks = sample_suite(tasks, QUICK_TOKENS) if yardsticks.quick else tasks
+    tasks = read_suite(settings.suite) if settings.suite else []
+    tasks = sample_suite(tasks, QUICK_TOKENS) if settings.quick else tasks
     reports = []
     with ExitStack() as stack:
         corpus = None
         if documents is not None:
-            settings = CorpusSettings(held_out=yardsticks.held_out)
-            corpus = stack.enter_context(unseen_corpus(documents, models, settings, reporter=reporter))
+            wanted = CorpusSettings(held_out=settings.held_out)
+            corpus = stack.enter_context(unseen_corpus(documents, models, wanted, reporter=reporter))
             if len(corpus.held_out) < 2:
                 raise CorpusError("no two documents are long enough for a query (title or first half) and the rest")
         for name in models:
-            encoder = replace(open_encoder(name, yardsticks.dtype), memory=None)  # a benchmark's texts are millions
-            labelled = _labelled(encoder, tasks, yardsticks.benchmark, cache, reporter)
+            encoder = replace(open_encoder(name, settings.dtype), memory=None)  # a benchmark's texts are millions
+            labelled = _labelled(encoder, tasks, settings.benchmark, cache, reporter)
             in_domain, shape = _label_free(encoder, corpus, reporter) if corpus else (None, None)
             reports.append(ModelReport(name, labelled, in_domain, shape, encoder.prompts))
         if corpus:
