@@ -160,7 +160,7 @@ def test_a_text_is_embedded_once_whatever_is_done_with_it() -> None:
     encoder = TextEncoder("lengths", "a", once)
     first = encoder(["one", "three", "one"])
     assert torch.equal(first[0], first[2])
-    centred = encoder.finished_by(fit_postprocessing(first, "centred"), "centred")
+    centred = encoder.postprocessed_by(fit_postprocessing(first, "centred"), "centred")
     assert centred(["three", "seventeen"])[0].norm() == pytest.approx(
         float((first[1] - first.mean(0)).norm())
     )  # a rotation keeps lengths

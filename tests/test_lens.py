@@ -18,7 +18,7 @@ from text2token.errors import CorpusError, ModelError
 from text2token.evaluation.alignment import Alignment, alignment_of_scores
 from text2token.export.static import static_embedder
 from text2token.lens.fit import joined, learn_from_head, learn_from_words
-from text2token.lens.pair import taken_apart
+from text2token.lens.pair import decompose
 from text2token.lens.reader import PROBE, TokenReader, as_fast_tokenizer, open_reader, save_reader
 from text2token.model.backbone import embed, load_embedder, tokenizer_of
 from text2token.model.encoder import TextEncoder, encoder_of
@@ -74,7 +74,7 @@ def test_the_shares_of_a_pair_sum_to_the_projection_onto_its_words(seed: int) ->
     directions = torch.randn(40, 24, generator=draw, dtype=torch.float64)
     directions[1::2] = directions[::2] + 0.3 * directions[1::2]  # like words
     names = [f"word{row}" for row in range(40)]
-    parts = taken_apart(a, b, mean, names, directions, k=9)
+    parts = decompose(a, b, mean, names, directions, k=9)
     assert parts.cosine == pytest.approx(float(normalize(a, dim=0) @ normalize(b, dim=0)))
     assert all(share > 0 for _, share in parts)
     assert len({word for word, _ in parts}) == len(parts) > 3
@@ -84,7 +84,7 @@ def test_the_shares_of_a_pair_sum_to_the_projection_onto_its_words(seed: int) ->
     onto_words = (one @ with_mean) @ (two @ with_mean) - (one @ alone) @ (two @ alone)
     assert parts.explained == pytest.approx(float(onto_words), abs=1e-12)
     assert parts.common == pytest.approx(float((one @ alone) @ (two @ alone)), abs=1e-12)
-    turned = taken_apart(7 * b, a, mean, names, 3 * directions, k=9)
+    turned = decompose(7 * b, a, mean, names, 3 * directions, k=9)
     assert dict(turned) == pytest.approx(dict(parts))
 
 
@@ -92,11 +92,11 @@ def test_a_text_is_all_like_itself_and_opposites_share_no_word() -> None:
     draw = torch.Generator().manual_seed(0)
     a, directions = torch.randn(8, generator=draw), torch.randn(30, 8, generator=draw)
     names = [str(row) for row in range(30)]
-    parts = taken_apart(a, a, torch.zeros(8), names, directions, k=8)
+    parts = decompose(a, a, torch.zeros(8), names, directions, k=8)
     assert parts.common == 0
     assert 0.8 < parts.explained <= 1 + 1e-9
     assert parts.rest == pytest.approx(1 - parts.explained)
-    assert len(taken_apart(a, -a, torch.zeros(8), names, directions, k=8)) == 0
+    assert len(decompose(a, -a, torch.zeros(8), names, directions, k=8)) == 0
 
 
 def test_many_pairs_at_once_are_taken_apart_as_each_alone(reader: TokenReader, encoder: TextEncoder) -> None:

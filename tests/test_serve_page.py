@@ -169,15 +169,15 @@ def test_two_texts_are_compared_as_they_are_typed(browser: Any, address: str) ->
     page.focus("#tab-search")
     page.keyboard.press("ArrowRight")
     page.fill("#text-a", "A girl is styling her hair.")
-    page.wait_for_selector("#says-a .bars li")
+    page.wait_for_selector("#decoded-a .bars li")
     assert not page.is_visible("#shared")
     page.fill("#text-b", "A girl is styling her hair.")
     visit.until("document.querySelector('#cosine').textContent === '1.00'")
     assert visit.texts("#shared .word")
-    assert "hair" in visit.texts("#says-a .word")
+    assert "hair" in visit.texts("#decoded-a .word")
     page.fill("#text-b", "Close the socket, flush the buffer and release the lock.")
     visit.until("Number(document.querySelector('#cosine').textContent.replace('−', '-')) < 0.9")
-    assert "socket" in visit.texts("#says-b li:not(.beyond) .word")
+    assert "socket" in visit.texts("#decoded-b li:not(.beyond) .word")
     page.fill("#text-a", "")
     page.fill("#text-b", " ")
     page.wait_for_selector("#invitation:visible")
@@ -236,7 +236,7 @@ def test_the_page_asks_for_the_key(browser: Any, model: Path) -> None:
         assert not visit.page.is_visible("#tabs")  # there is no index
         assert not visit.page.is_visible("#key")
         visit.page.fill("#text-a", "A girl is styling her hair.")
-        visit.page.wait_for_selector("#says-a .bars li")
+        visit.page.wait_for_selector("#decoded-a .bars li")
         visit.complaints = [said for said in visit.complaints if "401" not in said]  # the browser's own note
         visit.end(address)
 

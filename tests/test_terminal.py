@@ -33,7 +33,7 @@ from text2token.errors import VISIBLE, printable
 from text2token.evaluation.alignment import Alignment
 from text2token.evaluation.label_free import Geometry, RetrievalScores
 from text2token.evaluation.labelled import LabelledScores, TaskScore
-from text2token.lens.open import SaidWord
+from text2token.lens.open import DecodedToken
 from text2token.lens.pair import Contribution, Contributions
 from text2token.search.explain import Reason
 from text2token.tokens.words import KeyToken
@@ -126,7 +126,7 @@ def shown_with(name: str) -> str:
     scores = RetrievalScores(50.0, 60.0, 70.0, 20, (40.0, 60.0))
     task = TaskScore(name, name, name, 12.5)
     shape = Geometry(0.5, -2.0, 0.25)
-    word, pair = SaidWord(name, 0.5, True), Contributions(0.5, 0.1, (Contribution(name, 0.2),))
+    word, pair = DecodedToken(name, 0.5, True), Contributions(0.5, 0.1, (Contribution(name, 0.2),))
     tokens = [[KeyToken(name, 0.5)]]
     untold: Any = SimpleNamespace(name=name)
     finished: Any = SimpleNamespace(

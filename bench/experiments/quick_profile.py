@@ -74,7 +74,7 @@ def main() -> None:
                 continue
             sample = encoder(workshop.sample())
             for kind, postprocessing in POSTPROCESSINGS.items():
-                finished = encoder.finished_by(fit_postprocessing(sample, *postprocessing), f"{encoder.name}, {kind}")
+                finished = encoder.postprocessed_by(fit_postprocessing(sample, *postprocessing), f"{encoder.name}, {kind}")
                 cache = Path(temporary) / "mteb"
                 scores[finished.name] = (
                     score_suite(finished, quick, cache, reporter),

@@ -44,7 +44,7 @@ def finishes(encoder: TextEncoder, sample: list[str], dimensions: list[int]) -> 
     maps |= {f"whitened, {name}": fit_postprocessing(vectors, strength=name) for name in get_args(Strength)}
     whole = maps["whitened, half"]
     maps |= {f"whitened, half, {m} dimensions": Whitening(whole.centre, whole.transform[:, :m]) for m in dimensions}
-    return [(name, encoder.finished_by(finish, f"{encoder.name}, {name}")) for name, finish in maps.items()]
+    return [(name, encoder.postprocessed_by(finish, f"{encoder.name}, {name}")) for name, finish in maps.items()]
 
 
 def main() -> None:

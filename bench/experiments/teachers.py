@@ -95,7 +95,7 @@ def main() -> None:
             with reporter.progress(encoder.name, len(texts), "texts") as progress:
                 encoder(list(texts), progress)
             if finish == "centred":
-                encoder = encoder.finished_by(fit_postprocessing(encoder(sample), finish), f"{encoder.name}, centred")
+                encoder = encoder.postprocessed_by(fit_postprocessing(encoder(sample), finish), f"{encoder.name}, centred")
             found = score_suite(encoder, tasks, Path(cache), reporter) if tasks else None
             own = dense_scores(encoder(queries), encoder(passages)).mrr_at_10
             figures = {

@@ -367,7 +367,9 @@ class _Bench:
             built.result(texts, progress)
         sample = built.result(workshop.sample())
         for kind, postprocessing in POSTPROCESSINGS.items():
-            encoder = built.result.finished_by(fit_postprocessing(sample, *postprocessing), f"{built.result.name} ({kind})")
+            encoder = built.result.postprocessed_by(
+                fit_postprocessing(sample, *postprocessing), f"{built.result.name} ({kind})"
+            )
             found = score_suite(encoder, self.tasks, cache, self.reporter) if self.tasks else None
             own = shape = None
             if len(queries) > 1:

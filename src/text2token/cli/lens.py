@@ -1,4 +1,4 @@
-"""`lens`: which tokens an embedding says."""
+"""`lens`: the decoded tokens of an embedding."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from text2token.recipe import ReadingSettings
 
 if TYPE_CHECKING:
     from text2token.corpus.prepare import Corpus
-    from text2token.lens.open import ReadableModel, SaidWord
+    from text2token.lens.open import DecodedToken, ReadableModel
     from text2token.progress import Reporter
 
 
@@ -38,18 +38,18 @@ Head = Annotated[
         show_default=False,
     ),
 ]
-# learning is the affair of `lens fit`, but was part of reading before there were verbs
+# learning is for `lens fit`, but was part of reading before there were verbs
 Learn = Annotated[str | None, typer.Option("--corpus", hidden=True)]
 Tokens = Annotated[
     str | None,
-    typer.Option("--backbone", help="Whose tokenizer says what a word is. Default: the model's own.", show_default=False),
+    typer.Option("--backbone", help="Whose tokenizer decides what a word is. Default: the model's.", show_default=False),
 ]
 HiddenTokens = Annotated[str | None, typer.Option("--backbone", hidden=True)]
 
 
 @app.callback()
 def lens() -> None:
-    """Read embeddings: which words they say. `lens MODEL TEXT` means `lens read MODEL TEXT`."""
+    """Read embeddings: their decoded tokens. `lens MODEL TEXT` means `lens read MODEL TEXT`."""
 
 
 @app.command()
@@ -72,7 +72,7 @@ def read(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Show which words embeddings say, those in the text and those beyond it."""
+    """Show the decoded tokens of embeddings, in the text and beyond it."""
     if not (texts or file or (head and corpus)):
         raise UsageError("nothing to read: give texts, - for standard input, or --file FILE")
     reporter, reading, documents = reporter_for(quiet), reading_of(text_field, format, on_error), None
@@ -80,18 +80,18 @@ def read(
     if sources := [*(["-"] if "-" in (texts or []) else []), *([file] if file else [])]:
         documents = to_read(sources, reading)
         given += [document.text for document in documents if document.text.strip()]
-    said = []
+    decoded = []
     with _reading(_names(model, compare), head, backbone, corpus, reading, reporter) as (models, _):
         for one in models if given else []:
             with reporter.progress("Embedding", len(given), "texts") as progress:
-                said.append(one.says(given, k, progress))
+                decoded.append(one.decode(given, k, progress))
     warn(documents)
     if json_:
-        show_json([_named(one) | {"texts": _texts(given, words)} for one, words in zip(models, said, strict=True)])
-    elif said:
+        show_json([_named(one) | {"texts": _texts(given, words)} for one, words in zip(models, decoded, strict=True)])
+    elif decoded:
         from text2token.cli.show import show_words
 
-        show_words(given, models, said)
+        show_words(given, models, decoded)
 
 
 @app.command()
@@ -173,7 +173,7 @@ def score(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Measure how well embeddings say the words of held-out texts: Hit@k, LAR and GAR."""
+    """Measure the decoded tokens against the words of held-out texts: Hit@k, LAR and GAR."""
     names = _names(model, compare)
     reporter = reporter_for(quiet)
     with _reading(names, head, backbone, corpus, reading_of(text_field, format, on_error), reporter, measure=True) as opened:
@@ -199,11 +199,13 @@ def _reading(
     *,
     measure: bool = False,
 ) -> "Iterator[tuple[list[ReadableModel], Corpus | None]]":
-    """Yield the models with their readers, learnt from `corpus` where `head` asks so, and that corpus, of which no model
-    has seen what is held out; it is told about where it is to `measure` on.
+    """Yield the models with their readers, learnt from `corpus` if `head` is given, and that corpus. No model has seen its
+    held-out documents; to `measure` on it, notes about that are shown.
     """
     if backbone and head != "fit":
-        raise UsageError("--backbone says what a word is when a reader is learnt from words alone: it goes with --head fit")
+        raise UsageError(
+            "--backbone decides what a word is when a reader is learnt from words alone: it goes with --head fit"
+        )
     from text2token.evaluation.held_out import unseen_corpus
     from text2token.lens.open import HowToRead, open_readable
     from text2token.progress import Silent
@@ -212,8 +214,8 @@ def _reading(
         documents, unseen = None, None
         if corpus:
             documents = to_read([corpus], reading)
-            told = reporter if measure else Silent()
-            unseen = stack.enter_context(unseen_corpus(documents, names, reporter=told))
+            notes = reporter if measure else Silent()
+            unseen = stack.enter_context(unseen_corpus(documents, names, reporter=notes))
         yield [open_readable(name, HowToRead(head, backbone), unseen, reporter) for name in names], unseen
         warn(documents)
 
@@ -222,8 +224,8 @@ def _names(model: str, compare: str | None) -> list[str]:
     return [model, compare] if compare else [model]
 
 
-def _texts(texts: "Sequence[str]", said: "Sequence[Sequence[SaidWord]]") -> list[dict[str, Any]]:
-    rows = zip(texts, said, strict=True)
+def _texts(texts: "Sequence[str]", decoded: "Sequence[Sequence[DecodedToken]]") -> list[dict[str, Any]]:
+    rows = zip(texts, decoded, strict=True)
     return [{"text": text, "words": [asdict(word) for word in words]} for text, words in rows]
 
 

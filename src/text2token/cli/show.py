@@ -23,7 +23,7 @@ from text2token.errors import printable
 from text2token.evaluation.alignment import Alignment
 from text2token.evaluation.comparison import Evaluation
 from text2token.evaluation.label_free import TASK
-from text2token.lens.open import ReadableModel, SaidWord
+from text2token.lens.open import DecodedToken, ReadableModel
 from text2token.lens.pair import Contributions
 from text2token.progress import Progress as Advance
 from text2token.search.explain import Reason, excerpt
@@ -41,7 +41,7 @@ Model = TypeVar("Model")
 
 
 class Pace:
-    """How fast work goes now: a resumed run finds much done at once, which says nothing about what is left."""
+    """How fast work goes now: a resumed run finds much done at once, which does not tell how fast the rest will go."""
 
     def __init__(self, now: float) -> None:
         self._marks = deque([(now, 0)])
@@ -64,7 +64,7 @@ class Pace:
         self.speed = (self.completed - before) / max(now - then, 1e-9)
         return self.speed
 
-    def told(self, total: int | None) -> tuple[str, str]:
+    def figures(self, total: int | None) -> tuple[str, str]:
         """Return the pace, and the time that what is left of `total` takes at that pace; nothing of what is not known."""
         speed = f"{self.speed:,.0f}/s" if self.speed >= 10 else f"{self.speed:.2g}/s"
         if total is None or not self.speed:
@@ -82,7 +82,7 @@ class _Console(Console):
         return super().render_str(printable(text), **options)
 
     def on_broken_pipe(self) -> None:
-        """Let the command line say how it ended; rich would say 1."""
+        """Leave the exit code to the command line; rich would exit with 1."""
         raise BrokenPipeError
 
 
@@ -97,7 +97,7 @@ class TerminalReporter:
         self.console = _Console(stderr=True)
 
     def note(self, message: str) -> None:
-        """Say one line."""
+        """Print one line."""
         self.console.print(_text(message), soft_wrap=True)
 
     @contextmanager
@@ -123,20 +123,20 @@ class TerminalReporter:
 
             def advance(done: int) -> None:
                 pace.after(done, time.monotonic())
-                speed, left = pace.told(total)
+                speed, left = pace.figures(total)
                 bars.update(task, advance=done, speed=speed, left=left and f"left {left}")
 
             yield advance
 
 
 def quiet_libraries() -> None:
-    """Silence the libraries' own bars and advice, which would break ours; errors still come through."""
+    """Silence the libraries' bars and advice, which would break the bars here; errors still come through."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     bars: Any = transformers.utils.logging
     bars.disable_progress_bar()
     bars.set_verbosity_error()
     datasets.disable_progress_bars()
-    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # mteb's bars, which its own switch does not reach
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # mteb's bars, which its switch does not reach
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def _logged_progress(description: str, total: int | None, unit: str) -> Iterator
         if now - last >= SECONDS_BETWEEN_LINES or (total is not None and pace.completed >= total):
             last = now
             so_far = f"{pace.completed:,}" if total is None else f"{pace.completed:,}/{total:,}"
-            speed, left = pace.told(total)
+            speed, left = pace.figures(total)
             print(f"{description}: {so_far} {unit}, {speed}{left and f', {left} left'}", file=sys.stderr, flush=True)
 
     yield advance
@@ -173,7 +173,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
         figures = (scores.mrr_at_10, scores.ndcg_at_10, scores.recall_at_10)
         table.add_row(name, *(f"{figure:.1f}" for figure in figures), style=style)
     console.print(table)
-    tokens = Table(title="Decoded tokens: the words that embeddings of held-out texts say", show_lines=True)
+    tokens = Table(title="Decoded tokens of held-out texts", show_lines=True)
     for name in ("text", "untrained", "trained"):
         tokens.add_column(name, ratio=2 if name == "text" else 1)
     for text, before, after in zip(
@@ -203,10 +203,10 @@ def show_reports(reports: "Sequence[ModelReport]") -> None:
         table.add_row("Mean(Task)", *(f"{scores.mean_task:.2f}" for _, scores in some), style="bold")
         table.add_row("Mean(TaskType)", *(f"{scores.mean_task_type:.2f}" for _, scores in some), style="bold")
         console.print(table)
-    own = [(report.model, report.label_free) for report in reports if report.label_free]
-    if own:
-        table = _named_rows(TASK.format(own[0][1].queries), ("MRR@10", "95 % interval", "nDCG@10", "Recall@10"))
-        for name, found in own:
+    in_domain = [(report.model, report.label_free) for report in reports if report.label_free]
+    if in_domain:
+        table = _named_rows(TASK.format(in_domain[0][1].queries), ("MRR@10", "95 % interval", "nDCG@10", "Recall@10"))
+        for name, found in in_domain:
             low, high = found.mrr_interval
             measures = (found.mrr_at_10, found.ndcg_at_10, found.recall_at_10)
             mrr, *others = (f"{figure:.1f}" for figure in measures)
@@ -220,11 +220,11 @@ def show_reports(reports: "Sequence[ModelReport]") -> None:
         console.print(table)
     for report in reports:
         for role, prompt in report.prompts.items():
-            console.print(_text(f"{_short(report.model)}: each {role} behind its own prompt {prompt!r}"), style="dim")
+            console.print(_text(f"{_short(report.model)}: each {role} behind the prompt {prompt!r}"), style="dim")
 
 
 def _side_by_side(models: Sequence[Model], width: int) -> Iterator[Sequence[Model]]:
-    """Yield as many of `models` at a time as have room beside the names of tasks."""
+    """Yield as many of `models` at a time as fit beside the names of tasks."""
     columns = max(1, width // 2 // NARROWEST)
     for start in range(0, len(models), columns):
         yield models[start : start + columns]
@@ -262,22 +262,24 @@ def show_hits(hits: "Sequence[Hit]", mode: str) -> None:
         for start, end in places:
             text.stylize("bold", start + 7, end + 7)
         console.print(text, soft_wrap=True)
-        why = [_said(hit.reasons, "sparse") or "no word shared"] if mode != "dense" else []
-        if said := _said(hit.reasons, "dense"):
-            why.append(f"by meaning: {said}")
+        why = [_words_of(hit.reasons, "sparse") or "no word shared"] if mode != "dense" else []
+        if decoded := _words_of(hit.reasons, "dense"):
+            why.append(f"by meaning: {decoded}")
         scores = f"cosine {hit.dense:.3f}, BM25 {hit.sparse:.1f}"
         console.print(_text(f"       {'; '.join([*why, scores])}"), style="dim", soft_wrap=True)
 
 
-def show_words(texts: Sequence[str], models: Sequence[ReadableModel], said: Sequence[Sequence[Sequence[SaidWord]]]) -> None:
-    """Print the words that each model says of each text as bars, `said[model][text]`, to stdout."""
+def show_words(
+    texts: Sequence[str], models: Sequence[ReadableModel], decoded: Sequence[Sequence[Sequence[DecodedToken]]]
+) -> None:
+    """Print decoded tokens as bars, `decoded[model][text]`, to stdout."""
     console = _Console()
     for row, text in enumerate(texts):
         console.print(_text(" ".join(text.split())[:160]))
         table = Table(show_header=len(models) > 1)
         for model in models:
             table.add_column(_short(model.name), overflow="fold")
-        table.add_row(*(_bars([(word.word, word.weight, word.in_text) for word in words[row]]) for words in said))
+        table.add_row(*(_bars([(word.word, word.weight, word.in_text) for word in words[row]]) for words in decoded))
         console.print(table)
     console.print("• in the text   + beyond it", style="dim")
 
@@ -302,7 +304,7 @@ def show_pair(a: str, b: str, pairs: Sequence[tuple[str, Contributions]]) -> Non
 
 
 def show_alignment(rows: Sequence[tuple[str, Alignment]]) -> None:
-    """Print how well the embeddings of held-out texts say the words of the texts, a row for each model, to stdout."""
+    """Print how well decoded tokens match the words of held-out texts, a row for each model, to stdout."""
     table = Table(title=f"Decoded tokens of {rows[0][1].texts} held-out texts beside the words in them (percent)")
     for name in ("", "Hit@1", "Hit@5", "Hit@10", "of the first 10 in the text", "LAR", "GAR"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
@@ -313,7 +315,7 @@ def show_alignment(rows: Sequence[tuple[str, Alignment]]) -> None:
 
 
 def _bars(words: Sequence[tuple[str, float, bool | None]]) -> Table:
-    """Return words with bars as long as their weights; the third of each says whether it is in the text, None: no matter."""
+    """Return words with bars as long as their weights; the third of each: whether the text holds it, None: not shown."""
     grid = Table.grid(padding=(0, 1))
     longest = max((weight for _, weight, _ in words), default=0.0) or 1.0
     for word, weight, in_text in words:
@@ -332,5 +334,5 @@ def _words(tokens: Sequence[KeyToken]) -> Text:
     return _text(", ".join(token.word for token in tokens))
 
 
-def _said(reasons: Sequence[Reason], half: str) -> str:
+def _words_of(reasons: Sequence[Reason], half: str) -> str:
     return ", ".join(f"{reason.word} {reason.contribution:.2g}" for reason in reasons if reason.half == half)

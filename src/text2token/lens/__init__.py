@@ -1,1 +1,1 @@
-"""What an embedding says, in words."""
+"""Reading an embedding: its decoded tokens."""

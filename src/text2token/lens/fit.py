@@ -1,7 +1,7 @@
-"""How a reader is learnt: ridge regression in closed form, from embeddings to what the texts say.
+"""How a reader is learnt: ridge regression in closed form, from embeddings to the words of the texts.
 
 Two kinds, and their sum. From words: the target of a text is its tf-idf vector (each word counted once, unit length), so any
-embedder can be read, with a corpus and nothing else. From a head: the target is the hidden state that the head reads, and
+embedder can be read, given a corpus. From a head: the target is the hidden state that the head reads, and
 the words' directions are the head's rows seen through the regression. The first knows which words this corpus uses, the
 second which set a text apart; their sum reads better than either (docs/lens.md).
 The strength of the ridge is the one with the smallest leave-one-out error, which has a closed form too (scikit-learn).
@@ -47,7 +47,7 @@ def learn_from_words(
 ) -> TokenReader:
     """Return a reader of any embedder: `embeddings`, shape (texts, dimension), regressed on the words of `texts`.
 
-    `probe` is what the embedder gives for `PROBE`. `tokenizer` says what a word is, that of the model or of another one.
+    `probe` is what the embedder gives for `PROBE`. `tokenizer` decides what a word is: that of the model or another one.
     Some thousand texts are enough, more are better. Raises `CorpusError` when there are too few.
     """
     vocabulary = vocabulary or VocabularySettings()
@@ -77,11 +77,11 @@ def learn_from_head(
     max_tokens: int = NO_LIMIT,
     source: str = "",
 ) -> TokenReader:
-    """Return a reader that says what `head` would: `states`, shape (texts, head's dimension), are what the head can read.
+    """Return a reader that decodes as `head` would: `states`, shape (texts, head's dimension), are what the head can read.
 
-    `embeddings`, shape (texts, dimension), are the finished ones of the same texts. The states are read from their mean, so
-    a bias of the head, the prior of all texts, plays no part; nor does a soft cap, which changes no order. Any word of the
-    vocabulary can be said, whether the texts hold it or not.
+    `embeddings`, shape (texts, dimension), are those of the same texts after post-processing. The states are read from
+    their mean, so a bias of the head, the prior of all texts, plays no part; nor does a soft cap, which changes no order.
+    Any word of the vocabulary can be decoded, whether the texts hold it or not.
     """
     vocabulary = vocabulary or VocabularySettings()
     words = WordSplitter(tokenizer, vocabulary).words
@@ -93,7 +93,7 @@ def learn_from_head(
 def learn_from_both(
     backbone: Backbone, texts: Sequence[str], embeddings: Tensor, probe: Tensor, states: Tensor, source: str
 ) -> TokenReader:
-    """Return the reader of an embedder made of `backbone`, by the words of `texts` and by what its head says of them.
+    """Return the reader of an embedder made of `backbone`, from the words of `texts` and from what its head decodes.
 
     `embeddings`, shape (texts, dimension), are the embedder's, `probe` is what it gives for `PROBE`; `states`, the head's
     inputs, are those of the first texts. `source` is where the texts are from. Raises `CorpusError` when there are too few.
@@ -117,7 +117,7 @@ def joined(words: TokenReader, head: TokenReader, embeddings: Tensor) -> TokenRe
     """Return the reader whose score is the sum of both readers' scores, each in units of its spread over `embeddings`.
 
     Both are of one model and one tokenizer; `embeddings`, shape (texts, dimension), are some of the model's. Words that only
-    the head can say have its half of the score.
+    the head knows have its half of the score.
     """
     directions = head.directions / head.scores(embeddings).std()
     place = {word: row for row, word in enumerate(head.lexicon)}

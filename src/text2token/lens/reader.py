@@ -4,12 +4,12 @@
 
     my-embedder/lens/
       reader.safetensors   {"directions": (words, dimension), "mean": (dimension,), "probe": (texts, dimension)}
-      tokenizer.json       what cuts a text into the words that are read
+      tokenizer.json       splits a text into words
       reader.json          the words, and how they were learnt
 
-Plain sentence-transformers ignores the folder. The trap is a reader at the wrong model: directions of one embedding space
-mean nothing in another. Hashes of weights would refuse the same model in another number format, so the reader keeps what its
-model gave for three fixed texts, and `check` asks again. How directions are learnt: `text2token.lens.fit`.
+Plain sentence-transformers ignores the folder. Directions of one embedding space mean nothing in another. Hashes of weights
+would refuse the same model in another number format, so the reader keeps its model's embeddings of three fixed texts, and
+`check` compares them. How directions are learnt: `text2token.lens.fit`.
 """
 
 import json
@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from text2token.errors import ModelError, reason
 from text2token.files import atomic_folder
-from text2token.lens.pair import Contributions, taken_apart
+from text2token.lens.pair import Contributions, decompose
 from text2token.model.encoder import TextEncoder
 from text2token.recipe import VocabularySettings
 from text2token.steps import read_card
@@ -44,10 +44,10 @@ PROBE = (
     "A girl plays the guitar while her cat sleeps on the sofa.",
 )
 SAME_MODEL = 0.9  # cosine; bfloat16 against float32 gives more, another model's space about 0
-WORDS_OF_A_PAIR = 32  # of each text, the most said ones
+WORDS_OF_A_PAIR = 32  # of each text, its top decoded tokens
 
 
-def _as_it_is_now(settings: dict[str, Any]) -> dict[str, Any]:
+def _without_surface(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings without `surface`, which was one once, and which no reader depends on."""
     return {name: value for name, value in settings.items() if name != "surface"}
 
@@ -56,7 +56,7 @@ def _as_it_is_now(settings: dict[str, Any]) -> dict[str, Any]:
 class ReaderCard:
     """How a reader was learnt.
 
-    `reads`: "tf-idf", the text's words and their weights, "head", what a language-model head says of it, or "both". `source`
+    `reads`: "tf-idf", the text's words and their weights, "head", what a language-model head decodes, or "both". `source`
     names the texts and the head. `max_tokens`: how much of a text the model sees. `made_from`: a digest of all of that.
     """
 
@@ -64,14 +64,14 @@ class ReaderCard:
     source: str
     texts: int
     max_tokens: int
-    vocabulary: Annotated[VocabularySettings, BeforeValidator(_as_it_is_now)]
+    vocabulary: Annotated[VocabularySettings, BeforeValidator(_without_surface)]
     tokenizer_fingerprint: str
     made_from: str = ""
 
 
 @dataclass(frozen=True)
 class _Lexicon:
-    """What the file of the card holds besides."""
+    """What else the card's file holds."""
 
     words: tuple[str, ...]
 
@@ -92,14 +92,14 @@ class TokenReader:
     tokenizer: PreTrainedTokenizerBase
 
     def scores(self, embeddings: Tensor) -> Tensor:
-        """Return how strongly each embedding says each word, shape (texts, words), above the mean of the corpus.
+        """Return the score of each word for each embedding, shape (texts, words), above the mean of the corpus.
 
         `embeddings` has shape (texts, dimension), as the model gives them.
         """
         return (embeddings.float() - self.mean) @ self.directions.T
 
     def words(self, embeddings: Tensor, k: int = 8) -> list[list[KeyToken]]:
-        """Return the `k` words that each embedding says most, strongest first.
+        """Return the top `k` decoded tokens of each embedding, strongest first.
 
         A weight is the tf-idf that the text is expected to have above the corpus' mean; for a head the probability among all
         words; for both the sum of their scores, each in units of its standard deviation over texts and words.
@@ -115,7 +115,7 @@ class TokenReader:
     def contributions(self, a: Tensor, b: Tensor, k: int = 8) -> Contributions:
         """Return the words that make two embeddings similar, each shape (dimension,), with their exact shares of the cosine.
 
-        See `text2token.lens.pair`. The words are chosen among those that either embedding says most.
+        See `text2token.lens.pair`. The words are chosen among the top decoded tokens of either.
         """
         return self.contributions_to_each(a, b[None], k)[0]
 
@@ -128,8 +128,8 @@ class TokenReader:
         of_a, *of_others = torch.topk(scores, min(WORDS_OF_A_PAIR, len(self.lexicon))).indices.tolist()
         either = [sorted({*of_a, *most}) for most in of_others]
         return [
-            taken_apart(a, b, self.mean, [self.lexicon[row] for row in said], self.directions[said], k)
-            for b, said in zip(others, either, strict=True)
+            decompose(a, b, self.mean, [self.lexicon[row] for row in rows], self.directions[rows], k)
+            for b, rows in zip(others, either, strict=True)
         ]
 
     def words_in(self, texts: Sequence[str]) -> list[frozenset[str]]:
@@ -143,10 +143,10 @@ class TokenReader:
             raise ModelError(
                 f"{encoder.name}: its embeddings have {found.shape[1]} dimensions, the reader's {len(self.mean)}. {AGAIN}"
             )
-        likeness = float((normalize(found.float()) * normalize(self.probe)).sum(1).min())
-        if likeness < SAME_MODEL:
+        similarity = float((normalize(found.float()) * normalize(self.probe)).sum(1).min())
+        if similarity < SAME_MODEL:
             raise ModelError(
-                f"{encoder.name}: is not the model that its reader was learnt on (the same text has cosine {likeness:.2f}). "
+                f"{encoder.name}: is not the model that its reader was learnt on (one text has cosine {similarity:.2f}). "
                 f"{AGAIN}"
             )
 
@@ -159,7 +159,7 @@ AGAIN = "Learn it anew: text2token lens fit MODEL --corpus FILE"
 
 
 def save_reader(reader: TokenReader, folder: Path) -> None:
-    """Write `reader` to `folder`, all or nothing, in place of one that is there; `open_reader` looks in MODEL/lens."""
+    """Write `reader` to `folder`, all or nothing, in place of one that is there; `open_reader` finds it in MODEL/lens."""
     with atomic_folder(folder, known=(TENSORS, TOKENIZER, CARD)) as unfinished:
         tensors = {"directions": reader.directions.half(), "mean": reader.mean, "probe": reader.probe}
         save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished / TENSORS)

@@ -1,8 +1,8 @@
-"""Texts in, vectors out, and no text embedded twice: what every method is to those who measure it.
+"""Texts in, vectors out, and no text embedded twice: the interface that every method is measured by.
 
-The trap is identity. Scores are kept under an encoder's fingerprint, so it covers all that changes a vector: weights,
-tokenizer (our prompt lives there), pooling, prompts, what is done to the vectors afterwards, and the number format of the
-arithmetic. Not that of libraries: their upgrades change no vector, and hours of embedding are kept under it.
+Scores are kept under an encoder's fingerprint, so it covers all that changes a vector: weights, tokenizer (with its
+prompt), pooling, prompts, post-processing, and the number format of the arithmetic. Versions of libraries are left out:
+upgrades change no vector, and hours of embedding are kept under the fingerprint.
 """
 
 import hashlib
@@ -47,18 +47,18 @@ OF_LIBRARIES = {
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """`embed` gives vectors of shape (texts, dimension), float32; `finish`, where set, maps them to what is compared.
+    """`embed` gives vectors of shape (texts, dimension), float32; `postprocessing`, where set, is applied to them.
 
     `embed_as` has what embeds the texts of a role, where that is not done as `embed` does, and `prompts` what stands before
-    them. `memory` holds what was given for each text, so that several finishes share one pass over the texts; None
-    remembers nothing, for corpora that do not fit. `model` is what cuts the texts into tokens, where there is one.
-    `earlier` is the fingerprint that version 0.1.0 gave.
+    them. `memory` holds what was given for each text, so that several kinds of post-processing share one pass over the
+    texts; None remembers nothing, for corpora that do not fit. `model` is what cuts the texts into tokens, where there is
+    one. `earlier` is the fingerprint that version 0.1.0 gave.
     """
 
     name: str
     fingerprint: str
     embed: Embed
-    finish: Whitening | None = None
+    postprocessing: Whitening | None = None
     memory: dict[tuple[Role | None, str], Tensor] | None = field(default_factory=dict, repr=False)
     model: SentenceTransformer | None = field(default=None, repr=False)
     embed_as: Mapping[Role, Embed] = field(default_factory=dict, repr=False)
@@ -66,9 +66,9 @@ class TextEncoder:
     earlier: str = ""
 
     def __call__(self, texts: Sequence[str], progress: Progress | None = None, role: Role | None = None) -> Tensor:
-        """Return finished vectors, shape (texts, dimension), float32; `progress` counts the texts that were new."""
+        """Return post-processed vectors, shape (texts, dimension), float32; `progress` counts the texts that were new."""
         vectors = self.embedded(texts, progress, role)
-        return self.finish(vectors) if self.finish else vectors
+        return self.postprocessing(vectors) if self.postprocessing else vectors
 
     def embedded(self, texts: Sequence[str], progress: Progress | None = None, role: Role | None = None) -> Tensor:
         """Return the vectors as `embed` gave them; raise `ModelError` where one is not made of finite numbers."""
@@ -90,17 +90,19 @@ class TextEncoder:
             )
         return vectors
 
-    def finished_by(self, finish: Whitening, name: str) -> "TextEncoder":
-        """Return the encoder whose vectors are finished by `finish`; it shares the memory of this one."""
-        digest = hashlib.sha256(finish.centre.numpy().tobytes() + finish.transform.numpy().tobytes()).hexdigest()
+    def postprocessed_by(self, whitening: Whitening, name: str) -> "TextEncoder":
+        """Return the encoder that applies `whitening` to its vectors; it shares the memory of this one."""
+        digest = hashlib.sha256(whitening.centre.numpy().tobytes() + whitening.transform.numpy().tobytes()).hexdigest()
         earlier = self.earlier and _digest(self.earlier, digest)
-        return replace(self, name=name, fingerprint=_digest(self.fingerprint, digest), finish=finish, earlier=earlier)
+        return replace(
+            self, name=name, fingerprint=_digest(self.fingerprint, digest), postprocessing=whitening, earlier=earlier
+        )
 
     def made(self, fingerprint: str, sample: Callable[[], tuple[Sequence[str], Tensor]]) -> bool:
-        """Say whether the documents' vectors that are kept under `fingerprint` are this encoder's.
+        """Return whether the documents' vectors kept under `fingerprint` are this encoder's.
 
-        Where neither fingerprint is this one's, for one that another release of a library gave, `sample` is asked for a
-        few texts and the vectors, shape (texts, dimension), that are kept for them; no texts can be no other's.
+        Where neither fingerprint is this one's, as after another release of a library, `sample` gives a few texts and
+        their kept vectors, shape (texts, dimension), to compare. Without any texts nothing differs.
         """
         if fingerprint in (self.fingerprint, self.earlier):
             return True
@@ -119,7 +121,7 @@ def encoder_of(embedder: SentenceTransformer, name: str) -> TextEncoder:
 
 
 def open_encoder(name: str, dtype: DType = "float32") -> TextEncoder:
-    """Load a sentence-transformers model, ours or any other, by folder, hub id or `pypi:PACKAGE` that holds one.
+    """Load any sentence-transformers model by folder, hub id or `pypi:PACKAGE` that holds one.
 
     With another `dtype` than float32 only a transformer computes in it; what follows the pooling stays in float32,
     because subtracting a mean is where bfloat16 would lose the small differences. Raises `ModelError`, and `UsageError`
@@ -129,14 +131,14 @@ def open_encoder(name: str, dtype: DType = "float32") -> TextEncoder:
     model = open_embedder(name)
     if number_format == torch.float32 or not isinstance(model[0], Transformer):
         return encoder_of(model, name)
-    pooled, rest = in_two_parts(model, number_format)
+    pooled, rest = split_at_pooling(model, number_format)
     prefer_plain_attention(transformer_of(pooled))
     return _encoder_of(pooled, rest, name)
 
 
 def _encoder_of(embedder: SentenceTransformer, rest: SentenceTransformer | None, name: str) -> TextEncoder:
     def embedded(texts: Sequence[str], progress: Progress | None, role: Role | None = None) -> Tensor:
-        return finish_with(rest, embed(embedder, texts, progress, role))
+        return after_pooling(rest, embed(embedder, texts, progress, role))
 
     prompts: dict[Role, str] = {role: prompt for role in get_args(Role) if (prompt := role_prompt(embedder, role))}
     tells_roles = bool(prompts or embedder.default_prompt_name or isinstance(embedder[0], Router))
@@ -153,7 +155,9 @@ def _encoder_of(embedder: SentenceTransformer, rest: SentenceTransformer | None,
     )
 
 
-def in_two_parts(model: SentenceTransformer, dtype: torch.dtype) -> tuple[SentenceTransformer, SentenceTransformer | None]:
+def split_at_pooling(
+    model: SentenceTransformer, dtype: torch.dtype
+) -> tuple[SentenceTransformer, SentenceTransformer | None]:
     """Split `model`: text → pooled embedding, computed in `dtype`, and the modules after the pooling, in float32, if any."""
     modules = list(model)
     cast(torch.nn.Module, transformer_of(model).model).to(dtype)
@@ -162,7 +166,7 @@ def in_two_parts(model: SentenceTransformer, dtype: torch.dtype) -> tuple[Senten
     return pooled, SentenceTransformer(modules=modules[2:]) if modules[2:] else None
 
 
-def finish_with(rest: SentenceTransformer | None, embeddings: Tensor) -> Tensor:
+def after_pooling(rest: SentenceTransformer | None, embeddings: Tensor) -> Tensor:
     """Return `embeddings`, shape (texts, dimension), after the modules that follow the pooling."""
     if rest is None:
         return embeddings
@@ -173,16 +177,16 @@ def finish_with(rest: SentenceTransformer | None, embeddings: Tensor) -> Tensor:
 def token_counter(model: SentenceTransformer) -> Callable[[Sequence[str]], list[int]]:
     """Return a function texts → how many tokens of each `model` reads: the prompt counts, what is cut off does not.
 
-    It has a tokenizer of its own, because `embed` in another thread changes the settings of the model's.
+    It has a copy of the tokenizer, because `embed` in another thread changes the settings of the model's.
     """
     given: Any = model.tokenizer
-    table = isinstance(given, Tokenizer)
-    own = Tokenizer.from_str(given.to_str()) if table else bare_tokenizer(given)
-    own.no_padding()
-    own.no_truncation()
-    limit = getattr(model, "max_seq_length", None) or NO_LIMIT  # infinity for a table of vectors
+    static = isinstance(given, Tokenizer)
+    copy = Tokenizer.from_str(given.to_str()) if static else bare_tokenizer(given)
+    copy.no_padding()
+    copy.no_truncation()
+    limit = getattr(model, "max_seq_length", None) or NO_LIMIT  # infinity for static embeddings
     return lambda texts: [
-        min(limit, len(encoding.ids)) for encoding in own.encode_batch_fast(list(texts), add_special_tokens=not table)
+        min(limit, len(encoding.ids)) for encoding in copy.encode_batch_fast(list(texts), add_special_tokens=not static)
     ]
 
 
@@ -216,7 +220,7 @@ def _described(model: SentenceTransformer, module: Any) -> list[Any]:
     settings = {key: value for key, value in settings.items() if value and key not in OF_LIBRARIES}
     described: list[Any] = [type(module).__name__, settings]
     tokenizer = getattr(module, "tokenizer", None)
-    if isinstance(tokenizer, Tokenizer):  # a table of vectors
+    if isinstance(tokenizer, Tokenizer):  # static embeddings
         described.append({**json.loads(tokenizer.to_str()), "padding": None})
     if (inner := getattr(module, "model", None)) is not None:
         described.append(_config_of(inner.config))
@@ -226,7 +230,7 @@ def _described(model: SentenceTransformer, module: Any) -> list[Any]:
 
 
 def _config_of(config: PretrainedConfig) -> dict[str, Any]:
-    """Return what a model's configuration says that is not its class's default: those come and go with releases."""
+    """Return the entries of a model's configuration that are not its class's defaults, which change with releases."""
     try:
         default = type(config)().to_dict()
     except Exception:  # some classes want arguments

@@ -1,8 +1,8 @@
 """Why a hit was found, in words, and where they stand in its text.
 
 For the sparse half this is exact: a score is the sum over shared words of rarity · weight in the document, and these are the
-parts of the sum. What a dense score is made of, a reader of the embedding says (`text2token.lens`), where the model has one
-beside it; where there is none, nothing is claimed.
+parts of the sum. A dense score is explained by a reader of the embeddings (`text2token.lens`), where the model has one
+beside it.
 """
 
 import re
@@ -38,7 +38,7 @@ class Reason:
 def shared_words(query: dict[int, str], document: dict[int, float], rarity: dict[int, float]) -> list[Reason]:
     """Return the words of the query that the document has, strongest first; the contributions add up to its BM25 score.
 
-    `query` spells words by their number, `document` has the weight of each of its own, `rarity` the inverse document
+    `query` spells words by their number, `document` has the weight of each of its words, `rarity` the inverse document
     frequency of each.
     """
     shared = [
@@ -48,7 +48,7 @@ def shared_words(query: dict[int, str], document: dict[int, float], rarity: dict
 
 
 def explanation_beside(model: str, encoder: TextEncoder) -> DenseExplanation | None:
-    """Return what says which words two vectors of `encoder` share; None where `model` has no reader in its folder.
+    """Return the function that finds the words two vectors of `encoder` share; None where `model` has no reader.
 
     Raises `ModelError` when the reader is damaged or another model's.
     """
@@ -58,7 +58,7 @@ def explanation_beside(model: str, encoder: TextEncoder) -> DenseExplanation | N
 
 
 def explained_by(reader: TokenReader) -> DenseExplanation:
-    """Return what says which words a query shares with each document, as `reader` reads them."""
+    """Return the function that finds the words a query shares with each document, by `reader`."""
 
     def explain(query: NDArray[np.float32], documents: NDArray[np.float32]) -> Sequence[Sequence[tuple[str, float]]]:
         return reader.contributions_to_each(torch.from_numpy(query), torch.from_numpy(documents), DENSE_WORDS)
@@ -69,7 +69,7 @@ def explained_by(reader: TokenReader) -> DenseExplanation:
 def dense_reasons(
     explain: DenseExplanation | None, query: NDArray[np.float32], documents: NDArray[np.float32]
 ) -> list[list[Reason]]:
-    """Return what `explain` says of the query and each document; nothing where nobody can."""
+    """Return the reasons by `explain` of each document; none where it is None."""
     if explain is None or not len(documents):
         return [[] for _ in documents]
     return [

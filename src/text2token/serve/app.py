@@ -1,4 +1,4 @@
-"""The application: its endpoints (`routes`), what it says to mistakes, and the guard around both."""
+"""The application: its endpoints (`routes`), its answers to mistakes, and the guard around both."""
 
 import re
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -39,9 +39,9 @@ def create_app(
 ) -> ASGIApp:
     """Return the server of an open `service` as an ASGI application, for uvicorn or any other server; it closes the service.
 
-    With `api_key`, all but the page and /healthz asks for it. `hosts`, where given, are the only names it answers to.
+    With `api_key`, all but the page and /healthz needs it. `hosts`, where given, are the only names it answers to.
     `root_path` is the part of the address that a proxy before it answers at, such as /embedder; it may take it off or leave
-    it. `names` are what clients may call the model besides its own name. Raises `UsageError` for a root path that is none.
+    it. `names` are further names of the model for clients. Raises `UsageError` for a root path that is none.
     """
     limits = limits or Limits()
     if not ROOT_PATH.fullmatch(root_path):
@@ -62,7 +62,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,  # it would send clients from https to http, and `Guard` takes the slash off
         responses={"4XX": {"model": schema.Refusal}, "5XX": {"model": schema.Refusal}},
-        docs_url=None,  # its page and the next one's ask others for scripts
+        docs_url=None,  # its page and the next one's load scripts from elsewhere
         redoc_url=None,
     )
     app.mount("/page", StaticFiles(directory=PAGE))
@@ -95,15 +95,15 @@ def _bounded(description: dict[str, Any], limits: Limits, dimension: int) -> dic
                 schema["maxItems"] = limits.texts
                 bound(schema["items"], highest)
 
-    for asked, highest in most.items():
-        for name, described in description["components"]["schemas"][asked.__name__]["properties"].items():
+    for request, highest in most.items():
+        for name, described in description["components"]["schemas"][request.__name__]["properties"].items():
             if name != "model":
                 bound(described, highest)
     return description
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """Answer what `Refused` says, and the framework's own refusals (no such path, no such method) in the same shape."""
+    """Answer `Refused`, and the framework's refusals (no such path, no such method) in the same shape."""
     if isinstance(error, Refused):
         return error.response()
     assert isinstance(error, HTTPException)
@@ -133,4 +133,4 @@ async def _busy(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    return Refused(500, "the server failed at this request; its log says why").response()
+    return Refused(500, "the server failed at this request; its log has the reason").response()

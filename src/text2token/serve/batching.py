@@ -56,7 +56,7 @@ class _Request:
             self.answer.set_exception(error)
 
     def _claim(self) -> bool:
-        """Say whether the answer is still wanted; from then on it cannot be cancelled."""
+        """Return whether the answer is still wanted; from then on it cannot be cancelled."""
         return not self.answer.done() and self.answer.set_running_or_notify_cancel()
 
 
@@ -89,7 +89,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, texts: Sequence[str], tokens: Sequence[int], role: Role | None = None) -> "Future[Tensor]":
-        """Return what will be the vectors of `texts`, shape (texts, dimension); `tokens` says how long each is.
+        """Return what will be the vectors of `texts`, shape (texts, dimension); `tokens` has the length of each.
 
         A cancelled future is not worked on any further. Raises `Overloaded` as `check_room` does.
         """

@@ -1,6 +1,6 @@
 """The door of the server: who may come in, with how much, for how long; and what every answer tells the browser.
 
-A page of a stranger's site can send requests to a server on your own machine. It cannot read the answers without CORS, which
+A page of any website can send requests to a server on your machine. It cannot read the answers without CORS, which
 there is not, unless its name is made to point here (DNS rebinding); so a server that listens on the loopback only answers to
 the loopback's names.
 """
@@ -34,7 +34,7 @@ NAMED = ("/", "/healthz", "/metrics", "/v1/embeddings", "/v1/lens", "/v1/models"
 
 
 class Guard:
-    """Wraps the whole application, its answers to our own mistakes too."""
+    """Wraps the whole application, its answers to internal errors too."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Guard:
         started, status = time.monotonic(), 0
         received = 0
         path, headless = self._path(scope), scope["method"] == "HEAD"
-        # the rest sees the whole path, as ASGI wants it, and HEAD as the GET whose headers it asks for
+        # the rest sees the whole path, as ASGI wants it, and HEAD as the GET whose headers it wants
         inner = {**scope, "path": self.root_path + path, "root_path": self.root_path}
         inner["method"] = "GET" if headless else scope["method"]
         self.inside += 1
@@ -101,7 +101,7 @@ class Guard:
         return bare if bare in NAMED else path
 
     def _check(self, headers: Headers, path: str) -> None:
-        """Raise `Refused` for what can be told before the body has been read."""
+        """Raise `Refused` for what is wrong before the body has been read."""
         if self.hosts is not None and _name(headers.get("host", "")) not in self.hosts:
             raise Refused(421, f"this server answers to {', '.join(sorted(self.hosts))} only", code="wrong_host")
         if self.key is not None and path not in OPEN and not path.startswith(PAGE):

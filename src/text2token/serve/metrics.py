@@ -13,16 +13,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own = self._registry
-        self._requests = Counter("text2token_requests", "Requests answered.", ["path", "status"], registry=own)
-        self._seconds = Histogram("text2token_request_seconds", "Time to answer.", ["path"], buckets=SECONDS, registry=own)
-        self._texts = Histogram("text2token_batch_texts", "Texts in a batch.", buckets=POWERS_OF_TWO, registry=own)
-        self._batch_seconds = Histogram("text2token_batch_seconds", "Time to embed a batch.", buckets=SECONDS, registry=own)
-        self._tokens = Counter("text2token_tokens", "Tokens embedded.", registry=own)
-        self._waiting = Gauge("text2token_queue_texts", "Texts that wait to be embedded.", registry=own)
+        registry = self._registry
+        self._requests = Counter("text2token_requests", "Requests answered.", ["path", "status"], registry=registry)
+        self._seconds = Histogram(
+            "text2token_request_seconds", "Time to answer.", ["path"], buckets=SECONDS, registry=registry
+        )
+        self._texts = Histogram("text2token_batch_texts", "Texts in a batch.", buckets=POWERS_OF_TWO, registry=registry)
+        self._batch_seconds = Histogram(
+            "text2token_batch_seconds", "Time to embed a batch.", buckets=SECONDS, registry=registry
+        )
+        self._tokens = Counter("text2token_tokens", "Tokens embedded.", registry=registry)
+        self._waiting = Gauge("text2token_queue_texts", "Texts that wait to be embedded.", registry=registry)
 
-    def watch(self, waiting: Callable[[], float]) -> None:
-        """Ask `waiting` how many texts are in the queue whenever the page is read."""
+    def count_waiting(self, waiting: Callable[[], float]) -> None:
+        """Call `waiting` for the number of texts in the queue whenever the page is read."""
         self._waiting.set_function(waiting)
 
     def request(self, path: str, status: int, seconds: float) -> None:

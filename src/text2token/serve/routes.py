@@ -1,4 +1,4 @@
-"""What the server answers to each path. What blocks runs in threads; the model has one of its own (`batching`)."""
+"""What the server answers to each path. What blocks runs in threads; the model has a thread to itself (`batching`)."""
 
 import base64
 import time
@@ -21,7 +21,7 @@ from text2token.serve.metrics import Metrics
 from text2token.serve.schema import JSON, EmbeddingRequest, LensRequest, Refused, SearchRequest
 from text2token.serve.service import Service
 
-WORDS, HITS = 8, 10  # where nobody says how many
+WORDS, HITS = 8, 10  # by default
 
 
 class Routes:
@@ -31,7 +31,7 @@ class Routes:
         self.service, self.limits, self.metrics, self.names, self.shown = service, limits, metrics, names, page
         self.batcher = Batcher(service.encoder, limits, metrics.batch)
         self.started = int(time.time())
-        metrics.watch(lambda: self.batcher.waiting_texts)
+        metrics.count_waiting(lambda: self.batcher.waiting_texts)
 
     def router(self) -> APIRouter:
         """Return which method answers which path."""
@@ -61,19 +61,19 @@ class Routes:
     async def one_model(self, model: str) -> Response:
         return self._card(self._called(model)).response()
 
-    async def embeddings(self, asked: EmbeddingRequest) -> Response:
+    async def embeddings(self, body: EmbeddingRequest) -> Response:
         dimension = self.service.dimension
-        if asked.dimensions is not None and not 1 <= asked.dimensions <= dimension:
-            raise Refused(400, f"dimensions: {asked.dimensions}; this model has 1 to {dimension}", param="dimensions")
-        texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        vectors, tokens = await self._embedded(texts, asked.model, "input", asked.input_type)
-        model = asked.model or self.service.name
+        if body.dimensions is not None and not 1 <= body.dimensions <= dimension:
+            raise Refused(400, f"dimensions: {body.dimensions}; this model has 1 to {dimension}", param="dimensions")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        vectors, tokens = await self._embedded(texts, body.model, "input", body.input_type)
+        model = body.model or self.service.name
         content = await run_in_threadpool(
-            _embeddings, vectors, asked.dimensions, asked.encoding_format, model, schema.Usage.of(tokens)
+            _embeddings, vectors, body.dimensions, body.encoding_format, model, schema.Usage.of(tokens)
         )
         return Response(content, media_type=JSON)
 
-    async def lens(self, asked: LensRequest) -> Response:
+    async def lens(self, body: LensRequest) -> Response:
         service = self.service
         if not service.reader:
             raise Refused(
@@ -82,17 +82,17 @@ class Routes:
                 "text2token lens fit MODEL --corpus FILE --save",
                 code="no_lens",
             )
-        k = _at_most(self.limits.words, asked.k, WORDS)
-        texts = asked.texts or []
-        vectors, tokens = await self._embedded([*texts, *(asked.pair or ())], asked.model, "texts" if texts else "pair")
-        said = await run_in_threadpool(service.says, texts, vectors[: len(texts)], k) if texts else []
+        k = _at_most(self.limits.words, body.k, WORDS)
+        texts = body.texts or []
+        vectors, tokens = await self._embedded([*texts, *(body.pair or ())], body.model, "texts" if texts else "pair")
+        decoded = await run_in_threadpool(service.decode, texts, vectors[: len(texts)], k) if texts else []
         answer = schema.Read(
-            model=asked.model or service.name,
+            model=body.model or service.name,
             reads=service.reader.card.reads,
-            texts=[schema.ReadText(words=[schema.SaidWord.model_validate(word) for word in words]) for words in said],
+            texts=[schema.ReadText(words=[schema.DecodedToken.model_validate(word) for word in words]) for words in decoded],
             usage=schema.Usage.of(tokens),
         )
-        if asked.pair:
+        if body.pair:
             pair = await run_in_threadpool(service.pair, vectors[-2], vectors[-1], k)
             answer.pair = schema.ReadPair(
                 cosine=pair.cosine,
@@ -103,30 +103,29 @@ class Routes:
             )
         return answer.response()
 
-    async def search(self, asked: SearchRequest) -> Response:
+    async def search(self, body: SearchRequest) -> Response:
         if not self.service.index:
             raise Refused(404, "this server has no index. Start it with --index DIR", code="no_index")
-        limits, mode, filters = self.limits, asked.mode or "hybrid", asked.filters or {}
-        k = _at_most(limits.hits, asked.k, HITS)
+        limits, mode, filters = self.limits, body.mode or "hybrid", body.filters or {}
+        k = _at_most(limits.hits, body.k, HITS)
         if (values := sum(map(len, filters.values()))) > limits.filters:
-            said = f"filters: {values:,} values; at most {limits.filters:,} can be asked for"
-            raise Refused(400, said, param="filters")
-        vectors, tokens = await self._embedded([asked.query], asked.model, "query", "query")
+            raise Refused(400, f"filters: {values:,} values; at most {limits.filters:,} are allowed", param="filters")
+        vectors, tokens = await self._embedded([body.query], body.model, "query", "query")
 
         def answer() -> Response:
-            hits = self.service.search(asked.query, vectors[0], k, mode, filters)
+            hits = self.service.search(body.query, vectors[0], k, mode, filters)
             found = [schema.Found.model_validate(hit) for hit in hits]
-            model = asked.model or self.service.name
+            model = body.model or self.service.name
             return schema.Search(model=model, mode=mode, hits=found, usage=schema.Usage.of(tokens)).response()
 
         return await run_in_threadpool(answer)
 
     def _called(self, model: str) -> str:
-        """Return the name of the model, or refuse another one: its vectors would be another space's."""
+        """Return the name of the model, or refuse another one, whose vectors are of another space."""
         if model not in self.names:
             here = ", ".join(map(repr, self.names))
-            said = f"the model {model[:200]!r} is not here; this server has {here}"
-            raise Refused(404, said, param="model", code="model_not_found")
+            message = f"the model {model[:200]!r} is not here; this server has {here}"
+            raise Refused(404, message, param="model", code="model_not_found")
         return model
 
     def _card(self, name: str) -> schema.Model:
@@ -162,7 +161,7 @@ class Routes:
                     param=param,
                     code="string_above_max_length",
                 )
-        self.batcher.check_room(1)  # a full queue is told before anything is worked on
+        self.batcher.check_room(1)  # a full queue is refused before any work
         once = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens = await run_in_threadpool(self.service.count_tokens, list(once))
         vectors = await self.batcher.embed(list(once), tokens, role)
@@ -182,7 +181,7 @@ def _embeddings(vectors: Tensor, dimensions: int | None, encoding: str | None, m
 
 
 def _is_unicode(text: str) -> bool:
-    """Say whether no halves of surrogate pairs are in `text`: JSON can spell them, no tokenizer can read them."""
+    """Return whether no halves of surrogate pairs are in `text`: JSON can spell them, no tokenizer can read them."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -190,8 +189,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _at_most(limit: int, asked: int | None, default: int) -> int:
-    """Return how many are asked for, where nothing is said `default`, and never more than `limit`."""
-    if asked is not None and asked > limit:
-        raise Refused(400, f"k: {asked}; at most {limit} can be had", param="k")
-    return asked or min(default, limit)
+def _at_most(limit: int, wanted: int | None, default: int) -> int:
+    """Return `wanted`, or `default` where it is None; never more than `limit`."""
+    if wanted is not None and wanted > limit:
+        raise Refused(400, f"k: {wanted}; at most {limit} can be had", param="k")
+    return wanted or min(default, limit)

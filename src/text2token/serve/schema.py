@@ -1,4 +1,4 @@
-"""What the server is asked and what it answers; its description at /openapi.json is made of these."""
+"""The server's requests and answers; its description at /openapi.json is made of these."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -88,7 +88,7 @@ class Health(Answer):
 
 
 class Lens(Answer):
-    """How the embeddings are read, and the number of words that can be said."""
+    """How the embeddings are read, and the number of words that can be decoded."""
 
     reads: str
     words: int
@@ -150,8 +150,8 @@ class Embeddings(Answer):
     usage: Usage
 
 
-class SaidWord(Answer):
-    """A word that an embedding says, how strongly, and whether it is in the text."""
+class DecodedToken(Answer):
+    """A decoded token of an embedding: the word, its weight, and whether the text holds it."""
 
     word: str
     weight: float
@@ -159,9 +159,9 @@ class SaidWord(Answer):
 
 
 class ReadText(Answer):
-    """What the embedding of a text says, strongest first."""
+    """The decoded tokens of a text, strongest first."""
 
-    words: list[SaidWord]
+    words: list[DecodedToken]
 
 
 class SharedWord(Answer):
@@ -182,7 +182,7 @@ class ReadPair(Answer):
 
 
 class Read(Answer):
-    """What embeddings say; `pair` is there where two texts were to be compared."""
+    """The decoded tokens of texts; `pair` only where two texts were compared."""
 
     model: str
     reads: str

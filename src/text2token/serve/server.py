@@ -1,4 +1,4 @@
-"""`text2token serve`: the application on a socket, until it is told to stop."""
+"""`text2token serve`: the application on a socket, until it is stopped."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ def serve(
     the model or the index cannot be used.
     """
     reporter, limits = reporter or Silent(), limits or Limits()
-    with _bound(host, port) as listening:  # before the model is loaded: a port in use is told at once
+    with _bound(host, port) as listening:  # before the model is loaded: a port in use is refused at once
         reporter.note(f"Loading {model} …")
         service = open_service(model, index, dtype)
         try:
@@ -54,21 +54,21 @@ def serve(
             hosts = LOOPBACK if local else None
             app = create_app(service, limits, api_key=api_key, hosts=hosts, root_path=root_path, names=names)
             if not (local or api_key):
-                reporter.note(f"Whoever reaches {host} can use this server: ask for a key with --api-key-file FILE.")
+                reporter.note(f"Whoever reaches {host} can use this server: require a key with --api-key-file FILE.")
             documents = f", {service.index.count:,} documents to search" if service.index else ""
             lens = "" if service.reader else ", no lens (text2token lens fit MODEL --corpus FILE --save)"
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listening.getsockname()[1]}"
-            said = f"{service.name}: {service.dimension} dimensions{documents}{lens}.\n{address}  (Ctrl-C stops)"
+            ready = f"{service.name}: {service.dimension} dimensions{documents}{lens}.\n{address}  (Ctrl-C stops)"
             with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when everything has been finished
-                _Server(_settings(app, limits), lambda: reporter.note(said)).run(sockets=[listening])
+                _Server(_settings(app, limits), lambda: reporter.note(ready)).run(sockets=[listening])
         finally:
             service.close()
     reporter.note("Stopped.")
 
 
 class _Server(uvicorn.Server):
-    """Says `started` once it answers, and from when on a signal ends it in order."""
+    """Calls `started` once it answers and from when on a signal ends it in order."""
 
     def __init__(self, settings: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(settings)

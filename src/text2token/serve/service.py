@@ -1,6 +1,6 @@
 """What is served: a model, what reads it, and an index to search in, where there are any.
 
-Everything here blocks and may be called from several threads at once, but for the encoder, which belongs to the batcher.
+Everything here blocks and may be called from several threads at once, but for the encoder, which the batcher alone may call.
 """
 
 import threading
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from text2token.errors import ModelError
-from text2token.lens.open import SaidWord
+from text2token.lens.open import DecodedToken
 from text2token.lens.pair import Contributions
 from text2token.lens.reader import FOLDER, TokenReader, open_reader
 from text2token.model.encoder import TextEncoder, open_encoder, token_counter
@@ -40,17 +40,17 @@ class Service:
     index: "Index | None" = None
     _tokenizer: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def says(self, texts: Sequence[str], vectors: Tensor, k: int) -> list[list[SaidWord]]:
-        """Return the `k` words that each vector says most, strongest first; `vectors` has shape (texts, dimension)."""
+    def decode(self, texts: Sequence[str], vectors: Tensor, k: int) -> list[list[DecodedToken]]:
+        """Return the top `k` decoded tokens of each of `vectors`, shape (texts, dimension), strongest first."""
         reader = self._reader
         with self._tokenizer:  # its settings are changed at every call, which another thread must not see
             there = reader.words_in(texts)
-        said = [
+        decoded = [
             row for part in torch.split(vectors, READ_AT_ONCE) for row in reader.words(part, k)
         ]  # a score for every word of all
         return [
-            [SaidWord(one.word, one.weight, one.word in words) for one in row]
-            for row, words in zip(said, there, strict=True)
+            [DecodedToken(one.word, one.weight, one.word in words) for one in row]
+            for row, words in zip(decoded, there, strict=True)
         ]
 
     def pair(self, a: Tensor, b: Tensor, k: int) -> Contributions:
@@ -77,8 +77,8 @@ class Service:
 def open_service(model: str, index: Path | None = None, dtype: DType = "auto") -> Service:
     """Load the embedder `model` (folder, hub id, `pypi:PACKAGE`), the reader beside it, and the `index` made with it.
 
-    The index, which nobody else can open meanwhile, says in which number format the model computes; without one it is
-    `dtype`. Raises a `Text2TokenError` when something cannot be used, or the index was made with another model.
+    The index, which nobody else can open meanwhile, determines the number format of the model; without one it is `dtype`.
+    Raises a `Text2TokenError` when something cannot be used, or the index was made with another model.
     """
     opened: Index | None = None
     if index:
@@ -88,7 +88,7 @@ def open_service(model: str, index: Path | None = None, dtype: DType = "auto") -
     try:
         encoder = opened.encoder if opened else replace(open_encoder(model, dtype), memory=None)
         if encoder.model is None:
-            raise ModelError(f"{model}: has no tokenizer, so nothing says how long a text is")
+            raise ModelError(f"{model}: has no tokenizer, so the length of a text is unknown")
         folder = Path(model).expanduser()
         reader = open_reader(folder, encoder) if (folder / FOLDER).is_dir() else None
         if opened and reader:

@@ -156,7 +156,7 @@ function result(hit, query, longest) {
 
 function why(hit, longest) {
   const reasons = element("div", { className: "why" });
-  const halves = [["sparse", "words", "Words they share", `BM25 ${figure(hit.sparse, 1)}`], ["dense", "meaning", "What both say", `cosine ${figure(hit.dense)}`]];
+  const halves = [["sparse", "words", "Shared words", `BM25 ${figure(hit.sparse, 1)}`], ["dense", "meaning", "Shared meaning", `cosine ${figure(hit.dense)}`]];
   for (const [half, kind, title, score] of halves) {
     const rows = hit.reasons.filter(reason => reason.half === half).slice(0, REASONS).map(({ word, contribution }) => ({ word, value: contribution }));
     if (!rows.length && half === "sparse" && !hit.sparse) continue;
@@ -238,11 +238,11 @@ function read() {
     if (!given.length) return show(null);
     const answer = await ask("v1/lens", { texts: given, k: 10, ...(given.length === 2 ? { pair: given } : {}) }, signal);
     show(null);
-    const said = texts.map(text => (text.trim() ? answer.texts[given.indexOf(text)].words : []));
-    const longest = Math.max(...said.flat().map(word => word.weight), 1e-9);
-    for (const [row, id] of ["says-a", "says-b"].entries()) {
-      $(id).hidden = !said[row].length;
-      bars($(id).querySelector("ul"), said[row].map(word => ({ word: word.word, value: word.weight, beyond: !word.in_text })), longest);
+    const decoded = texts.map(text => (text.trim() ? answer.texts[given.indexOf(text)].words : []));
+    const longest = Math.max(...decoded.flat().map(word => word.weight), 1e-9);
+    for (const [row, id] of ["decoded-a", "decoded-b"].entries()) {
+      $(id).hidden = !decoded[row].length;
+      bars($(id).querySelector("ul"), decoded[row].map(word => ({ word: word.word, value: word.weight, beyond: !word.in_text })), longest);
     }
     compared(answer.pair);
   });
@@ -260,7 +260,7 @@ function compared(pair) {
     piece.style.setProperty("--share", part);
     return piece;
   }));
-  $("parts-said").textContent = `${figure(pair.explained)} by the words below, ${figure(pair.common)} as any two texts, ${figure(pair.rest)} by no word`;
+  $("parts-explained").textContent = `${figure(pair.explained)} by the words below, ${figure(pair.common)} common to all texts, ${figure(pair.rest)} rest`;
   bars($("shared").querySelector("ul"), pair.words.map(({ word, share }) => ({ word, value: share })), Math.max(...pair.words.map(word => word.share), 1e-9));
 }
 
@@ -307,7 +307,7 @@ async function begin() {
   $("served").textContent = index ? `${served.id} · ${index.documents.toLocaleString("en")} documents` : served.id;
   $("tabs").hidden = !(index && lens);
   $("no-lens").hidden = Boolean(lens);
-  $("no-lens").textContent = lens ? "" : `The lens is closed: ${served.id} has no reader of its embeddings. Learn one: text2token lens fit MODEL --corpus FILE --save`;
+  $("no-lens").textContent = lens ? "" : `No lens: ${served.id} has no reader of its embeddings. Learn one: text2token lens fit MODEL --corpus FILE --save`;
   if (index) {
     view("search");
     const wanted = new URLSearchParams(location.hash.slice(1));
