@@ -33,16 +33,22 @@ import tomli_w
 import torch
 from pydantic import PositiveInt
 
-from text2token import BackboneSettings, Document, OutputError, UsageError, fit_postprocessing
+from text2token import (
+    BackboneSettings,
+    CorpusSettings,
+    Document,
+    OutputError,
+    ReadingSettings,
+    UsageError,
+    fit_postprocessing,
+)
 from text2token_bench.inside import (
     ONE_OR_MORE,
     Corpus,
-    CorpusSettings,
     Geometry,
     LabelledScores,
     Place,
     Postprocessing,
-    ReadingSettings,
     Reporter,
     RetrievalScores,
     Silent,

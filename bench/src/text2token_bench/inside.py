@@ -4,7 +4,7 @@ Each group is what a public name would have to offer before it could go.
 """
 
 # Settings of a comparison are checked, written, changed and compared as a recipe's are.
-from text2token.recipe import CorpusSettings, LoraSettings, Postprocessing, ReadingSettings, StageSettings
+from text2token.recipe import Postprocessing
 from text2token.settings import ONE_OR_MORE, Place, checked, difference, to_toml, with_assignments
 
 # The corpus is prepared once and read by every peer; a public training prepares its own.

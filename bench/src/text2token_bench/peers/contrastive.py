@@ -13,17 +13,8 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
-from text2token import BackboneSettings, load_embedder
-from text2token_bench.inside import (
-    LoraSettings,
-    StageResult,
-    StageSettings,
-    add_lora,
-    cut_last_layers,
-    plan,
-    text_lengths,
-    train_stage,
-)
+from text2token import BackboneSettings, LoraSettings, StageSettings, load_embedder
+from text2token_bench.inside import StageResult, add_lora, cut_last_layers, plan, text_lengths, train_stage
 from text2token_bench.peers.peer import Workshop
 
 

@@ -14,12 +14,10 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from text2token import load_embedder
+from text2token import LoraSettings, StageSettings, load_embedder
 from text2token_bench.inside import (
     LanguageModelHead,
-    LoraSettings,
     StageResult,
-    StageSettings,
     add_lora,
     load_head,
     plan,
