@@ -84,7 +84,7 @@ def drawn(graph: networkx.DiGraph) -> str:
         f'<text x="{x:.0f}" y="{y + 4:.0f}">{escape(name)}</text>'
         for name, (x, y) in places.items()
     ]
-    return f"""<svg viewBox="0 0 {width} {high * len(rows)}" role="img" aria-label="which room needs which" class="graph">
+    return f"""<svg viewBox="0 0 {width} {high * len(rows)}" role="img" aria-label="which package needs which" class="graph">
 <style>.graph {{ max-width: 100%; font: 13px sans-serif; text-anchor: middle; fill: currentColor }}
 .graph line {{ stroke: currentColor; opacity: .35 }}
 .graph rect {{ fill: var(--color-background-secondary); stroke: currentColor }}

@@ -155,7 +155,7 @@ def test_the_python_of_the_how_tos_does_what_they_say(workplace: Path, capsys: p
         ids = torch.tensor([names["token_ids"](bare.encode(text, add_special_tokens=False).ids)])
         with torch.no_grad():
             states.append(before[0].model(input_ids=ids).last_hidden_state[0, -1].numpy())
-    served = names["finished"](np.stack(states))
+    served = names["postprocessed"](np.stack(states))
     np.testing.assert_allclose(served, before.encode(texts), atol=1e-5)
     exec(compared, {"ask_the_server": lambda given: before.encode(given).tolist()})
     assert min(map(float, capsys.readouterr().out.strip("[] \n").split())) > 0.999
