@@ -95,7 +95,7 @@ def test_any_separator_gives_the_same_rows(
 REFUSED_TABLES = {
     "two separators": ("text,id;text\n", r"columns may be separated by a comma and a semicolon"),
     "a header that is a text": ("The garden grows tomatoes.\nA bicycle\n", r"reads like a text, not like its name"),
-    "a long header": ("a bicycle needs a chain\nAnother\n", r"Say --format txt, a text a line, or --text-field"),
+    "a long header": ("a bicycle needs a chain\nAnother\n", r"Give --format txt, a text a line, or --text-field"),
     "no header": ("1,The garden\n2,A bicycle\n", r"which field holds the text\? There are '1', 'The garden'.*--format txt"),
     "a name twice": ("id,text,id\n1,2,3\n", r"the header names two columns 'id'"),
     "a name twice but for spaces": ("id,text, id\n1,2,3\n", r"the header names two columns 'id'"),
@@ -155,7 +155,7 @@ def test_json_lines_that_are_a_list_or_objects_over_lines_are_read_too(tmp_path:
 
 def test_json_lines_that_hold_several_objects_name_the_format_that_reads_them(tmp_path: Path) -> None:
     assert "docs.jsonl:1:" in refused(tmp_path, "docs.jsonl", LAYOUTS["joined objects"])
-    assert "say --format json" in refused(tmp_path, "docs.jsonl", LAYOUTS["joined objects"])
+    assert "give --format json" in refused(tmp_path, "docs.jsonl", LAYOUTS["joined objects"])
     assert len(read(tmp_path, "docs.jsonl", LAYOUTS["joined objects"], format="json")[0]) == 3
 
 

@@ -341,7 +341,7 @@ def test_the_decoder_solves_its_least_squares(embedder: Path) -> None:
 
 
 def test_a_sparse_export_wants_layers_and_texts(table: str, embedder: Path) -> None:
-    with pytest.raises(ModelError, match="table of vectors"):
+    with pytest.raises(ModelError, match="static embeddings"):
         sparse_embedder(open_embedder(table), TEXTS * 9)
     with pytest.raises(CorpusError, match="10 texts are too few"):
         sparse_embedder(open_embedder(str(embedder)), TEXTS)

@@ -1,10 +1,10 @@
 """Where the parts of large work are done: here, one after the other, or on the workers of a Ray cluster.
 
 Work is cut into parts that do not need each other, and what comes of a part is a file under its final name or a few numbers
-to be added up. So there is nothing to shuffle, both engines make the same files, and a stopped run goes on from those that
-are there. That is less than Ray Data does, on purpose: it would own our shards.
+to be added up. So there is nothing to shuffle, both engines make the same files, and a stopped run resumes from those that
+are there. That is less than Ray Data does, on purpose: it would own the shards.
 
-The trap: for Ray the work is pickled, its model with it, so it may hold nothing that belongs to this process, and the
+For Ray the work is pickled, its model with it, so it may hold nothing that belongs to this process, and the
 folders that it reads and writes must be the same ones on every machine of the cluster.
 """
 
@@ -80,7 +80,7 @@ class RayEngine:
         *,
         runs_model: bool = False,
     ) -> Iterator[Result]:
-        """Yield the results as they come; `progress` hears of a part when it is done."""
+        """Yield the results in their order of arrival; `progress` hears of a part when it is done."""
         import ray
         from ray.util import ActorPool
 

@@ -1,4 +1,4 @@
-"""What a user can mend, as a tree whose classes say what is wrong; all of them are names of `text2token`.
+"""What a user can mend, as a tree whose classes name what is wrong; all of them are names of `text2token`.
 
     Text2TokenError
     ├── UsageError           exit code 2
@@ -20,7 +20,7 @@ INTERRUPTED, NOBODY_READS = 130, 141  # exit codes: 128 and the number of the si
 
 
 class Text2TokenError(Exception):
-    """Base of everything a user can mend; a subclass says what is wrong and has the command line's `exit_code`."""
+    """Base of everything a user can mend; a subclass names what is wrong and has the command line's `exit_code`."""
 
     exit_code: ClassVar[int]
 
@@ -44,7 +44,7 @@ class ModelError(Text2TokenError):
 
 
 class TargetMismatch(Text2TokenError):
-    """Stored targets do not belong to this tokenizer, vocabulary or corpus, or were altered."""
+    """Stored targets do not fit this tokenizer, vocabulary or corpus, or were altered."""
 
     exit_code = 5
 
@@ -82,11 +82,11 @@ VISIBLE = {
 
 
 def printable(text: str) -> str:
-    """Return `text` with a sign for each control character, which a terminal would obey: it may be a stranger's."""
+    """Return `text` with a sign for each control character, which a terminal would obey: it may come from anybody."""
     return text.translate(VISIBLE)
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line why something outside of this package failed: what the system says, or the error's first line."""
+    """Return in one line why something outside of this package failed: the system's message, or the error's first line."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(text).splitlines()[0]

@@ -1,10 +1,10 @@
-"""Writing so that a half-made result never stands under its final name, by one process at a time, and only over our own.
+"""Writing whole files and folders only, by one process at a time, and only over what was made here.
 
 What is not finished has a hidden name that ends in `.unfinished` or `.scratch`; a killed process leaves it there, and
 whoever next has the place for itself (`alone_in`) deletes it.
 
 A folder that is made here holds a hidden file, `.text2token`, that lists the files made with it. Only those are ever deleted
-or replaced: a folder without it is somebody else's and is refused, and what somebody put into one of ours stays there.
+or replaced: a folder without it is somebody else's and is refused, and what others put into a folder made here stays there.
 """
 
 import errno
@@ -24,7 +24,7 @@ from text2token.errors import OutputError, Text2TokenError
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 FULL_BELOW_BYTES = 1 << 20  # a library may already have deleted the piece that did not fit
-MADE = ".text2token"  # the names of the files that were made with a folder, a line each; EVERYTHING where all of it is ours
+MADE = ".text2token"  # the names of the files that were made with a folder, a line each; EVERYTHING for all of it
 EVERYTHING = "*"
 LEFT_BY_KILLED = (".unfinished", ".scratch")
 
@@ -34,8 +34,8 @@ def alone_in(folder: Path, *, beside: bool = False, wait: bool = False, record: 
     """Be the only process that writes to `folder` while the block runs; `OutputError` where another one does.
 
     The lock is a hidden file in the folder, or `beside` it, for a folder that will appear whole; it vanishes at the end,
-    and so does a folder that holds nothing else. With `wait` the other one is waited for. `record` is the file by which work
-    that was begun in the folder is told (`check_begun`).
+    and so does a folder that holds nothing else. With `wait` the other one is waited for. `record` is the file that marks
+    work begun in the folder (`check_begun`).
     """
     if record:
         check_begun(folder, record)
@@ -93,7 +93,7 @@ def _made_as(unfinished: Path) -> str:
 def check_ours(folder: Path, known: Collection[str] = ()) -> None:
     """Raise `OutputError` unless `folder` can be replaced: it is not there, is empty, or was made by text2token.
 
-    `known` are names of files by which one of an earlier version is told, when it holds no others.
+    `known` are names of files that mark one of an earlier version, when it holds no others.
     """
     with writing(folder):  # a name too long, a folder that may not be entered
         folder.exists()
@@ -113,7 +113,7 @@ def check_ours(folder: Path, known: Collection[str] = ()) -> None:
 
 
 def check_begun(folder: Path, record: str, known: Collection[str] = ()) -> None:
-    """Raise `OutputError` where `folder` holds things, but not the file `record` by which work begun there is told.
+    """Raise `OutputError` where `folder` holds things, but not the file `record` that marks work begun there.
 
     Locks do not count, nor do folders made here, nor files of the names `known`.
     """
@@ -135,7 +135,7 @@ def check_begun(folder: Path, record: str, known: Collection[str] = ()) -> None:
 def check_file(path: Path, beginning: str) -> None:
     """Raise `OutputError` unless `path` can be written: it is not there, is empty, or begins as what is written there does.
 
-    To be called before long work. A file has no room for a mark, but what we write has a beginning of its own.
+    To be called before long work. A file has no room for a mark, but those written here begin in a known way.
     """
     with writing(path):
         if path.is_dir():
@@ -154,7 +154,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def claim(folder: Path) -> None:
-    """Make `folder`, all of which is ours from then on; `OutputError` where there is one that is not."""
+    """Make `folder`, all of which counts as made here from then on; `OutputError` where one exists that was not."""
     with writing(folder):
         if not is_ours(folder):
             check_ours(folder)
@@ -171,12 +171,12 @@ def forget(folder: Path) -> None:
         with suppress(OSError):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     _remove_empty([*sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True), folder])
-    if folder.is_dir():  # the rest is somebody's, the place still ours
+    if folder.is_dir():  # the rest is somebody's, the place still made here
         (folder / MADE).touch()
 
 
 def _made_in(folder: Path) -> set[str]:
-    """Return the names, relative to `folder`, of what was made with it, and with its parts; nothing where it is not ours."""
+    """Return the names, relative to `folder`, of what was made with it and its parts; none where it was not made here."""
     if not is_ours(folder):
         return set()
     listed = (folder / MADE).read_text(encoding="utf-8").splitlines()
@@ -184,7 +184,7 @@ def _made_in(folder: Path) -> set[str]:
         return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     names = [
         name for name in listed if ".." not in Path(name).parts and not Path(name).is_absolute()
-    ]  # it may be a stranger's
+    ]  # it may be somebody else's
     inside = {f"{name}/{deeper}" for name in names if (folder / name).is_dir() for deeper in _made_in(folder / name)}
     return {MADE, *names, *inside}
 
@@ -194,9 +194,9 @@ def atomic_folder(folder: Path, *, known: Collection[str] = (), parts: Collectio
     """Yield an empty folder beside `folder` that takes its name when the block succeeds and vanishes when it fails.
 
     An existing `folder` is replaced by a rename, so that a reader sees the old one or the new one; files in it that were not
-    made here move along. `parts` are folders in it that will be made later and belong to it. Raises `OutputError` with the
+    made here move along. `parts` are folders in it that will be made later as parts of it. Raises `OutputError` with the
     reason (no space, read-only, not a folder, ...) for whatever the operating system refuses, and where the existing one is
-    not ours (`check_ours`, `known` too).
+    not made here (`check_ours`, `known` too).
     """
     check_ours(folder, known)
     created = [parent for parent in folder.absolute().parents if not parent.exists()]
@@ -297,10 +297,10 @@ def writing(path: Path) -> Iterator[None]:
     except Text2TokenError:
         raise
     except Exception as error:
-        told = OS_ERROR.search(str(error))  # how libraries in Rust pass it on
+        code = OS_ERROR.search(str(error))  # how libraries in Rust pass it on
         number = (
             getattr(error, "errno", None)
-            or (int(told[1]) if told else None)
+            or (int(code[1]) if code else None)
             or (errno.ENOSPC if free_bytes(path) < FULL_BELOW_BYTES else None)
         )
         if not number and not isinstance(error, OSError):
@@ -321,7 +321,7 @@ def free_bytes(path: Path) -> int:
 
 
 def real(path: Path) -> Path:
-    """Return `path` as it is from everywhere, links followed; links in a circle stay, where `Path.resolve` may fail."""
+    """Return the absolute `path`, links followed; links in a circle stay, where `Path.resolve` may fail."""
     return Path(os.path.realpath(path))
 
 

@@ -1,4 +1,4 @@
-"""Pages of one file that load nothing: a template filled in, and figures by matplotlib in the page's own colours."""
+"""Pages of one file that load nothing: a template filled in, and figures by matplotlib in the page's colours."""
 
 import io
 import re
@@ -18,7 +18,7 @@ FONT_SIZE = 11
 PLACEHOLDERS = {"#010101": "var(--ink)", "#020202": "var(--quiet)", "#030303": "var(--rule)", "#040404": "var(--page)"}
 INK, QUIET, RULE, PAGE = PLACEHOLDERS
 _STYLE: Any = {  # matplotlib's type lists every name there is
-    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "text2token",  # the same figure, the same file
     "font.size": FONT_SIZE,
     "text.color": INK,
@@ -50,7 +50,7 @@ def drawing() -> Iterator[None]:
 
 
 def svg(figure: Figure, colours: Mapping[str, str]) -> Markup:
-    """Return the drawing without its own size, so that it is as wide as the page; `colours` are further placeholders."""
+    """Return the drawing without a size, so that it is as wide as the page; `colours` are further placeholders."""
     written = io.StringIO()
     figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
     drawn = written.getvalue()

@@ -1,4 +1,4 @@
-"""How long work reports its steps and progress; whoever called it decides how that looks."""
+"""How long work reports its steps and progress; the caller decides how they are shown."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ Progress = Callable[[int], None]  # called with the number of units just done
 
 
 class Reporter(Protocol):
-    """What `run` tells while it works. The command line shows bars; the default says nothing."""
+    """What long work reports while it runs. The command line shows bars; the default is silent."""
 
     def note(self, message: str) -> None:
-        """Say one line."""
+        """Report one line."""
 
     def progress(self, description: str, total: int | None, unit: str) -> AbstractContextManager[Progress]:
         """Return a context that yields a function to be called with the number of units just done; None: no end is known."""
@@ -22,7 +22,7 @@ class Silent:
     """A reporter for library use."""
 
     def note(self, message: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     @contextmanager
     def progress(self, description: str, total: int | None, unit: str) -> Iterator[Progress]:
@@ -41,7 +41,7 @@ class Phases:
         self._began = time.monotonic()
 
     def ended(self, phase: str) -> None:
-        """Say that what was done since the last phase ended was `phase`, or more of it."""
+        """Count the seconds since the last phase ended as those of `phase`."""
         now = time.monotonic()
         self.seconds[phase] = round(self.seconds.get(phase, 0) + now - self._began, 1)
         self._began = now

@@ -56,7 +56,7 @@ def write_shards(
     """Write the table of each part as one shard, on `engine`'s workers, and return how many rows each has.
 
     Of a part whose file is there the rows that `finished` counts are taken; it may refuse them. `folder` is as a worker
-    finds it, which stands elsewhere (`files.real`). What is told to `progress` is what `table_of` tells, or those rows.
+    finds it, which stands elsewhere (`files.real`). `progress` counts what `table_of` returns, or those rows.
     """
     rows = dict(
         engine.map(partial(_written, folder, kind, table_of, finished), enumerate(parts), progress, runs_model=runs_model)
@@ -104,7 +104,7 @@ def unfinished_beside(folder: Path, made_from: str) -> Iterator[Path]:
 
 
 def described(paths: Iterable[Path]) -> list[Shard]:
-    """Return what a card says of these shards."""
+    """Return the entries of a card for these shards."""
     return [Shard(path.name, rows_of(path), sha256_of(path)) for path in paths]
 
 

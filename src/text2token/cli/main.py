@@ -25,7 +25,7 @@ from text2token.cli.serve import serve
 from text2token.cli.train import train
 from text2token.errors import INTERRUPTED, NOBODY_READS, OutputError, Text2TokenError, exit_codes, printable, reason
 
-# compiled kernels, one for every shape of a batch; torch's own limit of 1,024 is half a gigabyte, a pass needs two dozen
+# compiled kernels, one for every shape of a batch; torch's limit of 1,024 is half a gigabyte, a pass needs two dozen
 KERNELS_KEPT = "64"
 RESUMING = ("train", "targets", "embed", "index", "run", "quickstart")
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -134,14 +134,14 @@ def _end(code: int, results: TextIO) -> NoReturn:
 
 
 def _interrupted(words: list[str]) -> str:
-    """Return what to say after an interrupt, by the words that were typed."""
+    """Return the line after an interrupt, by the words that were typed."""
     if not words or words[0] not in RESUMING:
         return "interrupted"
     return "interrupted. The same command" + (" without --overwrite" if "--overwrite" in words else "") + " resumes"
 
 
 def main() -> None:
-    """Run the command line: one line and an exit code for a user's mistakes, a traceback for ours.
+    """Run the command line: one line and an exit code for a user's mistakes, a traceback for internal ones.
 
     Whoever reads the results may stop before their end: that is no error, and exit code 141, as of other programs.
     """
@@ -151,11 +151,11 @@ def main() -> None:
     results = sys.stdout
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, _stop_once)
-    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars would break ours; read when they are imported
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars would break the bars here; read when they are imported
     for variable in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read at torch's first product
         os.environ.setdefault(variable, KERNELS_KEPT)
     try:
-        if app(standalone_mode=False) == INTERRUPTED:  # typer's own way of saying so
+        if app(standalone_mode=False) == INTERRUPTED:  # typer's way
             raise KeyboardInterrupt
         results.flush()
     except BrokenPipeError:

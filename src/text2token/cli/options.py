@@ -41,7 +41,7 @@ Set = Annotated[
     typer.Option("--set", help="Any setting of the recipe, such as stage1.learning_rate=1e-4. Repeatable."),
 ]
 DType = Annotated[DTypeName, typer.Option(help="What the model computes in; auto: what this machine is fastest in.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors and results.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors and results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Resume = Annotated[bool, typer.Option("--resume", hidden=True)]  # as it always does
 Engine = Annotated[

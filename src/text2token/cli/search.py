@@ -48,7 +48,7 @@ def search(
     place: Annotated[str, typer.Argument(metavar="INDEX|MODEL", help="An index, or an embedder for a search without one.")],
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[SOURCES…] QUERY", help="What to look for; after an embedder, first what to search in."),
+        typer.Argument(metavar="[SOURCES…] QUERY", help="The query; after an embedder, first the sources."),
     ],
     k: Annotated[int, typer.Option("-k", help="How many hits.", min=1)] = 5,
     mode: Annotated[Mode, typer.Option(help="By both halves, by meaning (dense), or by words (sparse).")] = "hybrid",
@@ -63,7 +63,7 @@ def search(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Search an index (INDEX QUERY), or files without one (MODEL SOURCES QUERY); each hit says why it was found."""
+    """Search an index (INDEX QUERY), or files without one (MODEL SOURCES QUERY); each hit with its reasons."""
     *sources, query = words
     reporter, documents = reporter_for(quiet), None
     with needing("search"):

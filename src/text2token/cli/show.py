@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # they stand on extras, and take seconds to import
     from text2token.search.query import Hit
 
 SECONDS_BETWEEN_LINES = 15.0
-RECENT = 60.0  # seconds that the pace looks back
+RECENT = 60.0  # seconds over which the pace is measured
 LONGEST_BAR = 24  # characters
 NARROWEST = 10  # characters of a column of figures, with what stands around it
 Model = TypeVar("Model")

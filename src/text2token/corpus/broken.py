@@ -24,10 +24,10 @@ class BrokenLines:
     first: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tell: Callable[[str], None] | None = None
-    said: set[str] = field(default_factory=set, repr=False)  # what the notes say, places apart
+    known: set[str] = field(default_factory=set, repr=False)  # what the notes say, places apart
 
     def begin(self) -> None:
-        """Count anew: what is read is read once more. What was told is not told again."""
+        """Count anew: what is read is read once more. What was noted is not noted again."""
         self.count, self.incomplete = 0, False
         self.first.clear()
 
@@ -45,9 +45,9 @@ class BrokenLines:
             self.first.append(message)
 
     def note(self, place: str, what: str) -> None:
-        """Keep and tell what was taken for granted, the same of many files once."""
-        if what not in self.said:
-            self.said.add(what)
+        """Keep and report what was taken for granted, the same of many files once."""
+        if what not in self.known:
+            self.known.add(what)
             self.notes.append(f"{place}: {what}")
             if self.tell:
                 self.tell(self.notes[-1])

@@ -1,4 +1,4 @@
-"""The corpus every Python user already has: the docstrings of their own standard library.
+"""The corpus every Python user already has: the docstrings of the standard library.
 
 Sources are parsed, never imported: importing every module would run their code (`antigravity` opens a browser).
 Nothing is shipped with the package, so the corpus differs a little between Python versions.

@@ -1,11 +1,11 @@
 r"""What is done to a text before it is cut into tokens: the same for corpora, for indexes and inside `tokenizer.json`.
 
-Training sees texts in NFC, with Unix line ends, without outer whitespace. Whoever embeds with the finished folder must see
-the same, whatever program reads it, so these steps stand in front of the tokenizer's own normaliser. Three traps.
+Training sees texts in NFC, with Unix line ends, without outer whitespace. Whoever embeds with the exported folder must see
+the same, whatever program reads it, so these steps stand in front of the tokenizer's normaliser. Three difficulties.
 
 - tokenizers cuts a text at added tokens *before* it normalises the pieces: a control token ("</s>") spelt in a text would
   cut it, and each piece would be stripped by itself. So a control token that stands in a text is read as that text.
-- Other engines of regular expressions know no `\A`, no `\z` and no possessive quantifiers: hence the look-arounds. The one
+- Other engines of regular expressions know no `\A`, no `\z` and no possessive quantifiers: hence lookarounds. The one
   before the last run of whitespace keeps the cost linear.
 - Python's Unicode tables are newer than those of tokenizers, so `normalise` runs the steps of tokenizers.
 """
@@ -30,7 +30,12 @@ _STEPS = [
 ]
 _NORMALISER = normalizers.Sequence(_STEPS)
 _PREFIX_SPACE = [normalizers.Prepend(" "), normalizers.Replace(Regex(rf"(?<![\s\S]) (?={_UNSPACED})"), "")]
-_WORDS = ("time", "house", "water", "yeast")  # to see whether a tokenizer tells a word at the beginning from one within
+_WORDS = (
+    "time",
+    "house",
+    "water",
+    "yeast",
+)  # to see whether a tokenizer distinguishes a word at the beginning from one within
 
 
 def normalise(text: str) -> str:
@@ -48,7 +53,7 @@ def whole_characters(text: str) -> str:
 def read_as_text(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Let `tokenizer` (fast), in place, normalise all that it reads, and read control tokens spelt in a text as that text.
 
-    Control tokens are the special ones, and those that it would look for in a text before that is normalised ("<think>",
+    Control tokens are the special ones, and those that it would match in a text before that is normalised ("<think>",
     runs of spaces). Ids stay; words that somebody has added to the vocabulary are found as before. Twice is as once.
     """
     backend = tokenizer.backend_tokenizer
@@ -96,8 +101,8 @@ def without_ours(state: dict[str, Any]) -> dict[str, Any]:
 def control_tokens_as_vocabulary(state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of a tokenizer without control tokens: their ids are kept in the vocabulary, and no text leads there.
 
-    For readers of `tokenizer.json` alone, which know no `split_special_tokens`. A unigram model is returned as it is: a text
-    would lead to them there.
+    For readers of `tokenizer.json` alone, which know no `split_special_tokens`. A unigram model is returned unchanged: a
+    text would lead to them there.
     """
     vocabulary = state["model"].get("vocab")
     if not isinstance(vocabulary, dict):

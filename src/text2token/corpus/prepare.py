@@ -36,7 +36,7 @@ DOCUMENT_SCHEMA = pa.schema([("title", pa.large_string()), ("body", pa.large_str
 PASSAGE_SCHEMA = pa.schema([("text", pa.large_string()), ("document", pa.int64())])
 HELD_OUT_SCHEMA = pa.schema([("query", pa.large_string()), ("passage", pa.large_string()), ("place", pa.large_string())])
 
-MIN_HALVED_CHARACTERS = 120  # a shorter document has no two halves worth matching
+MIN_HALVED_CHARACTERS = 120  # a shorter document has no two halves to match
 MIN_TITLE_CHARACTERS = 20  # shorter titles ("Return self.") name no document
 # with spaces behind them also the danda of Hindi, the question mark of Arabic and the full stop of Urdu
 SENTENCE_END = re.compile(r"(?<=[.!?।॥؟۔])\s+|\n+|(?<=[。！？])\s*")
@@ -124,7 +124,7 @@ def prepare_corpus(
                 if index in held_out:
                     continue
                 # Title and body are trained on as two texts: they are what will be searched with and for. A title that
-                # many share is trained on once: they would be told to differ from themselves.
+                # many share is trained on once: they would be negatives of themselves.
                 known, title = len(titles), _hash(document.title)
                 titles.add(title)
                 parts = [document.title] if document.title and len(titles) > known else []
@@ -233,12 +233,12 @@ def _write_unique(documents: Iterable[Document], path: Path, summary: CorpusSumm
 
 
 def pair_digest(query: str, passage: str) -> str:
-    """Return 16 hex digits of what asks and what it must find."""
+    """Return 16 hex digits of a query and its passage."""
     return f"{_hash(query, passage):016x}"
 
 
 def _choose_held_out(documents: Dataset, settings: CorpusSettings, among: frozenset[str] | None = None) -> dict[int, bool]:
-    """Return the numbers of the held-out documents, and whether their title asks (else their first half does)."""
+    """Return the numbers of the held-out documents, and whether the title is the query (else the first half)."""
     if not settings.held_out:
         return {}
     occurrences: dict[int, int] = {}

@@ -1,8 +1,8 @@
-"""What may be said to others of where texts and models came from: nothing that lets them in or tells whose they are.
+"""What may be published about the sources of texts and models: no credentials, and nothing that tells whose they are.
 
 A URL may hold a password or a signature, a path the names of people and customers. Whatever leaves a run's folder (model
-cards, `lens/reader.json`, report pages, cards of vectors) says of a text only which kind of file it was in, and of a model
-on this machine only its own name. Inside the folder paths are whole, and URLs without what lets in.
+cards, `lens/reader.json`, report pages, cards of vectors) names of a text only the kind of its file, and of a model on
+this machine only the last part of its path. Inside the folder paths are whole, and URLs without what lets in.
 """
 
 import os
@@ -22,12 +22,12 @@ MODELS = ("name", "teacher", "language_model")  # settings that name one
 
 
 def without_secrets(place: str) -> str:
-    """Return a URL, or a chain of them as fsspec has it, without user, password, query and fragment; a path as it is."""
+    """Return a URL, or a chain of them as fsspec has it, without user, password, query and fragment; a path unchanged."""
     return "::".join(_bare(part) if "://" in part else part for part in place.split("::"))
 
 
 def published_source(source: str) -> str:
-    """Return what may be said of a source of text: its kind."""
+    """Return what may be published about a source of text: its kind."""
     if source == "python:stdlib":
         return source
     if source == "-":
@@ -37,7 +37,7 @@ def published_source(source: str) -> str:
 
 
 def published_model(name: str) -> str:
-    """Return what may be said of the name of a model: all of a hub id or package, the last part of a path."""
+    """Return what may be published about the name of a model: all of a hub id or package, the last part of a path."""
     if "://" in name:
         return without_secrets(name)
     if name.startswith("pypi:") or (HUB_ID.fullmatch(name) and not os.path.exists(name)):
@@ -46,7 +46,7 @@ def published_model(name: str) -> str:
 
 
 def published_settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings, as TOML or JSON has them, with what may be said of the sources and models in them."""
+    """Return settings, as TOML or JSON has them, with what may be published about the sources and models in them."""
     published: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -62,7 +62,7 @@ def published_settings(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def published_recipe(recipe: str) -> str:
-    """Return a recipe, as TOML, with what may be said of the sources and models in it."""
+    """Return a recipe, as TOML, with what may be published about the sources and models in it."""
     return tomli_w.dumps(published_settings(tomllib.loads(recipe)))
 
 

@@ -21,7 +21,7 @@ from text2token.corpus.documents import Document
 from text2token.corpus.normalisation import whole_characters
 from text2token.corpus.published import without_secrets
 from text2token.corpus.records import Records, kind_of
-from text2token.corpus.remote import is_remote, open_remote, remote_files, remote_state, told
+from text2token.corpus.remote import failure, is_remote, open_remote, remote_files, remote_state
 from text2token.corpus.streams import (
     COMPRESSIONS,
     NO_JSON_LINES,
@@ -66,8 +66,8 @@ def read_documents(
 
     A source is a file path, a glob, a URL of either (`s3://…`, `https://…`), a folder saved by `datasets`, `"-"` for
     standard input, or `"python:stdlib"` for the docstrings of the running Python. `text_field` names the JSON key or
-    column, with dots where it lies within objects; when None it is found, and a `CorpusError` asks where it is not clear. A
-    key or column `title` beside it is the document's title. What was taken for granted is told as `broken.notes`. Raises
+    column, with dots where it lies within objects; when None it is found; `CorpusError` where that is not clear. A
+    key or column `title` beside it is the document's title. What was taken for granted is in `broken.notes`. Raises
     `CorpusError` for what cannot be opened at all, whatever `broken` says.
     """
     named = tuple(os.fspath(source) for source in one_or_more(sources))
@@ -146,7 +146,7 @@ def expand_sources(sources: Sequence[str | os.PathLike[str]] | str | os.PathLike
 def source_state(sources: Sequence[str]) -> list[tuple[str, int, int]]:
     """Return what shows that a source has changed: path, size and time of change; of folders, those of their files.
 
-    Python's own library changes with its version; standard input has no state.
+    Python's library changes with its version; standard input has no state.
     """
     state = []
     for source in expand_sources(sources):
@@ -192,8 +192,8 @@ def _read_remote(source: str, format: Format, text_field: str | None, broken: Br
             yield from _read_stream(decompressed(raw, compression, shown, broken), records, format)
     except CorpusError:
         raise
-    except Exception as error:  # what breaks off on the way here; every provider raises its own kinds
-        raise CorpusError(told(source, "cannot be read to its end", error)) from None
+    except Exception as error:  # what breaks off on the way here; every provider raises other kinds
+        raise CorpusError(failure(source, "cannot be read to its end", error)) from None
 
 
 def _kind_of_file(name: str, format: Format) -> tuple[Format, str]:
@@ -208,7 +208,7 @@ def _kind_of_file(name: str, format: Format) -> tuple[Format, str]:
         raise CorpusError(
             f"{name}: unknown file type {suffix or 'without a suffix'}; "
             f"known are {known} (also .gz, .zst). "
-            "Say which it is with --format"
+            "Give it with --format"
         )
     return FORMATS[suffix], compression
 
@@ -267,7 +267,7 @@ def _read_json_lines(lines: Iterator[tuple[int, str]], records: Records) -> Iter
             value = read_json(line.rstrip("\r\n"))
         except json.JSONDecodeError as error:
             further = error.msg == "Extra data" or error.pos >= len(line.rstrip())  # more in a line, or more than a line
-            hint = "; if values stand otherwise than one a line, say --format json" if further else ""
+            hint = "; if values stand otherwise than one a line, give --format json" if further else ""
             records.broken.report(f"{place}:{error.colno}", f"not JSON ({error.msg}){hint}")
         except ValueError as error:
             records.broken.report(place, f"not JSON that can be read ({reason(error)})")

@@ -1,6 +1,6 @@
 """Records → documents: which field holds the text, what is its title, and what stands beside it.
 
-A field is found by its name; nothing is guessed between two. What was the only choice is taken, and told.
+A field is found by its name; nothing is guessed between two. An only choice is taken, and noted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ TEXT_FIELDS = ("text", "content", "body", "document", "passage", "sentence")
 
 @dataclass(frozen=True)
 class OtherType:
-    """Stands in for the values of a column that holds no text; `name` says what it holds."""
+    """Stands in for the values of a column that holds no text; `name` is what it holds."""
 
     name: str
 
@@ -104,7 +104,7 @@ class Records:
         if len(texts) > 1:
             raise CorpusError(
                 f"{place}: which field holds the text? There are {listed(texts)}; name it with --text-field, "
-                "or, of a file that is lines of text, say --format txt"
+                "or, for a file of lines of text, give --format txt"
             )
         self.broken.note(place, f"{self.called} {texts[0]!r} is taken for the text: no other holds any")
         self.text_field = texts[0]
@@ -160,7 +160,7 @@ def _without(record: Mapping[str, Any], holder: Mapping[str, Any], key: str) -> 
     if record is holder:
         return {name: value for name, value in record.items() if name != key}
     return {
-        name: _without(value, holder, key) if isinstance(value, Mapping) else value  # leads to it, or is left as it is
+        name: _without(value, holder, key) if isinstance(value, Mapping) else value  # leads to it, or is left unchanged
         for name, value in record.items()
     }
 

@@ -1,6 +1,6 @@
 """Text that lies elsewhere, by URL: `s3://`, `gs://`, `hf://`, `https://` and whatever else fsspec knows.
 
-Credentials are the provider's own affair (its environment variables and files). Only reading: what is made is written
+Credentials are the provider's (its environment variables and files). Only reading: what is made is written
 here, where "all or nothing" can be kept. A URL itself may hold a password or a signature: it is shown without.
 """
 
@@ -14,7 +14,7 @@ from text2token.errors import CorpusError, reason
 
 
 def is_remote(source: str) -> bool:
-    """Say whether `source` is a URL."""
+    """Return whether `source` is a URL."""
     return "://" in source
 
 
@@ -27,8 +27,8 @@ def remote_files(source: str) -> list[str]:
             found = [str(files.unstrip_protocol(match)) for match in sorted(files.glob(path))]
         else:
             found = [source] if files.isfile(path) else []
-    except Exception as error:  # every provider raises its own kinds
-        raise CorpusError(told(source, "cannot be reached", error)) from None
+    except Exception as error:  # every provider raises other kinds
+        raise CorpusError(failure(source, "cannot be reached", error)) from None
     if not found:
         raise CorpusError(f"{without_secrets(source)}: no {'file matches this pattern' if with_pattern else 'such file'}")
     return found
@@ -40,20 +40,20 @@ def open_remote(source: str) -> IO[bytes]:
     try:
         return cast(IO[bytes], files.open(path, "rb"))
     except Exception as error:
-        raise CorpusError(told(source, "cannot be opened", error)) from None
+        raise CorpusError(failure(source, "cannot be opened", error)) from None
 
 
 def remote_state(source: str) -> tuple[str, int, int]:
-    """Return what shows that the file has changed: its URL, its size (0 where none is told), and what else is told of it."""
+    """Return what shows that the file has changed: its URL, its size (0 where it is not known), and what else is known."""
     files, path = _filesystem(source)
     try:
         return source, int(files.info(path).get("size") or 0), int(files.checksum(path))
     except Exception as error:
-        raise CorpusError(told(source, "cannot be reached", error)) from None
+        raise CorpusError(failure(source, "cannot be reached", error)) from None
 
 
-def told(source: str, what: str, error: Exception) -> str:
-    """Return the line that says what happened to `source` and why, without what lets in whoever reads it."""
+def failure(source: str, what: str, error: Exception) -> str:
+    """Return the line of what happened to `source` and why, without credentials."""
     shown = without_secrets(source)
     return f"{shown}: {what} ({reason(error).replace(source, shown)})"
 

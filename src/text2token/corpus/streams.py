@@ -1,7 +1,7 @@
 """Bytes → lines or JSON values, with their places; what is no text in UTF-8 is named.
 
 Nothing is held in memory but the line at hand, and a line may not outgrow `MAX_DOCUMENT_BYTES`: a binary file without
-line breaks must end in a clear message, not in swap. The trap is the silent one: a `.gz` cut short reads fine up to the
+line breaks must end in a clear message, not in swap. A silent case: a `.gz` cut short reads fine up to the
 cut, so its end is checked, and what is cut is reported with `rest_unknown`.
 """
 
@@ -40,7 +40,7 @@ NO_TEXT = {
     b"\xd0\xcf\x11\xe0": "an old Office file (save it as CSV or text)",
     b"%PDF-": "a PDF (extract its text)",
     b"SQLite format 3\0": "an SQLite database (export a table as CSV)",
-    b"PAR1": "Parquet (end its name in .parquet, or say --format parquet)",
+    b"PAR1": "Parquet (end its name in .parquet, or give --format parquet)",
     b"ARROW1": "Arrow (save it as Parquet)",
 }
 BETWEEN_VALUES = re.compile(rf"[\s,{UTF8_MARK}]*")

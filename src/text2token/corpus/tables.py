@@ -26,7 +26,7 @@ LONGEST_ROW = 4 * MAX_DOCUMENT_BYTES  # characters of a row of a table, over all
 ROWS_AT_ONCE = 64  # of Parquet: a small file may hold a dictionary of one long text that stands in every row
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 LONGEST_NAME, MOST_WORDS = 40, 3  # of a column's name; what is longer reads like a text
-# no UTF-8, no date of ours, a key twice in a map, a key that is an object
+# no UTF-8, no date that Python has, a key twice in a map, a key that is an object
 UNREADABLE = (ValueError, OverflowError, KeyError, TypeError, pa.ArrowException)
 FEATURES = b"huggingface"  # what `datasets` calls its part of a schema's metadata
 
@@ -127,8 +127,10 @@ def _separated(lines: Iterator[tuple[int, str]], records: Records, usual: str) -
     several = {separator: names for separator, names in split.items() if len(names) > 1}
     fitting = [separator for separator, names in several.items() if _holds_text(names, records.text_field)]
     if len(fitting) > 1:
-        said = " and ".join(SEPARATORS[separator] for separator in fitting)
-        raise CorpusError(f"{records.name}:{number}: columns may be separated by {said}; write the names with one of them")
+        separators = " and ".join(SEPARATORS[separator] for separator in fitting)
+        raise CorpusError(
+            f"{records.name}:{number}: columns may be separated by {separators}; write the names with one of them"
+        )
     separator = fitting[0] if fitting else usual if usual in several or len(several) != 1 else next(iter(several))
     if separator != usual:
         records.broken.note(f"{records.name}:{number}", f"columns are separated by {SEPARATORS[separator]}")
@@ -154,7 +156,7 @@ def _header(row: list[str], place: str, records: Records) -> list[str]:
     ):
         raise CorpusError(
             f"{place}: the first line of the only column reads like a text, not like its name: {header[0][:60]!r}. "
-            "Say --format txt, a text a line, or --text-field with the name"
+            "Give --format txt, a text a line, or --text-field with the name"
         )
     records.settle({name: "" for name in header if name}, place)
     return header
@@ -194,7 +196,7 @@ def _read_rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], records: Re
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
-    """Yield the rows of a batch; of one whose bytes are not what its column says, why: no writer has to check that."""
+    """Yield the rows of a batch; of one whose bytes do not fit its column's type, why: no writer has to check that."""
     try:
         yield from batch.to_pylist(maps_as_pydicts="strict")
     except UNREADABLE:

@@ -27,7 +27,7 @@ PLACES_WRITTEN_OUT = 100  # of a decimal; one of more places keeps its exponent
 
 
 class UnfitField(ValueError):
-    """A field that no store could give back; the message names it and says why."""
+    """A field that no store could give back; the message has its name and the reason."""
 
 
 def plain_fields(fields: Mapping[Any, Any]) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class _Encoder(AbsEncoder):
 def _local_task(task: SuiteTask) -> AbsTask:
     """Return the mteb task of `task`: a class of its own, because mteb clears what instances know when it unloads."""
     base, kind, measure, rows, settings = _LOCAL[task.type]
-    if task.type == "classification" and task.sampled:  # few texts to draw from: ten draws would be much alike
+    if task.type == "classification" and task.sampled:  # few texts to draw from: ten draws would be much the same
         settings = {**settings, "n_experiments": DRAWS_OF_A_SAMPLE}
 
     def load_data(self: AbsTask, **_: Any) -> None:

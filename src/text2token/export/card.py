@@ -37,7 +37,7 @@ def static_card(backbone: str, documents: int) -> str:
 {USAGE}
 One vector per token, from the language-model head of {published_model(backbone)},
 weighted by inverse document frequency in {documents:,} documents and whitened; the vector of a text is their mean. It
-knows words, not their order. The first dimensions say most, so vectors can be cut (`truncate_dim`) and are then to be
+knows words, not their order. The first dimensions carry most, so vectors can be cut (`truncate_dim`) and are then to be
 scaled to unit length again (`encode(…, normalize_embeddings=True)`).
 
 - Versions: {_versions()}.
@@ -52,7 +52,7 @@ pipeline_tag: feature-extraction
 tags: [sentence-transformers, sparse-encoder, sparse, text2token]
 ---
 
-# Words that an embedder says
+# Decoded tokens of an embedder
 
 ```python
 from sentence_transformers import SparseEncoder
@@ -93,7 +93,7 @@ def model_card(recipe: str, result: dict[str, Any]) -> str:
         scores = f"""
 ## Label-free evaluation
 
-{evaluation["trained"]["queries"]} held-out documents; the title or first half of each must find its own body or
+{evaluation["trained"]["queries"]} held-out documents; the title or first half of each must find its body or
 second half among all of them. This measures matching parts of a document on this corpus, and no more.
 
 | | MRR@10 | nDCG@10 | Recall@10 |
@@ -105,11 +105,11 @@ second half among all of them. This measures matching parts of a document on thi
 # A text embedder trained without labels
 
 {USAGE}
-The prompt is part of the tokenizer: give plain text. Plain sentence-transformers modules, no code of ours needed.
+The prompt is part of the tokenizer: give plain text. Plain sentence-transformers modules, no further code needed.
 
 ## How it was made
 
-{_told(settings)}
+{_made(settings)}
 
 - Corpus: {corpus["documents"]:,} documents; {corpus["empty"]:,} empty and {corpus["duplicates"]:,} duplicate ones were left
   out and {corpus["held_out"]:,} held out; {corpus["broken"]:,} lines beside them were broken;
@@ -133,21 +133,23 @@ Files of text are named by their kind only, and models on the disk by the last p
 """
 
 
-def _told(settings: dict[str, Any]) -> str:
+def _made(settings: dict[str, Any]) -> str:
     """Return in words what a run with these settings did, step by step."""
     stages = settings["stages"]
-    said = ["text2token trained it without labels."]
+    sentences = ["text2token trained it without labels."]
     if any(stage["contrast"] < 1 for stage in stages):
-        said.append(
-            "The embedding of a text, decoded through the backbone's own language-model head, learnt to predict the text's "
+        sentences.append(
+            "The embedding of a text, decoded through the backbone's language-model head, learnt to predict the text's "
             "key tokens (KL divergence)."
         )
     if any(stage["contrast"] for stage in stages):
-        said.append("Passages of the same document learnt to find each other among those of their batch (InfoNCE).")
+        sentences.append("Passages of the same document learnt to find each other among those of their batch (InfoNCE).")
     if cut := settings["cut_layers"]:
-        said.append(f"The last {'layer' if cut == 1 else f'{cut} layers'} took part in the training, not in the embedder.")
-    said.append(POSTPROCESSING[settings["postprocessing"]])
-    return "\n".join(textwrap.wrap(" ".join(said), 120))
+        sentences.append(
+            f"The last {'layer' if cut == 1 else f'{cut} layers'} took part in the training, not in the embedder."
+        )
+    sentences.append(POSTPROCESSING[settings["postprocessing"]])
+    return "\n".join(textwrap.wrap(" ".join(sentences), 120))
 
 
 POSTPROCESSING: dict[str, str] = {
@@ -156,7 +158,7 @@ POSTPROCESSING: dict[str, str] = {
     "whitened": "Embeddings are gently whitened by a sample of the corpus (variances evened out a little)",
 }
 POSTPROCESSING |= {
-    kind: f"{words}, in the `Dense` module, and scaled to unit length. The first dimensions say most, so vectors can be cut "
+    kind: f"{words}, in the `Dense` module, and scaled to unit length. The first dimensions carry most: vectors can be cut "
     "(`truncate_dim`) and are then to be scaled to unit length again (`encode(…, normalize_embeddings=True)`)."
     for kind, words in POSTPROCESSING.items()
     if kind != "none"

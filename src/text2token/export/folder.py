@@ -1,4 +1,4 @@
-"""The finished embedder on disk: a plain sentence-transformers folder of stock modules, and nothing of ours.
+"""The exported embedder on disk: a plain sentence-transformers folder of stock modules.
 
     Transformer → Pooling → Dense (centring or whitening) → Normalize
 
@@ -158,7 +158,7 @@ def _write_legacy_modules(folder: Path) -> None:
 def _write_tokenizer(folder: Path, embedder: SentenceTransformer | SparseEncoder) -> None:
     """Let readers of `tokenizer.json` alone, as well as transformers, give the trained tokens, or raise `ModelError`.
 
-    A control token spelt in a text is that text to both: the one finds none to look for, the other is told so.
+    A control token spelt in a text is that text to both: the one finds none there, the other has a setting for it.
     """
     tokenizer = tokenizer_of(embedder)
     if tokenizer.split_special_tokens:
@@ -172,7 +172,7 @@ def _write_tokenizer(folder: Path, embedder: SentenceTransformer | SparseEncoder
     samples = [*SAMPLES, "Text that spells " + " ".join(tokenizer.all_special_tokens)]
     expected = tokenise(tokenizer, samples, prompt=True)
     found = tokenise(AutoTokenizer.from_pretrained(folder), samples, prompt=True)
-    if found != expected:  # for some families (Qwen 2) transformers takes its own class, which builds its own normaliser
+    if found != expected:  # for some families (Qwen 2) transformers takes another class, which builds another normaliser
         config = _read(folder / MODULE_CONFIG) | {"tokenizer_args": AS_IT_STANDS}
         _write(folder / MODULE_CONFIG, config)
         found = tokenise(AutoTokenizer.from_pretrained(folder, **AS_IT_STANDS), samples, prompt=True)

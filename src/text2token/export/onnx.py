@@ -44,7 +44,7 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class PortableCard:
-    """What a portable folder holds. `least_cosine` is the least agreement of a few texts' vectors with the model's own."""
+    """What a portable folder holds. `least_cosine` is the least agreement of a few texts' vectors with the model's."""
 
     dimension: int
     max_tokens: int
@@ -64,7 +64,7 @@ def export_portable(name: str, folder: Path, *, bits: int = 8, overwrite: bool =
         raise UsageError(f"bits is {bits}; there are 8 and 32")
     model = open_embedder(name).eval().float().cpu()
     if not hasattr(model[0], "tokenizer") or isinstance(model[0].tokenizer, Tokenizer):
-        raise ModelError(f"{name}: has no transformer to export; a table of vectors runs anywhere as it is")
+        raise ModelError(f"{name}: has no transformer to export; static embeddings run anywhere without an export")
     tokenizer = _tokenizer(model)
     with atomic_folder(folder) as unfinished:
         path = unfinished / MODEL
@@ -78,8 +78,8 @@ def export_portable(name: str, folder: Path, *, bits: int = 8, overwrite: bool =
         agreement = float((expected * found).sum(1).min())
         if agreement < LEAST_COSINE:
             raise ModelError(
-                f"{name}: does not survive {bits} bits (cosine {agreement:.3f} to its own vectors)"
-                + (". Keep its weights as they are: --bits 32" if bits == 8 else "")
+                f"{name}: does not survive {bits} bits (cosine {agreement:.3f} to the model's vectors)"
+                + (". Keep its weights: --bits 32" if bits == 8 else "")
             )
         card = PortableCard(found.shape[1], _longest(model), bits, round(agreement, 4))
         (unfinished / CARD).write_text(json.dumps(asdict(card), indent=2), encoding="utf-8")
@@ -162,7 +162,7 @@ def _to_eight_bits(path: Path) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep what the exporters say of themselves to themselves, and the root logger as it is: importing one sets it up."""
+    """Silence the exporters, and keep the root logger unchanged: importing one sets it up."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     try:

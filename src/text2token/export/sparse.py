@@ -1,15 +1,15 @@
-"""An embedder that says words: its embedding decoded to weighted tokens, as a plain `SparseEncoder` of stock modules.
+"""An embedding decoded to weighted tokens, as a plain `SparseEncoder` of stock modules.
 
     embedder → Dense(dimension, vocabulary, ReLU), the strongest tokens kept
 
-The head would be the natural decoder, but an exported embedder has lost the layer that the head reads after, and what the
-head says was calibrated for predicting words, not for comparing texts. So the decoder is learnt anew, in closed form, from a
-sample of texts without labels:
+The head would be the natural decoder, but an exported embedder has lost the layer that the head reads after, and its
+probabilities are calibrated for predicting words, not for comparing texts. So the decoder is learnt anew, in closed form,
+from a sample of texts without labels:
 
     W = argmin |Z W - (T - mean T)|² + s |W|²
 
 with Z the embeddings and T the sample's data-driven targets, tokens by idf, each row of unit length: what the embedder was
-trained to say, less what all texts say.
+trained to predict, less what all texts have in common.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def sparse_embedder(
     `ModelError` for an embedder without a tokenizer of words, `CorpusError` for fewer texts than `FEWEST_TEXTS`.
     """
     if not isinstance(embedder[0], Transformer):
-        raise ModelError("a table of vectors has no layers to read words from; index it, and BM25 serves for words")
+        raise ModelError("static embeddings have no layers to read words from; index them, and BM25 serves for words")
     if len(texts) < FEWEST_TEXTS:
         raise CorpusError(f"{len(texts)} texts are too few to learn from; give at least {FEWEST_TEXTS}")
     tokenizer = tokenizer_of(embedder)

@@ -2,8 +2,8 @@
 
     text = mean over its tokens of idf(word) · vector(word), whitened, scaled to unit length
 
-with the vectors of `head.word_table`. No training and no forward pass: the head already knows which words are alike, and the
-corpus says which matter. Whitening is linear, so it is folded into the embeddings, and the result is one stock module.
+with the vectors of `head.word_table`. No training and no forward pass: the head already knows which words are similar, and
+the corpus which matter. Whitening is linear, so it is folded into the embeddings, and the result is one stock module.
 """
 
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ def static_embedder(backbone: BackboneSettings, passages: Dataset, dimensions: i
     """Return `[StaticEmbedding, Normalize]` made of the backbone's head and the words of `passages` (column `text`).
 
     Its vectors have the head's dimension, or the first `dimensions` principal ones. Raises `ModelError` when the backbone
-    has no head, `UsageError` when it has fewer dimensions than asked for.
+    has no head, `UsageError` when it has fewer dimensions than `dimensions`.
     """
     embedder = load_embedder(replace(backbone, prompt="{text}"))
     tokenizer, head = tokenizer_of(embedder), load_head(embedder, backbone.name)

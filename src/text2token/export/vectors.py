@@ -4,7 +4,7 @@
       vectors-00000.parquet   {"place": string, "text": string, "vector": fixed_size_list<float32>}
       card.json               which encoder made them, from what, how many
 
-A shard takes its name when it is complete, so what stands there is finished; the card is written first and says whose
+A shard takes its name when it is complete, so what stands there is finished; the card is written first and names whose
 vectors these are, so that no other encoder's are added to them.
 """
 

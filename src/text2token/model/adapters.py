@@ -1,6 +1,6 @@
 """Low-rank adapters on the linear layers of a backbone.
 
-Every stage of training has its own adapter. Those of the stages before stay beside it, frozen: that is what merging them
+Every stage of training has a new adapter. Those of the stages before stay beside it, frozen: that is what merging them
 into the weights would give, without the rounding of bfloat16, which would lose most of a small update.
 """
 

@@ -1,8 +1,8 @@
 """A decoder language model as a plain SentenceTransformer of stock modules: Transformer → Pooling.
 
-Four traps, each held by a test. (1) A tokenizer with a chat template makes sentence-transformers render every text
+Four rules, each held by a test. (1) A tokenizer with a chat template makes sentence-transformers render every text
 through it; the modality is therefore fixed. (2) `is_causal` must be set on the loaded config: as a keyword argument it
-is silently ignored. (3) sentence-transformers' own prompts are prefixes, and a one-word prompt needs a suffix, so the
+is silently ignored. (3) sentence-transformers' prompts are prefixes, and a one-word prompt needs a suffix, so the
 prompt lives in the tokenizer's post-processor, where any reader of `tokenizer.json` finds it. (4) An adapter saved by
 itself loses `is_causal`, so adapters are merged before anything is exported.
 """
@@ -100,14 +100,14 @@ def load_embedder(settings: BackboneSettings) -> SentenceTransformer:
 
 
 def model_state(name: str) -> list[Any]:
-    """Return what shows that the files of a model have changed though its name has not; nothing where it cannot be told.
+    """Return what shows that the files of a model have changed though its name has not; nothing where that is not known.
 
     Of a folder or file, sizes and times of change; of a package its version; of a hub id the commit that would be loaded.
     """
     if name.startswith(PYPI):
         try:
             return [importlib.metadata.version(name.removeprefix(PYPI))]
-        except importlib.metadata.PackageNotFoundError:  # who loads it says so
+        except importlib.metadata.PackageNotFoundError:  # loading it reports that
             return []
     path = Path(name).expanduser()
     if path.exists():
@@ -165,7 +165,7 @@ def hub_id(name: str) -> str:
 
 
 def resolve_dtype(dtype: DType) -> torch.dtype:
-    """Return the torch dtype; `auto` asks the processor (or the GPU) whether it multiplies bfloat16 natively.
+    """Return the torch dtype; `auto` is bfloat16 where the processor (or the GPU) multiplies it natively.
 
     Raises `UsageError` for what is none of them.
     """
@@ -240,7 +240,7 @@ def set_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
 
 @contextmanager
 def behind(tokenizer: PreTrainedTokenizerBase, prompt: str | None) -> Iterator[None]:
-    """Let `tokenizer` have another prompt as long as the block lasts; None leaves it its own."""
+    """Let `tokenizer` have another prompt as long as the block lasts; None keeps its prompt."""
     backend = tokenizer.backend_tokenizer
     own = backend.post_processor
     try:
@@ -265,7 +265,7 @@ def keep_first_layers(model: PreTrainedModel, layers: int) -> None:
     """Cut the decoder down to its first `layers` blocks; the final norm stays.
 
     Raises `ModelError` where there are not so many, or the rest does not run without the others (Gemma 3n, which gives
-    each block inputs of its own).
+    each block further inputs).
     """
     present = model.config.num_hidden_layers
     if layers > present:
@@ -357,11 +357,11 @@ def embed_at_two_depths(
 ) -> tuple[Tensor, Tensor]:
     """Return what `embed` gives with all layers, and what it gives without the last `count`, at the price of the first.
 
-    What enters the layers that may be left out goes on beside what leaves them, as further rows of the batch.
+    What enters the layers that may be left out is kept beside what leaves them, as further rows of the batch.
     """
     layers = _layers_of(embedder)
     if count not in range(len(layers)):
-        cut_last_layers(embedder, count)  # says what is wrong
+        cut_last_layers(embedder, count)  # raises the error
     entered: list[Tensor] = []
 
     def enters(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -411,7 +411,7 @@ def _in_batches(
             tokenizer_of(embedder), (texts[start : start + 2048] for start in range(0, len(texts), 2048))
         )
     else:
-        lengths = np.ones(len(texts), dtype=np.int64)  # a table of vectors: nothing is padded
+        lengths = np.ones(len(texts), dtype=np.int64)  # static embeddings: nothing is padded
     for rows in batches_of(np.argsort(lengths, kind="stable"), lengths, tokens_per_pass()):
         batch = [texts[row] for row in rows]
         if not lengths[rows].any():  # without a prompt an empty text has no token, and a decoder needs some to run at all
@@ -461,7 +461,7 @@ def batches_of(
 
 
 def open_embedder(name: str) -> SentenceTransformer:
-    """Load a finished sentence-transformers model, ours or any other, by folder, hub id or `pypi:PACKAGE` that holds one.
+    """Load any sentence-transformers model by folder, hub id or `pypi:PACKAGE` that holds one.
 
     Raises `ModelError` when there is none.
     """

@@ -1,4 +1,4 @@
-"""A decoder LLM as the steps of a run share it: what embeds, what its tokens mean, and how it may be asked."""
+"""A decoder LLM as the steps of a run share it: embedder, head, vocabulary and tokenizer."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ from text2token.tokens.words import WordSplitter
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone. `embedder` is what training changes, in place; `vocabulary` says which tokens may be targets."""
+    """A loaded backbone. `embedder` is what training changes, in place; `vocabulary` decides which tokens may be targets."""
 
     settings: BackboneSettings
     embedder: SentenceTransformer
@@ -23,7 +23,7 @@ class Backbone:
 
     @cached_property
     def head(self) -> LanguageModelHead:
-        """The language-model head, loaded when first asked for: one that is not tied is read from the model's files."""
+        """The language-model head, loaded when first used: one that is not tied is read from the model's files."""
         return load_head(self.embedder, self.settings.name)
 
     @property

@@ -1,14 +1,14 @@
 """peft's adapted linear layer, computed in fewer steps while it trains.
 
 Beside every linear layer peft adds seven small operations and keeps them all for the backward pass; on a CPU they cost
-half as much again as the backbone itself. Here a layer and its adapter are one operation with its own backward:
+half as much again as the backbone itself. Here a layer and its adapter are one operation with one backward pass:
 
     y  = x W' + (x A') (s B')                      A (rank, in)   B (out, rank)   s the scaling
     dx = g W + (g s B) A     dA = (g s B)' x     dB = s g' (x A')
 
 W is frozen and has no gradient. A and B are float32, so that small steps are not rounded away, and are multiplied in the
-dtype of x, as under autocast. Dropout, where it is asked for, zeroes parts of the x that the adapter sees; its masks are
-drawn 64 bits at a time, because torch's own draws cost a CPU as much as the layer itself.
+dtype of x, as under autocast. Dropout, where it is set, zeroes parts of the x that the adapter sees; its masks are
+drawn 64 bits at a time, because torch's draws cost a CPU as much as the layer itself.
 """
 
 from typing import Any, cast

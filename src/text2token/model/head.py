@@ -1,9 +1,9 @@
 """The model's language-model head: embedding → token logits.
 
 The embedding is the hidden state after the final norm, so the head is one matrix product, plus what some families do to
-their logits: a bias (Phi), a scale (Granite, Cohere) or a soft cap (Gemma 2). The trap is a family that does something else
-to them: so whenever a head is loaded, its logits of a probe text are compared with those that the family's own code makes of
-the same hidden states. The head is frozen: it is the vocabulary that the embedding is aligned to.
+their logits: a bias (Phi), a scale (Granite, Cohere) or a soft cap (Gemma 2). A family may do something else to them:
+so whenever a head is loaded, its logits of a probe text are compared with those that the family's code makes of the same
+hidden states. The head is frozen: it is the vocabulary that the embedding is aligned to.
 """
 
 import copy
@@ -25,9 +25,9 @@ from text2token.errors import ModelError, reason
 from text2token.model.backbone import embed, resolve_backbone, tokenizer_of, transformer_of
 from text2token.tokens.vocabulary import NOT_A_TARGET, TargetVocabulary, token_forms, tokenise
 
-NO_WORD = 0.3  # of the mean idf: the weight of a token that belongs to no word
+NO_WORD = 0.3  # of the mean idf: the weight of a token that is part of no word
 
-CENTRE_TEXTS = 256  # for a mean whose error is a sixteenth of the texts' own spread
+CENTRE_TEXTS = 256  # for a mean whose error is a sixteenth of the texts' spread
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PROBE = "The price of coffee rose after frost damaged the harvest."
 SAME_LOGITS = 1e-3  # of their spread; both are computed in float32 of the same states, and agree to 1e-6
@@ -67,7 +67,7 @@ def load_head(embedder: SentenceTransformer, backbone: str) -> LanguageModelHead
 
     A tied head is the input embedding matrix, which is at hand; of an untied one that matrix alone is read from the model's
     files. Where the tokenizer knows more control tokens than the model has rows (Gemma 3, Code Llama), theirs are zeros.
-    Raises `ModelError` when the model has no head, when the family's own code makes other logits, or when rows of tokens
+    Raises `ModelError` when the model has no head, when the family's code makes other logits, or when rows of tokens
     that are text are missing.
     """
     model = transformer_of(embedder).model
@@ -140,9 +140,9 @@ def _check(
     read: _Weights,
     backbone: str,
 ) -> None:
-    """Raise `ModelError` unless the family's own code, in `shell`, makes the logits of `head` of the same hidden states.
+    """Raise `ModelError` unless the family's code, in `shell`, makes the logits of `head` of the same hidden states.
 
-    `shell` gets the embedder's model for its own, which it runs, and `head` for its layer of that `name`; whatever else it
+    `shell` gets the embedder's model, which it runs, and `head` for its layer of that `name`; whatever else it
     has after the model is read. So no second model is in memory.
     """
     model = transformer_of(embedder).model
@@ -188,14 +188,14 @@ def _with_rows_for_all(
     if words := [token_id for token_id in range(rows, size) if token_id not in token_forms(tokenizer)[1]]:
         raise ModelError(
             f"{backbone}: its tokenizer has {size:,} tokens and its head {rows:,} rows: {len(words):,} tokens that are text "
-            f"({tokenizer.convert_ids_to_tokens(words[0])!r} …) have none. Do tokenizer and model belong together?"
+            f"({tokenizer.convert_ids_to_tokens(words[0])!r} …) have none. Is the tokenizer that of the model?"
         )
     padded = nn.functional.pad(weight, (0, 0, 0, size - rows))
     return padded, None if bias is None else nn.functional.pad(bias, (0, size - rows))
 
 
 def word_table(head: LanguageModelHead, vocabulary: TargetVocabulary, idf: Tensor) -> Tensor:
-    """Return a vector for every token, shape (vocabulary size, dimension), in which like words are alike.
+    """Return a vector for every token, shape (vocabulary size, dimension), in which similar words are close.
 
         idf(word) · unit vector of the sum over the word's spellings of the unit vector of (row of the head - mean row)
 

@@ -7,7 +7,7 @@ the cosine between any two texts is mostly about what all texts have in common. 
     whiten     y = S R'(h - m),   S = (λ + s c)^-a up to a constant,   c the mean of the λ
 
 with m the mean of the sample, R the eigenvectors of its covariance and λ their eigenvalues, largest first. Full whitening
-(s = 0) would blow up the directions that the sample says least about; the shrinkage s keeps them small, as in soft ZCA
+(s = 0) would blow up the directions that the sample determines least; the shrinkage s keeps them small, as in soft ZCA
 whitening (Diera et al. 2024). Whitening proper has a = 1/2. The more of it, the better a document's halves find each
 other, and the worse texts fall into clusters by subject, which lie along the very directions that it evens out: the default
 is gentle, a = 1/10. The rotation R changes no cosine, and it orders the dimensions, so vectors can be cut (`truncate_dim` of
@@ -67,7 +67,7 @@ def fit_postprocessing(
 ) -> Whitening:
     """Learn the map from a sample of embeddings, shape (texts, dimension), computed in float64.
 
-    `strength` says how far whitening evens out the variances: a recipe's is "gentle", "half" is better for search alone,
+    `strength`: how far whitening evens out the variances. A recipe's is "gentle", "half" is better for search alone,
     and "full" makes them all the same. Fewer texts than dimensions are fine: shrinkage, where none is given that of the
     strength, keeps the transform finite.
     """
@@ -81,7 +81,7 @@ def fit_postprocessing(
     eigenvalues, eigenvectors = eigenvalues.flip(0).clamp(min=0), eigenvectors.flip(1)
     eigenvectors = eigenvectors * torch.where(eigenvectors.sum(0) < 0, -1, 1)  # their signs are arbitrary: choose
     mean = eigenvalues.mean()
-    if kind == "centred" or not mean:  # no direction differs: texts that are all alike to the model
+    if kind == "centred" or not mean:  # no direction differs: all texts have the same embedding
         return Whitening(centre.float(), eigenvectors.float())
     exponent, usual = STRENGTHS[strength]
     shrinkage = usual if shrinkage is None else shrinkage

@@ -49,12 +49,12 @@ class Filled:
             "empty": self.empty,
             "removed": self.removed,
         }
-        said = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count)
+        details = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count)
         shadow = (
             f". {self.overshadowed:,} of the duplicates have other fields than the first of their text, which is kept: "
             "to find them by those, join them to lists in one document, or put what differs into the text"
         )
-        return f"{self.total:,} documents" + (f" ({said})" if said else "") + (shadow if self.overshadowed else "")
+        return f"{self.total:,} documents" + (f" ({details})" if details else "") + (shadow if self.overshadowed else "")
 
 
 def first_texts(documents: Iterable[Document]) -> tuple[list[str], Iterator[Document]]:

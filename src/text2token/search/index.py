@@ -38,7 +38,7 @@ from text2token.search.words import LATEST_RULE, Words, average_length, check_la
 class Index:
     """An open index; nobody else can open it until it is closed. Use it in a `with` block.
 
-    `explain` says what a dense score is made of; where it is None, the reader beside the model does, if there is one. An
+    `explain` decomposes a dense score; where it is None, the reader beside the model does, if there is one. An
     index that may not be written is searched in a temporary copy.
     """
 
@@ -52,7 +52,7 @@ class Index:
     def open(cls, folder: Path | str, model: str | None = None, explain: DenseExplanation | None = None) -> "Index":
         """Open an index to search in it or to add to it; its model is loaded when it is first needed.
 
-        `model` says where the model is now, if it has been moved. Raises `OutputError` where there is no index, or another
+        `model` is where the model is now, if it has been moved. Raises `OutputError` where there is no index, or another
         process has it open, and at the first use where the model is another.
         """
         folder = Path(folder)
@@ -154,7 +154,7 @@ class Index:
         return self.store.count
 
     def has_field(self, name: str) -> bool:
-        """Say whether a document has a field of this name."""
+        """Return whether a document has a field of this name."""
         return self.store.has_field(name)
 
     def add(
@@ -172,8 +172,8 @@ class Index:
         taken for gone, and prune ends in a `CorpusError`, after all else is done. `total`, where known, is the number of
         documents, for the time left.
         """
-        told = reporter or Silent()
-        return self._add(documents, left_out(documents), prune=prune, total=total, reporter=told)
+        reporter = reporter or Silent()
+        return self._add(documents, left_out(documents), prune=prune, total=total, reporter=reporter)
 
     def _add(
         self, documents: Iterable[Document], broken: BrokenLines, *, prune: bool, total: int | None, reporter: Reporter
@@ -194,17 +194,17 @@ class Index:
 
         "dense" ranks by meaning, "sparse" by words (BM25), "hybrid" by the sum of both scores, each on the scale of the
         best hundred of its half (mean ± 3 standard deviations), which keeps more of the better half than their ranks do
-        (docs/searching.md). Of the query's words the first 256 that count are looked for. `filters`: a document must have
+        (docs/searching.md). Of the query's words the first 256 that count are searched. `filters`: a document must have
         one of the values of every field named; they are compared as text, whole numbers and truth values however they
         are spelt (1, 1.0, "1"), lists by each of their elements. `vector`, shape (dimension,), is the query's embedding
         where the caller has it already. Raises `UsageError` for a mode or field that there is not.
         """
         query = checked_query(query, k, mode)
         condition = self.store.condition(filters or {})
-        asked = self.encoder([query], role="query")[0] if vector is None else vector
+        embedded = self.encoder([query], role="query")[0] if vector is None else vector
         if self.explain is None and not self._reader_was_looked_for:
             self.explain, self._reader_was_looked_for = explanation_beside(self.card.model, self.encoder), True
-        return find(self.store, self.words, query, asked.numpy(), self.explain, k, mode, condition)
+        return find(self.store, self.words, query, embedded.numpy(), self.explain, k, mode, condition)
 
 
 def fill_index(
@@ -233,5 +233,5 @@ def usual_dtype() -> DType:
 
 
 def lasting(place: str) -> str:
-    """Return a folder's or file's name as it is from everywhere, and other names as they are."""
+    """Return the absolute path of a folder or file, and other names unchanged."""
     return str(Path(place).resolve()) if Path(place).exists() else place

@@ -1,4 +1,4 @@
-"""A search in files without an index of one's own: an index is made for it, and kept in the user's cache folder.
+"""A search in files without an index: one is made for it, and kept in the user's cache folder.
 
 Its place there is decided by the model's weights and the sources, so that another model never meets these vectors; each
 search brings it up to date.
@@ -48,7 +48,7 @@ def kept_index(
     with ExitStack() as stack:
         try:
             index = filled(place := _place(encoder, sources))
-        except OutputError as error:  # what was asked is not withheld for that
+        except OutputError as error:  # the search itself is still answered
             reporter.note(f"The next search embeds the documents again: {error}")
             _forget(place)
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="text2token-"))

@@ -41,12 +41,12 @@ class Hit:
 
 
 def checked_query(query: str, k: int, mode: str) -> str:
-    """Return the normalised query; `UsageError` where nothing is asked, or in a mode that there is not."""
+    """Return the normalised query; `UsageError` where it is empty, or for a mode that there is not."""
     if mode not in MODES:
         raise UsageError(f"mode is {mode!r}; choose {', '.join(MODES)}")
     query = normalise(query)
     if not query:
-        raise UsageError("the query is empty; say what to look for")
+        raise UsageError("the query is empty; give some words")
     if k < 1:
         raise UsageError(f"k is {k}; at least one hit must be wanted")
     return query

@@ -1,8 +1,8 @@
-"""A document as the engine keeps it, and what a filter asks of it.
+"""A document as the engine keeps it, and what a filter compares.
 
-A document is known by the hash of its normalised text. Two traps: the engine writes values that it cannot read back, such as
-deeply nested lists, so its fields are one JSON text; and it compares numbers, truth values and strings each in its own
-way, so what filters ask for is kept as text too.
+A document is known by the hash of its normalised text. The engine writes values that it cannot read back, such as
+deeply nested lists, so its fields are one JSON text; and it compares numbers, truth values and strings each in
+another way, so what filters compare is kept as text too.
 """
 
 import datetime
@@ -65,7 +65,7 @@ def named(name: str) -> "engine.FieldCondition":
 
 
 def conditions(filters: Filters, check_field: Callable[[str], None]) -> list[Any]:
-    """Return what a hit must meet, a condition for each field; `UsageError` for what no field can be asked for.
+    """Return what a hit must meet, a condition for each field; `UsageError` for what no field can hold.
 
     `check_field` is called with each field's name, and raises for one that there is not.
     """
@@ -75,7 +75,7 @@ def conditions(filters: Filters, check_field: Callable[[str], None]) -> list[Any
         raise UsageError(f"filters: {reason(problem)}; give each field with its value, or a list of values") from None
     unfit = [name for name, value in filters.items() if isinstance(value, Mapping | bytes | bytearray | memoryview)]
     if unfit:
-        raise UsageError(f"filters: {unfit[0]!r} is asked for by {type(filters[unfit[0]]).__name__}; give values")
+        raise UsageError(f"filters: {unfit[0]!r} has a {type(filters[unfit[0]]).__name__}; give values")
     must: list[Any] = []
     for name, given in plain.items():
         check_field(name)

@@ -5,8 +5,8 @@
       shard/      the engine's files
       lock        held by whoever has the index open
 
-The trap: a second process that merely tries to open the engine's folder damages it for the first (seen with qdrant-edge
-0.9), so our own lock is taken before the engine is touched.
+A second process that merely tries to open the engine's folder damages it for the first (seen with qdrant-edge
+0.9), so a lock is taken before the engine is touched.
 """
 
 import errno
@@ -51,7 +51,7 @@ NOT_TO_BE_WRITTEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 class IndexCard:
     """What an index was made with, and, as of its last closing, the names of all its fields, sorted, and its documents.
 
-    `word_rule` says how words are cut (`words.RULES`).
+    `word_rule`: how words are cut (`words.RULES`).
     """
 
     model: str
@@ -99,12 +99,12 @@ def read_card(folder: Path) -> IndexCard:
 
 
 def is_index(folder: Path) -> bool:
-    """Say whether an index was made in `folder`."""
+    """Return whether an index was made in `folder`."""
     return (folder / CARD).exists()
 
 
 def is_foreign(folder: Path) -> bool:
-    """Say whether `folder` is a file, or holds anything that no index has."""
+    """Return whether `folder` is a file, or holds anything that no index has."""
     with writing(folder):
         others = folder.is_dir() and any(path.name != LOCK and path.name[0] != "." for path in folder.iterdir())
     return folder.is_file() or others
@@ -168,7 +168,7 @@ class Store:
         return int(self.shard.count(engine.CountRequest()))
 
     def has_field(self, name: str) -> bool:
-        """Say whether a document has a field of this name."""
+        """Return whether a document has a field of this name."""
         return name in self.card.fields or self._counted(named(name)) > 0
 
     def condition(self, filters: Filters) -> "engine.Filter | None":

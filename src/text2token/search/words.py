@@ -2,7 +2,7 @@
 
 We cut the words, so that what is found, counted and marked in a text is one thing; the engine stems, weighs and hashes them.
 A word is a dimension, whose number is the hash of its stem; the engine weighs it by how rare it is among the documents it
-holds at the moment. The trap is the average length: BM25 compares every document with it, and the engine's 256 words for
+holds at the moment. The average length moves: BM25 compares every document with it, and the engine's 256 words for
 any corpus cost two points of nDCG@10 on short abstracts (docs/searching.md), so it is measured on the first documents
 and kept.
 """
@@ -20,8 +20,8 @@ from text2token.errors import UsageError
 
 NO_LANGUAGE = "none"
 REMEMBERED_WORDS = 100_000
-QUERY_WORDS = 256  # of a query, the first ones, are looked for: what a search costs must not be the asker's choice
-MARKED_CHARACTERS = 100_000  # of a text are looked through for words to mark
+QUERY_WORDS = 256  # of a query, the first ones, are searched: the client must not choose what a search costs
+MARKED_CHARACTERS = 100_000  # of a text are searched for words to mark
 # Scripts whose words no space divides, and Korean, whose particles none divides from the noun: their words are cut to pairs.
 UNSPACED = (
     r"[[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Bopo}\p{scx=Hang}\p{scx=Thai}\p{scx=Laoo}\p{scx=Khmr}\p{scx=Mymr}]"

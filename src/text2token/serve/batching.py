@@ -1,9 +1,8 @@
 """Texts of many requests, embedded together: one thread has the model, and the event loop never waits for it.
 
 While a batch is embedded the next ones gather, so under load batches fill by themselves; only an idle server waits, some
-milliseconds, for company. Requests take turns: a large one does not hold up the small ones behind it. The trap is what
-happens when it goes wrong: a text that the model fails on must not fail its batch mates, and a request whose client has
-left must not be worked on.
+milliseconds, for company. Requests take turns: a large one does not hold up the small ones behind it. A text
+that the model fails on fails its request alone, and a request whose client has left is not worked on.
 """
 
 import asyncio

@@ -81,7 +81,7 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """Is closed when a request's headers are not there within the time of a request: the silent must not take all the room.
+    """Is closed when the headers of a request do not arrive in time: silent connections must not fill the server.
 
     uvicorn itself waits for ever for a first request, and for one whose headers come a byte at a time.
     """

@@ -26,7 +26,7 @@ EXPENSIVE_TEXTS_PER_PART = 4096  # minutes of work on a CPU: what a killed run l
 
 
 def make_constructor(name: ConstructorName, backbone: Backbone, settings: TargetSettings) -> Constructor:
-    """Return the constructor of the module of that name, which leaves the backbone as it is."""
+    """Return the constructor of the module of that name, which does not change the backbone."""
     constructor: Constructor = importlib.import_module(f"text2token.targets.{name}").build(backbone, settings)
     return constructor
 
@@ -43,8 +43,8 @@ def write_constructed(
 ) -> TargetCard:
     """Fit `constructor` on `passages`, write their targets, or those of `rows`, to `folder` and return the card.
 
-    Every part of the texts becomes a shard, whichever `engine` makes it, and a killed run goes on after those that are
-    finished.
+    Every part of the texts becomes a shard, whichever `engine` makes it, and a killed run resumes after the
+    finished ones.
     """
     size = EXPENSIVE_TEXTS_PER_PART if constructor.expensive else TEXTS_PER_PART
     folder = real(folder)  # a worker stands elsewhere

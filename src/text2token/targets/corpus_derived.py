@@ -1,4 +1,4 @@
-"""Corpus-derived targets: what stands next to a text says what it is about, at no language model's cost.
+"""Corpus-derived targets: the words of neighbouring texts, without a forward pass.
 
     q(v | x) = mean of the data-driven targets of x's neighbours
 
@@ -43,7 +43,7 @@ class CorpusDerivedTargets:
     """Builds corpus-derived targets: `fit` reads the corpus, `transform` finds each text's neighbours in it.
 
     Which passage follows which is known from the column `document`; texts without it have nearest ones only. A text without
-    neighbours, or whose neighbours have nothing to add, has its own data-driven target.
+    neighbours, or whose neighbours have nothing to add, has its data-driven target.
     """
 
     name = "corpus_derived"
@@ -122,7 +122,7 @@ class CorpusDerivedTargets:
         text = np.repeat(np.arange(len(found)), count)
         itself = abs(self.indexed_[found.ravel()] - own[text]).sum(axis=1) < SAME  # distance 0 may be another text
         left_out = itself.reshape(found.shape)
-        left_out[:, -1] |= ~left_out.any(axis=1)  # a text that is not in the sample has found one more than was asked for
+        left_out[:, -1] |= ~left_out.any(axis=1)  # a text that is not in the sample has one neighbour more
         weights = np.clip(1 - distances**2 / 2, 0, None) * ~left_out
         nearest = csr_array((weights.ravel(), (text, found.ravel())), shape=(len(found), self.indexed_.shape[0]))
         return distributions(csr_array(nearest @ self.indexed_))

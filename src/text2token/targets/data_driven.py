@@ -4,7 +4,7 @@
     q(v | x)      = weight(v) / sum of weight over candidates(x)
 
 The authors' form takes everything but letters and digits and all stop words out of the text, tokenises the rest anew, and
-gives all its tokens the same weight, pieces and spellings as they come: `read = "words"`, `weight = "uniform"`. Weights:
+gives all its tokens the same weight, every piece and spelling by itself: `read = "words"`, `weight = "uniform"`. Weights:
 inverse document frequency learnt on the corpus, smoothed as in scikit-learn,
 
     idf(v) = ln((1 + documents) / (1 + documents with v)) + 1
@@ -52,7 +52,7 @@ CANDIDATE_SCHEMA = pa.schema([("text", pa.large_string()), ("token_ids", pa.list
 class DataDrivenTargets:
     """Builds data-driven targets, in scikit-learn's manner: `fit` learns document frequencies, `transform` uses them.
 
-    `max_tokens` is how many tokens of a text the model will see; what it cannot see must not be asked of it.
+    `max_tokens` is how many tokens of a text the model will see; what it cannot see must not be in a target.
     After `fit`, `document_frequencies_` has shape (vocabulary size,) and `documents_` is their number. While `remember` is a
     folder, `fit` leaves the candidates of each part there, so that `transform` need not tokenise it again.
     """
@@ -236,5 +236,5 @@ def _writing(path: Path | None) -> Iterator[Callable[[Sequence[str], _Candidates
 
 
 def build(backbone: Backbone, settings: TargetSettings) -> DataDrivenTargets:
-    """Return the constructor of the text's own meaningful tokens."""
+    """Return the constructor of the text's meaningful tokens."""
     return DataDrivenTargets(backbone.tokenizer, backbone.vocabulary, settings.data_driven, max_tokens=backbone.room)

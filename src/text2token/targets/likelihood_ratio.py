@@ -1,11 +1,11 @@
-"""Model-derived targets in the authors' form: the tokens that a model says of this text far more than of the others.
+"""Model-derived targets in the authors' form: tokens far more likely for this text than for the others.
 
-    p     = softmax(head(h(x)))                          what the model says of text x
-    theta = softmax(mean over the corpus of head(h))     what it says of any text
+    p     = softmax(head(h(x)))                          probabilities for text x
+    theta = softmax(mean over the corpus of head(h))     the prior, for any text
     t     = p / (p + theta + floor)
     q     = softmax(t / tau)
 
-over the whole vocabulary, spellings and pieces as they come. With the ratio R = p / (theta + floor) it is 1 - t = 1 / (1 +
+over the whole vocabulary, every spelling and piece by itself. With the ratio R = p / (theta + floor) it is 1 - t = 1 / (1 +
 R), so for two tokens q₁ / q₂ = exp((1 / (1 + R₂) - 1 / (1 + R₁)) / tau): a soft threshold. Tokens far above R = 1 / tau have
 nearly the same weight, those far below hardly any; where none reaches it, the target is the one token of largest ratio. The
 floor keeps out what is rare: a token needs a p of floor / tau to reach the threshold at all.
@@ -50,9 +50,9 @@ SMALLEST_TAU, LARGEST_TAU, HALVINGS = 1e-12, 1e3, 48
 
 
 class LikelihoodRatioTargets:
-    """Builds the targets: `fit` learns theta from a sample of the corpus, `transform` asks the model about every text.
+    """Builds the targets: `fit` learns theta from a sample of the corpus, `transform` embeds every text.
 
-    `teacher` is `[Transformer, Pooling, …]`, left as it is. After `fit`, `theta_` has shape (vocabulary of the head,),
+    `teacher` is `[Transformer, Pooling, …]`, left unchanged. After `fit`, `theta_` has shape (vocabulary of the head,),
     float64, and `tau_` is a number.
     """
 
@@ -167,5 +167,5 @@ def tau_for(misses: Float[Tensor, "texts vocabulary"], tokens: float) -> float:
 
 
 def build(backbone: Backbone, settings: TargetSettings) -> LikelihoodRatioTargets:
-    """Return the constructor of what the embedder, as the stage finds it, says of a text far more than of others."""
+    """Return the constructor; its teacher is the embedder as the stage finds it."""
     return LikelihoodRatioTargets(backbone.embedder, backbone.head, backbone.vocabulary, settings.likelihood_ratio)

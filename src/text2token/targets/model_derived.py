@@ -1,4 +1,4 @@
-"""Model-derived targets: what the language model would say of a text in one word, less what it always says.
+"""Model-derived targets: the words most likely after a one-word prompt, less their prior.
 
     s(v | x) = log p(v | prompt(x)) - alpha · mean over x' of log p(v | prompt(x'))
     q(v | x) = softmax over the k largest of s(v | x) / temperature
@@ -7,8 +7,8 @@ The authors' form is `likelihood_ratio`. Here the prior is subtracted as in cont
 over words of the target vocabulary: p(v) adds up over the spellings of a word. Several prompts are averaged in log p, a
 geometric mean; with a linear head that is MetaEOL's mean of embeddings but for a constant.
 
-Asked is the untrained backbone, or the model that the stage before made, whose pooled embedding is decoded through the
-same head.
+The teacher is the untrained backbone, or the model of the stage before, whose pooled embedding is decoded through the same
+head.
 """
 
 import hashlib
@@ -43,9 +43,9 @@ ROWS_OF_LOGITS = 64  # 64 × 49,152 probabilities are 12 MB
 
 
 class ModelDerivedTargets:
-    """Builds model-derived targets: `fit` learns the prior from a sample, `transform` asks the model about every text.
+    """Builds model-derived targets: `fit` learns the prior from a sample, `transform` embeds every text.
 
-    `teacher` is `[Transformer, Pooling, …]` as it is to be asked, behind the prompts that settings name. After `fit`,
+    `teacher` is `[Transformer, Pooling, …]`; the prompts are those of the settings. After `fit`,
     `prior_` has shape (words,): the mean log probability of each word.
     """
 
@@ -130,14 +130,14 @@ class ModelDerivedTargets:
 
 
 def build(backbone: Backbone, settings: TargetSettings) -> ModelDerivedTargets:
-    """Return the constructor of what the backbone says, untrained or as the stage before made it.
+    """Return the constructor; its teacher is the backbone, untrained or as the stage before made it.
 
-    Another copy of the weights is loaded only where the embedder cannot be asked itself.
+    Another copy of the weights is loaded only where the embedder's settings do not fit.
     """
-    own, teacher = settings.model_derived, backbone.embedder
-    as_asked = replace(backbone.settings, pooling="last", attention="causal", layers=None)
-    if own.teacher == PREVIOUS:
-        own = replace(own, prompts=())
-    elif as_asked != backbone.settings:
-        teacher = load_embedder(as_asked)
-    return ModelDerivedTargets(teacher, backbone.head, backbone.vocabulary, own, build_data_driven(backbone, settings))
+    derived, teacher = settings.model_derived, backbone.embedder
+    prompted = replace(backbone.settings, pooling="last", attention="causal", layers=None)
+    if derived.teacher == PREVIOUS:
+        derived = replace(derived, prompts=())
+    elif prompted != backbone.settings:
+        teacher = load_embedder(prompted)
+    return ModelDerivedTargets(teacher, backbone.head, backbone.vocabulary, derived, build_data_driven(backbone, settings))

@@ -1,4 +1,4 @@
-"""Targets as a sparse matrix with a row of token weights for each text: all are cut, interpolated and normalised alike."""
+"""Targets as a sparse matrix with a row of token weights for each text: how all are cut, interpolated and normalised."""
 
 from collections.abc import Sequence
 

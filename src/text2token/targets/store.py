@@ -1,10 +1,10 @@
-"""Targets on disk: Parquet shards and a card that says how they were made and refuses wrong use.
+"""Targets on disk: Parquet shards and a card of how they were made, which refuses wrong use.
 
     targets/
       targets-00000.parquet   {"text": string, "token_ids": list<int32>, "weights": list<float32>}
       card.json               constructor, settings, fingerprints, counts, checksums
 
-The trap is silent: targets are numbers, and under another tokenizer they are other words. So `open_targets` compares
+Targets are numbers, and under another tokenizer they are other words. So `open_targets` compares
 the fingerprint before anything is trained, and every shard's checksum, because a shard cut short is still a table.
 """
 
@@ -104,7 +104,7 @@ def read_card(folder: Path) -> TargetCard:
 def open_targets(folder: Path, vocabulary: TargetVocabulary, cache: Path | None = None) -> Dataset:
     """Return the stored targets as a memory-mapped dataset of `text`, `token_ids`, `weights`.
 
-    Raises `TargetMismatch` when they belong to another tokenizer, other rules or another vocabulary size, or when a
+    Raises `TargetMismatch` when they were made with another tokenizer, other rules or another vocabulary size, or when a
     shard is missing, cut short or altered. `cache` is where the memory-mapped copy goes (default: that of `datasets`).
     """
     card = read_card(folder)

@@ -1,1 +1,1 @@
-"""The vocabulary of targets, and what a head says of a word."""
+"""The vocabulary of targets, and the probability of a word."""

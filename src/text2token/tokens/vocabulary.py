@@ -1,8 +1,8 @@
 """Which token ids may be targets, and which id stands for a word.
 
-A language model's vocabulary holds a word several times ("girl", "␣girl", "Girl", "␣Girl") beside much that says nothing
-about a text: special tokens, punctuation, byte fragments, function words. A `TargetVocabulary` maps every token id to
-the id that represents it in targets, or to `NOT_A_TARGET`. The trap: ids mean nothing without their tokenizer, so the
+A language model's vocabulary holds a word several times ("girl", "␣girl", "Girl", "␣Girl") beside much that carries no
+meaning: special tokens, punctuation, byte fragments, function words. A `TargetVocabulary` maps every token id to
+the id that represents it in targets, or to `NOT_A_TARGET`. Ids mean nothing without their tokenizer, so the
 vocabulary carries a fingerprint of tokenizer and rules that everything built on it must match.
 """
 
@@ -80,9 +80,10 @@ class TargetVocabulary:
     ) -> "TargetVocabulary":
         """Build the target vocabulary of a fast tokenizer (byte-level BPE, SentencePiece or WordPiece).
 
-        Left out: special and added tokens, fragments of a UTF-8 character, what begins with a sign that belongs to the
+        Left out: special and added tokens, fragments of a UTF-8 character, what begins with a sign that goes with the
         letter before it, what has no letter or digit, single letters and digits (pieces of words; but one Chinese character
-        or Korean syllable may be a word), stop words. Merged: spellings that are `folded` alike, with a space before or not.
+        or Korean syllable may be a word), stop words. Merged: spellings that are equal when `folded`, with a space before
+        or not.
         """
         settings = settings or VocabularySettings()
         forms, special_ids = token_forms(tokenizer)
@@ -285,7 +286,7 @@ _BYTE_ALPHABET: dict[str, int] = {}
 
 
 def _word(form: TokenForm) -> str:
-    """Return the merged spelling, or "" for what says nothing by itself."""
+    """Return the merged spelling, or "" for what means nothing by itself."""
     word = folded(form.text)
     if not any(character.isalnum() for character in word) or "\ufffd" in word:
         return ""

@@ -1,6 +1,6 @@
-"""Words: which tokens spell one, what a language-model head says of it, and which words stand in a text.
+"""Words: which tokens spell one, its probability under a language-model head, and which words stand in a text.
 
-A vocabulary holds a word several times ("girl", "␣girl", "Girl"). What a head says of a word is one thing everywhere, in
+A vocabulary holds a word several times ("girl", "␣girl", "Girl"). What a head gives a word is one thing everywhere, in
 targets, in tables and in the history of a training: the probability of all its spellings,
 
     p(word) = sum over the tokens that spell it of softmax(logits)
@@ -32,7 +32,7 @@ SMALLEST = 1e-30  # of a probability whose logarithm is taken
 
 @dataclass(frozen=True)
 class KeyToken:
-    """A word that an embedding says, and how strongly; of a head, its probability."""
+    """A word and its weight: in a target, or decoded from an embedding (of a head, its probability)."""
 
     word: str
     weight: float
@@ -95,10 +95,10 @@ class Words:
 
 
 class WordSplitter:
-    """Texts to the words that an embedding can be asked for: target tokens that are whole words, by their merged spellings.
+    """Texts to the words that can be decoded: target tokens that are whole words, by their merged spellings.
 
-    Pieces ("bu" of "bubblewrap", "ings" of "bindings") say nothing by themselves, so a token counts only where a word begins
-    and ends with it; in scripts that set no spaces between words every target token is one.
+    Pieces ("bu" of "bubblewrap", "ings" of "bindings") mean nothing by themselves, so a token counts only where a word
+    begins and ends with it; in scripts that set no spaces between words every target token is one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: VocabularySettings | None = None) -> None:
@@ -112,12 +112,12 @@ class WordSplitter:
         ]
         self._unspaced = [is_unspaced(word) for word in words]
         # a fragment of a character has no text; it is part of a word
-        self._goes_on = [not form.starts_word and (is_of_a_word(form.text[:1]) or not form.text) for form in forms]
+        self._continues = [not form.starts_word and (is_of_a_word(form.text[:1]) or not form.text) for form in forms]
         self._is_open = [is_of_a_word(form.text[-1:]) or not (form.text or form.starts_word) for form in forms]
 
     @cached_property
     def words(self) -> "Words":
-        """The words that can be told, and the tokens that spell them."""
+        """The words that can be decoded, and the tokens that spell them."""
         return Words.of(self.vocabulary, whole=True)
 
     def words_in(self, texts: Sequence[str], max_tokens: int) -> list[frozenset[str]]:
@@ -127,7 +127,7 @@ class WordSplitter:
     def _found(self, ids: Sequence[int]) -> Iterator[str]:
         for place, token_id in enumerate(ids):
             if word := self.word_of[token_id]:
-                begins = not self._goes_on[token_id] or not place or not self._is_open[ids[place - 1]]
-                ends = place + 1 == len(ids) or not self._goes_on[ids[place + 1]]
+                begins = not self._continues[token_id] or not place or not self._is_open[ids[place - 1]]
+                ends = place + 1 == len(ids) or not self._continues[ids[place + 1]]
                 if self._unspaced[token_id] or (begins and ends):
                     yield word
