@@ -103,7 +103,7 @@ def test_words_beyond_the_rows_of_the_head_are_refused(
 ) -> None:
     config = family_configs(len(byte_level_tokenizer) - 40)["llama_tied"]
     backbone = saved(byte_level_tokenizer, config, tmp_path)
-    with pytest.raises(ModelError, match=r"36 tokens that are text .* have none\. Do tokenizer and model belong together"):
+    with pytest.raises(ModelError, match=r"36 tokens that are text .* have none\. Is the tokenizer that of the model"):
         load_head(load_embedder(backbone), backbone.name)
 
 

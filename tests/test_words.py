@@ -1,4 +1,4 @@
-"""What a head says of a word is one thing: the probability of all its spellings."""
+"""What a head gives a word is one thing: the probability of all its spellings."""
 
 import numpy as np
 import pytest

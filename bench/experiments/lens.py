@@ -3,7 +3,7 @@
     python bench/experiments/lens.py RUN_FOLDER [--states FILE]
 
 RUN_FOLDER is what `text2token train` leaves beside the model: from it the trained embedder is put together again with all
-its layers, which the finished one lacks. Readers are learnt on the texts that the finish was learnt on, and read the
+its layers, which the exported one lacks. Readers are learnt on the texts that the whitening was learnt on, and read the
 held-out passages and queries. Embeddings at both depths are kept in FILE for the next call.
 """
 

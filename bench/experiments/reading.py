@@ -1,4 +1,4 @@
-"""How is a decoder best read? What comes after training, choice by choice: layers left out, finish, dimensions.
+"""How is a decoder best read? What comes after training, choice by choice: layers left out, post-processing, dimensions.
 
     python bench/experiments/reading.py MODEL CORPUS_FILE [--suite FOLDER --suite-tokens N]
         [--cut 0,1,2] [--dimensions 64,128,256]
@@ -38,17 +38,17 @@ def load(name: str) -> SentenceTransformer:
 
 
 def finishes(encoder: TextEncoder, sample: list[str], dimensions: list[int]) -> list[tuple[str, TextEncoder]]:
-    """Return the encoder under every finish, and the half-whitened one cut to so many dimensions."""
+    """Return the encoder under every post-processing, and the half-whitened one cut to so many dimensions."""
     vectors = encoder(sample)
     maps = {"none": fit_postprocessing(vectors, "none"), "centred": fit_postprocessing(vectors, "centred")}
     maps |= {f"whitened, {name}": fit_postprocessing(vectors, strength=name) for name in get_args(Strength)}
     whole = maps["whitened, half"]
     maps |= {f"whitened, half, {m} dimensions": Whitening(whole.centre, whole.transform[:, :m]) for m in dimensions}
-    return [(name, encoder.postprocessed_by(finish, f"{encoder.name}, {name}")) for name, finish in maps.items()]
+    return [(name, encoder.postprocessed_by(whitening, f"{encoder.name}, {name}")) for name, whitening in maps.items()]
 
 
 def main() -> None:
-    """Embed once per cut, score every finish and print a row for each."""
+    """Embed once per cut, score every post-processing and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("corpus")
@@ -77,7 +77,7 @@ def main() -> None:
                     figures = {"Mean (TaskType)": found.mean_task_type, **found.types} if found else {}
                     figures = {"label-free MRR@10": dense_scores(finished(queries), finished(passages)).mrr_at_10, **figures}
                     if table is None:
-                        table = Table("left out", "finish", *figures)
+                        table = Table("left out", "post-processing", *figures)
                     table.add_row(str(cut), name, *(f"{value:.1f}" for value in figures.values()))
     if table is not None:
         console.print(table)

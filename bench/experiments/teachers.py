@@ -90,12 +90,14 @@ def main() -> None:
             constructor.fit(corpus.passages)
             words = words_encoder(constructor, vocabulary.size)
             encoders += [(words, "none"), (vectors_encoder(words, vectors), "centred")]
-        for encoder, finish in encoders:
+        for encoder, postprocessing in encoders:
             texts = {*sample, *queries, *passages}
             with reporter.progress(encoder.name, len(texts), "texts") as progress:
                 encoder(list(texts), progress)
-            if finish == "centred":
-                encoder = encoder.postprocessed_by(fit_postprocessing(encoder(sample), finish), f"{encoder.name}, centred")
+            if postprocessing == "centred":
+                encoder = encoder.postprocessed_by(
+                    fit_postprocessing(encoder(sample), postprocessing), f"{encoder.name}, centred"
+                )
             found = score_suite(encoder, tasks, Path(cache), reporter) if tasks else None
             own = dense_scores(encoder(queries), encoder(passages)).mrr_at_10
             figures = {

@@ -3,7 +3,7 @@
     MNTP    -log p(token i | hidden state at i - 1), at masked positions i; the model sees all the others
     SimCSE  mean pooling over the merged MNTP model, new adapters whose dropout is the noise
 
-The published runs process half as many tokens in MNTP as in SimCSE; the budget is shared out alike.
+The published runs process half as many tokens in MNTP as in SimCSE; the budget is shared in that proportion.
 """
 
 from dataclasses import asdict, dataclass
@@ -54,7 +54,7 @@ CANDIDATES = (
 class MaskedNextTokenLoss(nn.Module):
     """Chooses a share of the tokens and predicts each from the position before it, mean over the chosen tokens.
 
-    As in BERT, four in five of the chosen are masked, one in ten is replaced at random, one in ten left as it is.
+    As in BERT, four in five of the chosen are masked, one in ten is replaced at random, one in ten left unchanged.
     """
 
     def __init__(self, model: SentenceTransformer, head: LanguageModelHead, masked: float) -> None:

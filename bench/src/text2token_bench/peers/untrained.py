@@ -1,4 +1,4 @@
-"""The backbone as it is: mean, position-weighted mean and last token of the bare text, and a one-word prompt.
+"""The untrained backbone: mean, position-weighted mean and last token of the bare text, and a one-word prompt.
 
 The prompt is PromptEOL (Jiang et al. 2023, "Scaling Sentence Embeddings with Large Language Models").
 """
