@@ -66,7 +66,7 @@ def test_alone_there_is_nobody_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_run_whose_weights_would_be_cut_into_shards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     together.cache_clear()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UsageError, match="FSDP cuts the weights"):
+    with pytest.raises(UsageError, match="FSDP shards the weights"):
         together()
 
 

@@ -5,22 +5,30 @@ Model2Vec sends every token through the backbone once; ours takes the rows of it
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from model2vec.distill import distill_from_model
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
-from text2token_bench.inside import Progress, TextEncoder, encoder_of, resolve_backbone, static_embedder
+from text2token import load_embedder
+from text2token_bench.inside import (
+    Progress,
+    TextEncoder,
+    encoder_of,
+    resolve_backbone,
+    static_embedder,
+    transformer_of,
+)
 from text2token_bench.peers.peer import Built, Peer, Settings, Workshop
 
 
 def build(workshop: Workshop, settings: Settings) -> Built:
     """Return the distilled table; every token of the vocabulary went through the backbone once."""
-    folder = resolve_backbone(workshop.backbone.name)
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model = transformer_of(load_embedder(replace(workshop.backbone, dtype="float32"))).model
+    tokenizer: Any = AutoTokenizer.from_pretrained(resolve_backbone(workshop.backbone.name))
     static = distill_from_model(model, tokenizer, quantize_to="float32", device="cpu", **settings)
 
     def embed(texts: Sequence[str], progress: Progress | None) -> Tensor:
