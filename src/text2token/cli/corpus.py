@@ -40,7 +40,7 @@ def targets(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Build token targets only, to inspect them: Parquet shards and a card."""
+    """Build token targets only. They are Parquet shards and a card, to look at before training."""
     reporter = reporter_for(quiet)
     from text2token.export.folder import check_output
     from text2token.training.run import build_targets
@@ -70,7 +70,7 @@ def static(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make static embeddings in seconds: no training, the fastest embedder there is, and it knows no word order."""
+    """Make static embeddings, without training. It takes seconds and gives the fastest embedder; it knows no word order."""
     reporter = reporter_for(quiet)
     from text2token.export.static import build_static
 
@@ -102,7 +102,7 @@ def embed(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Write the vectors of a corpus to disk; its size does not matter, and the same command resumes."""
+    """Write the vectors of a corpus to disk. Its size does not matter, and the same command resumes."""
     reporter = reporter_for(quiet)
     from text2token.export.vectors import CARD, embed_corpus
     from text2token.files import alone_in

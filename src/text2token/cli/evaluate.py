@@ -35,7 +35,7 @@ def evaluate(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Score embedders: on labelled tasks, on mteb, or without labels on held-out documents of a corpus."""
+    """Score embedders, with or without labels. On labelled tasks, on mteb, or on held-out documents of a corpus."""
     reporter = reporter_for(quiet)
     if not (suite or benchmark or corpus):
         raise UsageError("nothing to score on: give --suite DIR, --benchmark NAME or --corpus FILE")
@@ -64,7 +64,7 @@ def report(
     map_texts: Annotated[int, typer.Option(help="Texts on the map, which are embedded for it; 0 for none.", min=0)] = 500,
     quiet: Quiet = False,
 ) -> None:
-    """Show a run as one page: scores, training history, decoded tokens, a map of the corpus."""
+    """Show a run as one page. It has scores, training history, decoded tokens and a map of the corpus."""
     reporter = reporter_for(quiet)
     with needing("report"):
         from text2token.report import write_report

@@ -26,7 +26,7 @@ app = typer.Typer(cls=Exports, no_args_is_help=True, rich_markup_mode=None)
 
 @app.callback()
 def export() -> None:
-    """Turn an embedder into another form of itself."""
+    """Export to ONNX or to a sparse encoder."""
 
 
 @app.command()

@@ -49,7 +49,7 @@ HiddenTokens = Annotated[str | None, typer.Option("--backbone", hidden=True)]
 
 @app.callback()
 def lens() -> None:
-    """Read embeddings: their decoded tokens. `lens MODEL TEXT` means `lens read MODEL TEXT`."""
+    """Show the decoded tokens of embeddings. `lens MODEL TEXT` means `lens read MODEL TEXT`."""
 
 
 @app.command()

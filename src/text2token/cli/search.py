@@ -29,7 +29,7 @@ def index(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Make or update a searchable index; only new documents are embedded, and the same command resumes."""
+    """Make or update a searchable index. Only new documents are embedded, and the same command resumes."""
     reporter = reporter_for(quiet)
     reading = reading_of(text_field, format, on_error)
     total = counted(sources, reading, empty=True)
@@ -63,7 +63,7 @@ def search(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Search an index (INDEX QUERY), or files without one (MODEL SOURCES QUERY); each hit with its reasons."""
+    """Search an index, or files without one. INDEX QUERY, or MODEL SOURCES QUERY; each hit has its reasons."""
     *sources, query = words
     reporter, documents = reporter_for(quiet), None
     with needing("search"):

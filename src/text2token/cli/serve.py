@@ -29,7 +29,7 @@ def serve(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Serve an embedder over HTTP: OpenAI's embeddings, the lens, search, and a page at /."""
+    """Serve an embedder over HTTP. OpenAI's embeddings, the lens, search, and a page at /."""
     reporter = reporter_for(quiet)
     with needing("serve"):
         from text2token.serve.limits import Limits
