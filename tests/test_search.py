@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from conftest import TEXTS, BackboneMaker
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -282,12 +283,13 @@ def test_the_command_line_fills_searches_and_explains(
     for wrong, message in (
         ((store, "x", "--filter", "kind"), "it must be field=value"),
         ((store, "x", "--filter", "kin=odd"), "no document has a field 'kin'"),
-        ((store, "x", "--mode", "all"), "choose hybrid, dense, sparse"),
         ((table, source, "x", "--model", table), "after an index comes the query alone"),
         ((store, "two", "words", "more"), "quotation marks"),
     ):
         with pytest.raises(UsageError, match=message):
             said("search", *wrong)
+    with pytest.raises(typer.BadParameter, match="'all' is not one of 'hybrid', 'dense', 'sparse'"):
+        said("search", store, "x", "--mode", "all")
 
 
 @pytest.fixture
