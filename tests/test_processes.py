@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, BackboneMaker
+from commands import call
+from conftest import PATIENCE, BackboneMaker, write_corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -36,20 +37,34 @@ def train(*launcher: str, text: Path, backbone: Path, output: Path, settings: tu
     return finished.stdout
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "docs.txt")
+
+
+@pytest.fixture(scope="module")
+def one(make_backbone: BackboneMaker, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process that takes twice the batches in a step."""
+    output = tmp_path_factory.mktemp("one") / "one"
+    words = [word for setting in (*STAGE, "stage1.accumulate=2") for word in ("--set", setting)]
+    done = call("train", corpus, "--backbone", make_backbone("llama_tied"), "--output", output, "--quiet", *words)
+    assert done.returncode == 0, done.stderr
+    return output.with_name("one.run")
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
 def test_two_processes_end_at_the_weights_of_one_with_twice_the_batches(
-    make_backbone: BackboneMaker, text_file: Path, tmp_path: Path, launcher: tuple[str, ...]
+    make_backbone: BackboneMaker, corpus: Path, one: Path, tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
-    given = {"text": text_file, "backbone": make_backbone("llama_tied")}
-    printed = train(*launcher, "-m", **given, output=tmp_path / "two", settings=STAGE)
+    backbone = make_backbone("llama_tied")
+    printed = train(*launcher, "-m", text=corpus, backbone=backbone, output=tmp_path / "two", settings=STAGE)
     result = json.loads(printed)  # once, not by each
     assert result["stages"]["stage1"]["steps"] > 6
-    train(**given, output=tmp_path / "one", settings=(*STAGE, "stage1.accumulate=2"))
-    one, two = (load_file(tmp_path / f"{name}.run" / "stages" / "stage1" / "weights.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
+    alone, two = (load_file(run / "stages" / "stage1" / "weights.safetensors") for run in (one, tmp_path / "two.run"))
+    assert alone.keys() == two.keys()
+    for name, value in alone.items():
         assert torch.allclose(value, two[name], rtol=1e-4, atol=1e-6), name
-    expected = json.loads((tmp_path / "one.run" / "results.json").read_text(encoding="utf-8"))["stages"]["stage1"]
+    expected = json.loads((one / "results.json").read_text(encoding="utf-8"))["stages"]["stage1"]
     for name in ("steps", "tokens", "texts", "first_loss", "last_loss"):
         assert result["stages"]["stage1"][name] == pytest.approx(expected[name], abs=1e-4), name
     assert SentenceTransformer(str(tmp_path / "two")).encode("a girl").shape == (32,)

@@ -352,13 +352,13 @@ def test_a_sparse_export_wants_layers_and_texts(table: str, embedder: Path) -> N
 @pytest.mark.slow
 def test_the_real_backbone_is_indexed_killed_and_searched(real_backbone: str, tmp_path: Path) -> None:
     model, source, store = tmp_path / "model", tmp_path / "docs.txt", tmp_path / "index"
-    documents = list(itertools.islice(read_documents(["python:stdlib"]), 300))
+    documents = list(itertools.islice(read_documents(["python:stdlib"]), 150))
     source.write_text(
         "\n".join(dict.fromkeys(" ".join(document.text.split())[:300] for document in documents)), encoding="utf-8"
     )
     total = len(source.read_text(encoding="utf-8").splitlines())
     embedder = load_embedder(BackboneSettings(real_backbone))
-    cut_last_layers(embedder, 20)  # the first ten are enough to be slow
+    cut_last_layers(embedder, 24)  # the first six are enough to be slow
     export_embedder(embedder, fit_postprocessing(embed(embedder, TEXTS), strength="half"), model, "card")
     command = [sys.executable, "-m", "text2token", "index", str(model), str(source), "--store", str(store), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
