@@ -141,6 +141,15 @@ def test_from_python_a_run_takes_its_minutes_too(small: Recipe, tmp_path: Path, 
     assert "10,000 tokens to train on" in "\n".join(told.begun)
 
 
+def test_what_is_refused_with_overwrite_leaves_the_earlier_run_as_it_was(small: Recipe, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    train(small, output=output)
+    steps = (tmp_path / "model.run" / "steps.json").read_bytes()
+    with pytest.raises(UsageError, match="minutes: standard input"):
+        train(replace(small, minutes=1, sources=("-",)), output=output, overwrite=True)
+    assert (tmp_path / "model.run" / "steps.json").read_bytes() == steps
+
+
 def test_standard_input_cannot_be_measured_and_trained_on(small: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="minutes: standard input cannot be read twice"):
         train(replace(small, minutes=1, sources=("-",)), output=tmp_path / "model")

@@ -89,7 +89,7 @@ def _quickstart(context: typer.Context, folder: Path = Path("runs/quickstart")) 
 
 
 def _train(called: typer.Context, *words: str) -> None:
-    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    command = typer.main.get_group(app).commands["train"]
     with command.make_context("train", [*words, *called.args], parent=called.parent) as context:
         command.invoke(context)
 

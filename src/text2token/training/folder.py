@@ -141,18 +141,18 @@ class Run:
         self.folder.check()
         finished = self.steps.begun() and (model / "modules.json").exists()
         check_output(model, overwrite or finished, recipe.backbone.name)
-        if overwrite:
-            self.steps.forget()
-        elif finished:
+        if finished and not overwrite:
             self._check_same_sources(recipe, model)
 
-    def begin(self, recipe: Recipe, documents: Documents | list[Document]) -> None:
+    def begin(self, recipe: Recipe, documents: Documents | list[Document], overwrite: bool) -> None:
         """Note what each step is made from. Files are identified by size and time, documents in memory by their texts."""
         if isinstance(documents, Documents):
             texts: list[Any] = [source_state(documents.sources), documents.text_field, documents.format]
         else:
             texts = [(document.title, document.body, document.place) for document in documents]
         self.made_from = made_from(recipe, texts, self.processes.count)
+        if overwrite and self.processes.first:
+            self.steps.forget()
 
     def _check_same_sources(self, recipe: Recipe, model: Path) -> None:
         """Raise `OutputError` where the finished model was trained on something else than is named now."""

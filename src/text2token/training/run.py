@@ -87,7 +87,7 @@ def train(
         with run.first_alone():  # the others find in the folder what it has done
             run.check(recipe, output, overwrite)
             recipe = in_its_minutes(recipe, documents, run.folder, run.reporter, anew=overwrite)
-            run.begin(recipe, documents)
+            run.begin(recipe, documents, overwrite)
             if run.is_made("result") and output.exists() and (finished := _result_of(run)).model == str(output):
                 unseen = " (standard input is not read again)" if STDIN in recipe.sources else ""
                 run.reporter.note(f"Nothing has changed since this run was finished{unseen}.")
